@@ -1,0 +1,1 @@
+"""Capture stage: run a language model once and keep what enters its norms in a Zarr store."""

@@ -1,0 +1,177 @@
+"""Zarr v3 shards written front to back, so that a shard never has to fit into memory.
+
+zarr-python assembles a whole shard in memory before it writes it. One shard here is every norm input of one sequence,
+gigabytes for a large model, so the bytes of each chunk go to disk as they come and the index follows at the end. What
+is written is the `sharding_indexed` codec of the Zarr v3 specification (index at the end, little-endian uint64 pairs of
+offset and length, CRC-32C behind the index) and is read by any implementation.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs.blosc import Blosc
+
+COMPRESSION: dict[str, tuple[int, int] | None] = {
+    "fast": (3, Blosc.SHUFFLE),
+    "small": (9, Blosc.BITSHUFFLE),
+    "none": None,
+}
+"""Zstandard level and Blosc shuffle behind each name of `--compression`."""
+
+_CHECKSUM_BYTES = 4
+_MISSING = np.iinfo(np.uint64).max
+
+
+def encode(array: npt.NDArray[Any], compression: str) -> bytes:
+    """Bytes of one chunk: little-endian values, compressed, with their CRC-32C behind them."""
+    values = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    chosen = COMPRESSION[compression]
+    if chosen is None:
+        payload = values.tobytes()
+    else:
+        level, shuffle = chosen
+        payload = bytes(Blosc(cname="zstd", clevel=level, shuffle=shuffle).encode(values))
+    return payload + _checksum(payload)
+
+
+def _checksum(payload: bytes) -> bytes:
+    return int(google_crc32c.value(payload)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+class AtomicFile:
+    """A file that appears under its name only when it is whole and on the disk.
+
+    Use as a context manager; leaving the block by an exception removes what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        self._file = self._partial.open("wb")
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self._file.write(data)
+
+    def commit(self) -> None:
+        """Make the bytes durable, then give the file its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._partial, self._path)
+        sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_partials(folder: Path, name: str) -> None:
+    """Remove what killed writers of the file `name` left behind."""
+    for leftover in folder.glob(f".{name}.*.partial"):
+        leftover.unlink(missing_ok=True)
+
+
+class ShardFile:
+    """One shard, its chunks appended in any order.
+
+    Parameters
+    ----------
+    path : file of the shard
+    grid : number of chunks along each dimension of the shard
+    """
+
+    def __init__(self, path: Path, grid: tuple[int, ...]) -> None:
+        remove_partials(path.parent, path.name)
+        self._file = AtomicFile(path)
+        self._index = np.full((*grid, 2), _MISSING, dtype="<u8")
+        self._offset = 0
+
+    def append(self, position: tuple[int, ...], encoded: bytes) -> None:
+        """Append one encoded chunk; `position` counts chunks inside the shard."""
+        self._file.write(encoded)
+        self._index[position] = (self._offset, len(encoded))
+        self._offset += len(encoded)
+
+    def commit(self) -> None:
+        """Write the index and give the shard its name, durably.
+
+        Raises
+        ------
+        ValueError
+            A chunk was never appended: zarr would read it as fill values.
+        """
+        if (self._index == _MISSING).any():
+            self.discard()
+            raise ValueError("a shard must hold every one of its chunks before it is committed")
+        index = self._index.tobytes()
+        self._file.write(index + _checksum(index))
+        self._file.commit()
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.discard()
+
+
+def read_index(path: Path, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    """Index of a shard file.
+
+    Returns
+    -------
+    array of shape (*grid, 2), uint64: offset and length in bytes of each chunk; the largest uint64 where it is missing
+
+    Raises
+    ------
+    ValueError
+        The file is too short, or the index does not match its checksum.
+    """
+    size = int(np.prod(grid)) * 16
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end < size + _CHECKSUM_BYTES:
+            raise ValueError(f"the file has {end} bytes, fewer than its index needs")
+        file.seek(end - size - _CHECKSUM_BYTES)
+        index, checksum = file.read(size), file.read(_CHECKSUM_BYTES)
+    if _checksum(index) != checksum:
+        raise ValueError("the index does not match its checksum")
+    return np.frombuffer(index, dtype="<u8").reshape(*grid, 2)
+
+
+def read_chunks(path: Path, grid: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Every chunk present in a shard file, still encoded, with its position inside the shard."""
+    index = read_index(path, grid)
+    with path.open("rb") as file:
+        for position in np.ndindex(*grid):
+            offset, length = (int(number) for number in index[position])
+            if offset == _MISSING:
+                continue
+            file.seek(offset)
+            yield position, file.read(length)

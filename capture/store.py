@@ -1,0 +1,428 @@
+"""The Zarr store of a capture: create it, write one sequence after another, open it.
+
+A store appears under its name with all of its metadata, tokens and norm parameters in place, or not at all. Sequences
+are then added one by one, each durable before its `done` flag is, so that a capture that was killed goes on where it
+stopped. No two sequences of different parts share a file, so that parts need no locks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
+
+from capture.schema import (
+    COORDINATES,
+    FEATURE,
+    FORMAT,
+    FORMAT_VERSION,
+    LAYER,
+    PER_SEQUENCE,
+    POSITION,
+    RAW_VARIABLES,
+    SEQUENCE,
+    SIGNAL,
+    SIGNALS,
+    SITE,
+    VARIABLES,
+    OutliersError,
+    Sizes,
+    stored_variables,
+)
+from capture.shards import (
+    COMPRESSION,
+    AtomicFile,
+    ShardFile,
+    encode,
+    read_chunks,
+    remove_partials,
+    sync_folder,
+)
+
+# Small arrays of several sequences share a file, so that a store of a million tokens stays far below 10,000 files.
+_MOST_GROUPS = 256
+_LARGEST_CHUNK = 2**31 - 2**16  # what one Blosc buffer can hold
+_TOKEN_CHUNK_BYTES = 4 * 2**20
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def sequences_per_group(sequences: int) -> int:
+    """How many sequences share the shards of the small arrays; the unit that parts are cut by."""
+    return -(-sequences // _MOST_GROUPS)
+
+
+def part_sequences(sequences: int, part: int, parts: int) -> range:
+    """Sequences that part `part` of `parts` captures (counted from 1).
+
+    Parts are cut between groups of sequences that share files, so that no two parts write the same file.
+    """
+    group = sequences_per_group(sequences)
+    groups = -(-sequences // group)
+    start, stop = (groups * edge // parts * group for edge in (part - 1, part))
+    return range(start, min(stop, sequences))
+
+
+def create(
+    path: Path | str,
+    sizes: Sizes,
+    *,
+    raw: str,
+    attributes: Mapping[str, Any],
+    token_id: npt.NDArray[np.int32],
+    norm_weight: npt.NDArray[np.float32],
+    norm_bias: npt.NDArray[np.float32] | None = None,
+    compression: str = "fast",
+) -> None:
+    """Create a store without any captured sequence.
+
+    Parameters
+    ----------
+    path : folder to create; its parent is created where it is missing
+    sizes : lengths of the dimensions
+    raw : which activations the store keeps: `input`, `output`, `both` or `none`
+    attributes : JSON-able facts about model, text and capture
+    token_id : (sequence, position) int32
+    norm_weight, norm_bias : (layer, site, feature) float32
+    compression : `fast`, `small` or `none`
+
+    Raises
+    ------
+    OutliersError
+        Something exists at `path`, or one (position, feature) matrix is larger than a chunk can be.
+    """
+    path = Path(path)
+    if path.exists():
+        raise OutliersError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
+    if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
+        raise OutliersError(
+            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; use a smaller --length"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        group = zarr.create_group(
+            draft,
+            attributes={
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "raw": raw,
+                "compression": compression,
+                **attributes,
+            },
+        )
+        for name in stored_variables(raw, bias=norm_bias is not None):
+            _create_variable(group, name, sizes, compression)
+        for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
+            coordinate = COORDINATES[name]
+            array = group.create_array(
+                name,
+                shape=(len(labels),),
+                chunks=(len(labels),),
+                dtype="string",
+                compressors=[Crc32cCodec()],
+                dimension_names=coordinate.dims,
+                attributes={"long_name": coordinate.description},
+                chunk_key_encoding=_KEYS,
+            )
+            array[:] = np.array(labels, dtype=np.dtypes.StringDType())
+        _fill(group, "token_id", token_id)
+        _fill(group, "norm_weight", norm_weight)
+        if norm_bias is not None:
+            _fill(group, "norm_bias", norm_bias)
+        with warnings.catch_warnings():
+            # Consolidated metadata is an extension that zarr-python and xarray agree upon; without it a remote store
+            # costs one request for each array.
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(draft)
+        for folder, _, files in os.walk(draft):
+            for name in files:
+                with (Path(folder) / name).open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(Path(folder))
+        try:
+            os.rename(draft, path)
+        except OSError as error:
+            raise OutliersError(f"{path} was created by another process; run the same command again to join it") from error
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+_KEYS = DefaultChunkKeyEncoding(separator=".")  # files side by side: one folder to make durable, not a tree
+
+
+def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:
+    variable = VARIABLES[name]
+    chunks, shards = _layout(name, sizes)
+    compressors: list[Any] = [Crc32cCodec()]
+    chosen = COMPRESSION[compression]
+    if chosen is not None and name != "done":
+        level, shuffle = chosen
+        compressors.insert(
+            0,
+            BloscCodec(
+                cname="zstd",
+                clevel=level,
+                shuffle="shuffle" if shuffle == 1 else "bitshuffle",
+                typesize=np.dtype(variable.dtype).itemsize,
+            ),
+        )
+    fill: Any = {"float32": np.nan, "int32": -1, "bool": False}[variable.dtype]
+    group.create_array(
+        name,
+        shape=sizes.shape(variable.dims),
+        chunks=chunks,
+        shards=shards,
+        dtype=variable.dtype,
+        serializer=BytesCodec(endian="little"),
+        compressors=compressors,
+        fill_value=fill,
+        dimension_names=variable.dims,
+        attributes={"long_name": variable.description, "units": variable.units},
+        chunk_key_encoding=_KEYS,
+        config={"write_empty_chunks": True},  # so that a chunk that is not there is damage, never a value
+    )
+
+
+def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    if values.shape != array.shape:
+        raise ValueError(f"{name} has shape {values.shape}, and the store expects {array.shape}")
+    array[...] = values
+
+
+def _layout(name: str, sizes: Sizes) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Chunk shape and shard shape of a variable; no shards for what is written once, at the start."""
+    shape = sizes.shape(VARIABLES[name].dims)
+    group = sequences_per_group(sizes.sequences)
+    if name == "token_id":
+        rows = max(1, _TOKEN_CHUNK_BYTES // (4 * sizes.positions))
+        return (min(rows, sizes.sequences), sizes.positions), None
+    if name == "done":
+        return (group,), None
+    if SEQUENCE not in VARIABLES[name].dims:
+        return shape, None
+    together = {FEATURE, POSITION, LAYER, SITE, SIGNAL}
+    if name in RAW_VARIABLES["both"]:
+        together, group = {FEATURE, POSITION}, 1
+    elif name == "position_peak":
+        together = {FEATURE, POSITION}
+    lengths = dict(zip(VARIABLES[name].dims, shape, strict=True))
+    chunks = tuple(length if dim in together else 1 for dim, length in lengths.items())
+    shards = tuple(group if dim == SEQUENCE else length for dim, length in lengths.items())
+    return chunks, shards
+
+
+def open_group(path: Path | str) -> zarr.Group:
+    """Open a store for reading and check that it is one that this version knows.
+
+    Raises
+    ------
+    OutliersError
+        Nothing is there, it is no store of this format, its metadata are damaged, or it has a newer format version.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise OutliersError(f"no store at {path}; check the path, or make one with: outliers capture MODEL --out {path}")
+    metadata = path / "zarr.json"
+    if not metadata.is_file():
+        raise OutliersError(f"{path} is no Zarr v3 store (it has no zarr.json); expected a store made by outliers capture")
+    try:
+        attributes = json.loads(metadata.read_bytes()).get("attributes", {})
+        group = zarr.open_group(path, mode="r")
+        version = attributes.get("format_version")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutliersError(
+            f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
+        ) from error
+    if attributes.get("format") != FORMAT or type(version) is not int:
+        raise OutliersError(f"{path} is a Zarr store, but not one of {FORMAT}; expected one made by outliers capture")
+    if version > FORMAT_VERSION:
+        raise OutliersError(
+            f"{path} has format version {version}, and this release reads up to {FORMAT_VERSION}; "
+            "upgrade with: pip install -U outlier-features"
+        )
+    return group
+
+
+class StoreWriter:
+    """A store, open for adding sequences.
+
+    Parameters
+    ----------
+    path : folder of a store that `create` made
+
+    Raises
+    ------
+    OutliersError
+        As `open_group`.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        group = open_group(self.path)
+        self.attributes: dict[str, Any] = dict(group.attrs)
+        self.raw: str = self.attributes["raw"]
+        self.compression: str = self.attributes["compression"]
+        self.token_id: npt.NDArray[np.int32] = np.asarray(group["token_id"][...])  # type: ignore[index]
+        weight = group["norm_weight"]
+        assert isinstance(weight, zarr.Array)
+        layers, _, features = weight.shape
+        sequences, positions = self.token_id.shape
+        sites = tuple(str(name) for name in group[SITE][...])  # type: ignore[index, union-attr]
+        self.sizes = Sizes(sequences, layers, sites, positions, features)
+        self._group = sequences_per_group(sequences)
+
+    def done(self) -> npt.NDArray[np.bool_]:
+        """Which sequences are captured, (sequence,) bool, as the disk says now."""
+        array = open_group(self.path)["done"]
+        assert isinstance(array, zarr.Array)
+        return np.asarray(array[...])
+
+    def sequence(self, number: int) -> SequenceWriter:
+        """Begin one sequence; whatever an earlier attempt left of it is replaced."""
+        return SequenceWriter(self, number)
+
+    def shard(self, name: str, number: int) -> ShardFile:
+        """Begin the shard of a variable that holds sequence `number`."""
+        return ShardFile(self.file(name, number), self.grid(name))
+
+    def file(self, name: str, number: int) -> Path:
+        """File of a variable that holds sequence `number`."""
+        chunks, shards = _layout(name, self.sizes)
+        whole = chunks if shards is None else shards
+        dims = VARIABLES[name].dims
+        key = (number // size if dim == SEQUENCE else 0 for dim, size in zip(dims, whole, strict=True))
+        return self.path / name / ".".join(["c", *map(str, key)])
+
+    def grid(self, name: str) -> tuple[int, ...]:
+        """Number of chunks along each dimension of one shard of a variable."""
+        chunks, shards = _layout(name, self.sizes)
+        assert shards is not None
+        return tuple(whole // chunk for whole, chunk in zip(shards, chunks, strict=True))
+
+    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> None:
+        """Write one sequence of a small array, keeping what its shard holds of other captured sequences.
+
+        Parameters
+        ----------
+        values : the variable's dimensions without `sequence`
+        """
+        dims = VARIABLES[name].dims
+        expected = tuple(length for dim, length in zip(dims, self.sizes.shape(dims), strict=True) if dim != SEQUENCE)
+        if values.shape != expected:
+            raise ValueError(f"{name} of one sequence has shape {values.shape}, and the store expects {expected}")
+        values = np.expand_dims(values.astype(VARIABLES[name].dtype, copy=False), dims.index(SEQUENCE))
+        chunks, _ = _layout(name, self.sizes)
+        grid, axis = self.grid(name), dims.index(SEQUENCE)
+        file = self.file(name, number)
+        own = number % self._group if grid[axis] > 1 else 0
+        kept = {place: data for place, data in read_chunks(file, grid) if place[axis] != own} if file.exists() else {}
+        shard = ShardFile(file, grid)
+        try:
+            for place in np.ndindex(*grid):
+                if place[axis] == own:
+                    corner = [0 if i == axis else p * c for i, (p, c) in enumerate(zip(place, chunks, strict=True))]
+                    block = values[tuple(slice(low, low + c) for low, c in zip(corner, chunks, strict=True))]
+                    shard.append(place, encode(block, self.compression))
+                else:
+                    # A sequence that is not captured yet holds fill values until its turn comes.
+                    shard.append(place, kept[place] if place in kept else self._blank(name, chunks))
+            shard.commit()
+        except BaseException:
+            shard.discard()
+            raise
+
+    def _blank(self, name: str, chunks: tuple[int, ...]) -> bytes:
+        fill = {"float32": np.nan, "int32": -1}[VARIABLES[name].dtype]
+        return encode(np.full(chunks, fill, dtype=VARIABLES[name].dtype), self.compression)
+
+    def mark_done(self, number: int, value: bool = True) -> None:
+        """Set the flag of one sequence, durably."""
+        file = self.file("done", number)
+        start = number // self._group * self._group
+        flags = np.zeros(self._group, dtype=bool)
+        known = self.done()[start : start + self._group]
+        flags[: known.size] = known
+        flags[number - start] = value
+        remove_partials(file.parent, file.name)
+        with AtomicFile(file) as output:
+            output.write(encode(flags, "none"))
+
+
+class SequenceWriter:
+    """Everything of one sequence, on its way to the disk.
+
+    Raw matrices are appended in any order; `finish` writes the rest and sets `done`. Use as a context manager: leaving
+    the block by an exception discards what was appended.
+    """
+
+    def __init__(self, store: StoreWriter, number: int) -> None:
+        self._store = store
+        self._number = number
+        self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
+
+    def append(self, name: str, encoded: bytes, layer: int = 0, site: int = 0) -> None:
+        """Append one encoded (position, feature) matrix of a raw variable.
+
+        Parameters
+        ----------
+        name : `norm_input`, `norm_output` or `final_input`
+        encoded : what `capture.shards.encode` made of the float32 matrix
+        layer, site : indices; not used for `final_input`
+        """
+        place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
+        self._shards[name].append(place, encoded)
+
+    def finish(self, arrays: Arrays) -> None:
+        """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`."""
+        if set(arrays) != set(PER_SEQUENCE):
+            raise ValueError(f"expected the arrays {', '.join(PER_SEQUENCE)}; got {', '.join(sorted(arrays))}")
+        for shard in self._shards.values():
+            shard.commit()
+        for name, values in arrays.items():
+            self._store.put_small(name, self._number, values)
+        self._store.mark_done(self._number)
+
+    def discard(self) -> None:
+        """Remove what was appended."""
+        for shard in self._shards.values():
+            shard.discard()
+
+
+def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
+    """Write one whole sequence held in memory.
+
+    Parameters
+    ----------
+    path : folder of the store
+    number : which sequence
+    arrays : every variable of the sequence that the store keeps, without its `sequence` dimension
+    """
+    store = StoreWriter(path)
+    writer = store.sequence(number)
+    try:
+        for name in RAW_VARIABLES[store.raw]:
+            values = arrays[name].astype(np.float32, copy=False)
+            if name == "final_input":
+                writer.append(name, encode(values, store.compression))
+                continue
+            for layer, site in np.ndindex(*values.shape[:2]):
+                writer.append(name, encode(values[layer, site], store.compression), layer, site)
+        writer.finish({name: arrays[name] for name in PER_SEQUENCE})
+    except BaseException:
+        writer.discard()
+        raise
