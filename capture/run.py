@@ -1,0 +1,319 @@
+"""The capture itself: a loop over batches of sequences that can stop anywhere and go on later."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks
+from capture.estimate import check_free_space, store_bytes
+from capture.models import Loaded, load_model
+from capture.progress import Reporter, Silence
+from capture.schema import RAW_CHOICES, RAW_VARIABLES, SITES, OutliersError, Sizes
+from capture.shards import COMPRESSION
+from capture.store import SequenceWriter, StoreWriter, create, open_group, part_sequences
+
+_LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
+
+# What may differ between the runs that fill one store: when, by what and how it was asked for.
+_CIRCUMSTANCES: Final = frozenset({"created", "command", "versions", "device"})
+
+
+def capture(
+    model: str,
+    out: Path | str,
+    *,
+    text: str = "fineweb-edu",
+    sequences: int = 16,
+    length: int = 2048,
+    batch_size: int = 1,
+    dtype: str = "auto",
+    device: str = "auto",
+    raw: str = "input",
+    part: tuple[int, int] = (1, 1),
+    overwrite: bool = False,
+    bos: bool | None = None,
+    compression: str = "fast",
+    sites: str | None = None,
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Run a model over a text and keep what enters its norms.
+
+    An unfinished store of the same request is gone on with; each sequence is on disk before it counts.
+
+    Parameters
+    ----------
+    model : Hugging Face id, local folder, `.gguf` file, or `smollm2-135m`
+    out : folder of the store
+    text : as for `capture.corpus.open_corpus`
+    sequences, length : number of token blocks, and tokens in each
+    batch_size : blocks that go through the model together; no effect on values beyond floating-point noise
+    dtype, device : as for `capture.models.load_model`
+    raw : activations to keep: `input`, `output`, `both`, or `none` for peaks alone
+    part : (i, k), capture only the i-th of k disjoint shares, counted from 1
+    overwrite : replace an existing store
+    bos : put a BOS first in each block; None does what the tokenizer does by itself
+    compression : `fast`, `small` or `none`
+    sites : placement to use where the probe cannot see it, as for `capture.sites.parse_overrides`
+    trust_remote_code : run the model code that a checkpoint brings along
+    reporter : is told of the progress
+
+    Returns
+    -------
+    path of the store
+
+    Raises
+    ------
+    OutliersError
+        The request cannot be carried out; nothing that exists is changed.
+    """
+    out = Path(out)
+    _check_request(sequences, length, batch_size, raw, part, overwrite, compression)
+    _check_target(out, part, overwrite)
+    corpus = open_corpus(text)
+    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+    from capture.facts import model_facts
+    from capture.sites import find_sites, norm_parameters, parse_overrides
+
+    placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
+    use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
+    token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
+    _check_length(loaded, length)
+    names = tuple(sorted(placed.names, key=SITES.index))
+    sizes = Sizes(sequences, placed.layers, names, length, placed.hidden_size)
+    weight, bias = _parameters(loaded.model, placed, sizes, norm_parameters)
+    attributes = {
+        **loaded.attributes,
+        **model_facts(loaded.model).as_attributes(),
+        **placed.as_attributes(),
+        **_text_attributes(corpus, loaded.tokenizer, use_bos),
+        **_circumstances(loaded),
+    }
+    mine = part_sequences(sequences, *part)
+    needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, len(mine))
+    if out.exists() and not overwrite:
+        store = StoreWriter(out)
+        _check_same(store, sizes, {**attributes, "raw": raw, "compression": compression}, token_id, weight)
+        needed = round(needed * (1 - store.done()[mine.start : mine.stop].mean())) if len(mine) else 0
+        check_free_space(out, needed)
+    else:
+        check_free_space(out, needed)
+        with _set_aside(out):
+            create(
+                out,
+                sizes,
+                raw=raw,
+                attributes=attributes,
+                token_id=token_id,
+                norm_weight=weight,
+                norm_bias=bias,
+                compression=compression,
+            )
+        store = StoreWriter(out)
+    _capture_sequences(loaded, placed, store, mine, batch_size, Silence() if reporter is None else reporter)
+    return out
+
+
+def _check_request(
+    sequences: int, length: int, batch_size: int, raw: str, part: tuple[int, int], overwrite: bool, compression: str
+) -> None:
+    for flag, value, least in (("--sequences", sequences, 1), ("--length", length, 2), ("--batch-size", batch_size, 1)):
+        if value < least:
+            raise OutliersError(f"{flag} {value} is too small; expected {least} or more")
+    for flag, value, choices in (("--raw", raw, RAW_CHOICES), ("--compression", compression, tuple(COMPRESSION))):
+        if value not in choices:
+            raise OutliersError(f"{flag} {value} is not known; expected one of {', '.join(choices)}")
+    if not 1 <= part[0] <= part[1]:
+        raise OutliersError(f"--part {part[0]}/{part[1]} is no part; expected I/K with I from 1 to K, such as 1/4")
+    if overwrite and part[1] > 1:
+        raise OutliersError("--overwrite with --part would wipe the other parts; remove the store first, then start all parts")
+
+
+def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
+    """Refuse what no capture may replace, before minutes go into loading a model."""
+    if not out.exists():
+        return
+    try:
+        done = np.asarray(open_group(out)["done"][...])  # type: ignore[index]
+    except OutliersError as error:
+        raise OutliersError(f"{out} exists already and is no store that can be gone on with ({error}); choose another --out") from error
+    # With parts, another part may have finished the store; then this one has simply nothing left to do.
+    if done.all() and not overwrite and part[1] == 1:
+        raise OutliersError(
+            f"{out} exists already and is finished ({len(done)} sequences); look at it with: outliers info {out}, "
+            "choose another --out, or pass --overwrite to capture it again"
+        )
+
+
+@contextmanager
+def _set_aside(out: Path) -> Iterator[None]:
+    """Move a store that is to be replaced out of the way, and remove it once its successor stands."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.replaced.partial")
+    existed = out.exists()
+    if existed:
+        os.rename(out, aside)
+    try:
+        yield
+    except BaseException:
+        if existed:
+            os.rename(aside, out)
+        raise
+    if existed:
+        shutil.rmtree(aside)
+
+
+def _check_length(loaded: Loaded, length: int) -> None:
+    config = loaded.model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if isinstance(longest, int) and length > longest:
+        raise OutliersError(f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one")
+
+
+def _parameters(
+    model: Any, placed: Any, sizes: Sizes, norm_parameters: Any
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Weights and biases of all norms, (layer, site, feature); no bias where no norm has one."""
+    shape = (sizes.layers, len(sizes.sites), sizes.features)
+    weight, bias, biased = np.ones(shape, np.float32), np.zeros(shape, np.float32), False
+    for site in placed.sites:
+        cell = site.layer, sizes.sites.index(site.name)
+        own_weight, own_bias = norm_parameters(model, site)
+        if own_weight is not None:
+            weight[cell] = own_weight
+        if own_bias is not None:
+            bias[cell], biased = own_bias, True
+    return weight, bias if biased else None
+
+
+def _text_attributes(corpus: Corpus, tokenizer: Any, bos: bool) -> dict[str, Any]:
+    return {
+        "text_source": corpus.source,
+        "text_revision": corpus.revision,
+        "text_sha256": corpus.sha256,
+        "bos": bos,
+        "document_separator": tokenizer.eos_token,
+    }
+
+
+def _circumstances(loaded: Loaded) -> dict[str, Any]:
+    return {
+        "device": str(loaded.model.device),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        },
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check_same(
+    store: StoreWriter,
+    sizes: Sizes,
+    attributes: dict[str, Any],
+    token_id: npt.NDArray[np.int32],
+    weight: npt.NDArray[np.float32],
+) -> None:
+    """Refuse to go on with a store of another request, naming what differs."""
+    differences = [
+        f"{name} ({_brief(store.attributes.get(name))} in the store, {_brief(value)} asked for)"
+        for name, value in attributes.items()
+        if name not in _CIRCUMSTANCES and store.attributes.get(name) != value
+    ]
+    if store.sizes != sizes:
+        differences.append(f"sizes ({store.sizes} in the store, {sizes} asked for)")
+    elif not np.array_equal(store.token_id, token_id):
+        differences.append("tokens (the text or the tokenizer is another)")
+    elif not np.array_equal(np.asarray(open_group(store.path)["norm_weight"][...]), weight):  # type: ignore[index]
+        differences.append("norm weights (the model is another)")
+    if differences:
+        raise OutliersError(
+            f"{store.path} exists already and was begun with another request; it differs in {'; '.join(differences)}; "
+            "repeat the request that began it, choose another --out, or pass --overwrite"
+        )
+
+
+def _brief(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) < 80 else told[:77] + "..."
+
+
+def _capture_sequences(
+    loaded: Loaded, placed: Any, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
+) -> None:
+    from capture.pipeline import Pipeline
+    from capture.trace import Batch, trace_batch
+
+    done = store.done()
+    pending = [number for number in mine if not done[number]]
+    reporter.start(len(mine), len(mine) - len(pending))
+    wanted = frozenset(RAW_VARIABLES[store.raw])
+    on_cpu = loaded.model.device.type == "cpu"
+    threads = 1 if on_cpu else max(1, min(8, (os.cpu_count() or 2) - 1))
+
+    def finish(writers: dict[int, SequenceWriter], writes: list[Future[None]], batch: Batch) -> None:
+        for write in writes:
+            write.result()
+        for index, (number, writer) in enumerate(writers.items()):
+            writer.finish(batch.sequence(index))
+            del unfinished[number]
+            reporter.advance(1, store.sizes.positions, store.sequence_bytes(number))
+
+    unfinished: dict[int, SequenceWriter] = {}
+    try:
+        # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.
+        with Pipeline(store.compression, threads) as pipeline, ThreadPoolExecutor(1) as finisher:
+            previous: Future[None] | None = None
+            for begin in range(0, len(pending), batch_size):
+                numbers = pending[begin : begin + batch_size]
+                writers = {number: store.sequence(number) for number in numbers}
+                unfinished |= writers
+                writes: list[Future[None]] = []
+
+                def sink(
+                    name: str,
+                    layer: int,
+                    site: int,
+                    values: Any,
+                    writers: dict[int, SequenceWriter] = writers,
+                    writes: list[Future[None]] = writes,
+                ) -> None:
+                    for writer, matrix in zip(writers.values(), values, strict=True):
+                        writes.append(
+                            pipeline.submit(matrix, lambda data, w=writer: w.append(name, data, layer, site))  # type: ignore[misc]
+                        )
+
+                batch = trace_batch(loaded.traced, placed, store.token_id[numbers], sink, wanted)
+                if previous is not None:
+                    previous.result()
+                previous = finisher.submit(finish, writers, writes, batch)
+            if previous is not None:
+                previous.result()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            safe = int(store.done().sum())
+            raise OutliersError(
+                f"no space left on the disk of {store.path}; {safe} of {store.sizes.sequences} sequences are safe: "
+                "free some room and run the same command again"
+            ) from error
+        raise
+    finally:
+        for writer in unfinished.values():
+            writer.discard()

@@ -1,0 +1,180 @@
+"""One batch of token blocks through the model under nnsight: activations leave as they appear, peaks are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from capture.schema import SIGNALS, OutliersError
+
+if TYPE_CHECKING:
+    from nnsight import NNsight
+
+    from capture.sites import SiteMap
+
+Sink = Callable[[str, int, int, torch.Tensor], None]
+"""Called with (variable, layer, site index, tensor of shape (sequence, position, feature) on the model's device)."""
+
+_NLL_POSITIONS = 128  # positions whose logits are widened to float32 at once
+
+
+def extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Smallest and largest value over positions, NaN passed over, and how many values are not finite.
+
+    Parameters
+    ----------
+    values : (sequence, position, feature)
+
+    Returns
+    -------
+    low, high : (sequence, feature), NaN where every value is; count : (sequence,) int64
+    """
+    low, high = values.aminmax(dim=1)
+    if not values.is_cuda and bool(low.isfinite().all()) and bool(high.isfinite().all()):
+        # aminmax hands NaN and infinity on, so finite extremes say that all values are finite. On a GPU the question
+        # would wait for the computation, and the passes below cost nearly nothing there.
+        return low, high, torch.zeros(len(values), dtype=torch.int64)
+    nan = values.isnan()
+    nowhere = nan.all(dim=1)
+    low = values.masked_fill(nan, torch.inf).amin(dim=1).masked_fill(nowhere, torch.nan)
+    high = values.masked_fill(nan, -torch.inf).amax(dim=1).masked_fill(nowhere, torch.nan)
+    return low, high, values.isfinite().logical_not().sum(dim=(1, 2))
+
+
+class Peaks:
+    """Running peaks of one signal of one batch, reduced on the device.
+
+    Parameters
+    ----------
+    layers, sites : number of layers, and of sites in each
+    """
+
+    def __init__(self, layers: int, sites: int) -> None:
+        self._grid = (layers, sites)
+        self._extremes: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._peak: torch.Tensor | None = None
+
+    def add(self, layer: int, site: int, values: torch.Tensor) -> None:
+        """Take in the (sequence, position, feature) values of one site."""
+        self._extremes[layer, site] = extremes(values)
+        magnitude = values.abs()
+        # fmax passes over NaN; layers can lie on different devices and, in mixed models, have different dtypes.
+        self._peak = magnitude if self._peak is None else torch.fmax(self._peak.to(magnitude.device), magnitude)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """`layer_high`, `layer_low`, `position_peak`, `nonfinite_count` with a leading sequence dimension."""
+        cells = [self._extremes[cell] for cell in np.ndindex(*self._grid)]
+        stacked = {
+            name: torch.stack([cell[i].to("cpu", dtype) for cell in cells], dim=1).numpy()
+            for i, name, dtype in (
+                (0, "layer_low", torch.float32),
+                (1, "layer_high", torch.float32),
+                (2, "nonfinite_count", torch.int32),
+            )
+        }
+        assert self._peak is not None
+        shaped = {name: a.reshape(len(a), *self._grid, *a.shape[2:]) for name, a in stacked.items()}
+        return {**shaped, "position_peak": self._peak.to("cpu", torch.float32).numpy()}
+
+
+def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Negative log-likelihood of each token given those before it.
+
+    Parameters
+    ----------
+    logits : (sequence, position, vocabulary)
+    ids : (sequence, position) int64
+
+    Returns
+    -------
+    (sequence, position) float32, nats; NaN at position 0
+    """
+    ids = ids.to(logits.device)
+    result = torch.full(ids.shape, torch.nan, device=logits.device)
+    for begin in range(0, ids.shape[1] - 1, _NLL_POSITIONS):
+        end = min(begin + _NLL_POSITIONS, ids.shape[1] - 1)
+        scores = logits[:, begin:end].float()
+        chosen = scores.gather(-1, ids[:, begin + 1 : end + 1, None])[..., 0]
+        result[:, begin + 1 : end + 1] = scores.logsumexp(dim=-1) - chosen
+    return result.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one traced batch gave beside the activations that went to the sink.
+
+    Parameters
+    ----------
+    arrays : `schema.PER_SEQUENCE` by name, each with a leading sequence dimension
+    """
+
+    arrays: dict[str, npt.NDArray[Any]]
+
+    def sequence(self, number: int) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of one sequence of the batch."""
+        return {name: values[number] for name, values in self.arrays.items()}
+
+
+def trace_batch(traced: NNsight, sites: SiteMap, ids: npt.NDArray[np.int32], sink: Sink, wanted: frozenset[str]) -> Batch:
+    """Run one batch through the model, in inference mode and without a key-value cache.
+
+    Parameters
+    ----------
+    traced : the model under nnsight
+    sites : where to read
+    ids : (sequence, position) token ids; all blocks have the same length, so that nothing is padded
+    sink : takes the tensors of the wanted variables as they appear; it must copy what it keeps
+    wanted : which of `norm_input`, `norm_output` and `final_input` go to the sink
+
+    Raises
+    ------
+    Exception
+        What the sink raised.
+    """
+    tokens = torch.from_numpy(ids.astype(np.int64))
+    names = {name: index for index, name in enumerate(sites.names)}
+    peaks = {signal: Peaks(sites.layers, len(names)) for signal in SIGNALS}
+    results: dict[str, npt.NDArray[Any]] = {}
+    failures: list[BaseException] = []
+
+    def take(layer: int, site: int, before: torch.Tensor, after: torch.Tensor) -> None:
+        for signal, values in zip(SIGNALS, (before, after), strict=True):
+            peaks[signal].add(layer, site, values)
+            if (variable := f"norm_{signal}") in wanted:
+                sink(variable, layer, site, values)
+
+    # nnsight wraps what is raised inside a trace in its own exception types: keep the original and end the pass.
+    device = traced.get_input_embeddings().weight.device
+    with torch.inference_mode(), traced.trace(input_ids=tokens.to(device), use_cache=False) as tracer:
+        in_order = sites.sites  # nnsight cannot trace a block that begins with `try`
+        try:
+            for site in in_order:
+                module = traced.get(site.module)
+                before = read_input(module, site)
+                after = before if site.kind == "none" else module.output
+                take(site.layer, names[site.name], before, after)
+            if "final_input" in wanted:
+                sink("final_input", 0, 0, read_input(traced.get(sites.final.module), sites.final))
+            results["nll"] = token_nll(traced.output.logits, tokens)
+        except BaseException as error:
+            failures.append(error)
+            tracer.stop()
+    if failures:
+        raise failures[0]
+    for place, values in ((signal, peaks[signal].arrays()) for signal in SIGNALS):
+        for name, array in values.items():
+            results[name] = array[:, None] if place == SIGNALS[0] else np.concatenate([results[name], array[:, None]], 1)
+    return Batch(results)
+
+
+def read_input(module: Any, site: Any) -> torch.Tensor:
+    """The residual stream as it enters a site's module."""
+    values = module.input
+    if not isinstance(values, torch.Tensor) or values.ndim != 3:
+        raise OutliersError(f"{site.module} receives no (sequence, position, feature) tensor; see: outliers sites MODEL")
+    return values

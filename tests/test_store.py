@@ -1,0 +1,230 @@
+"""The store on disk: what xarray alone reads, durability by sequence, refusals."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capture import store
+from capture.schema import (
+    FORMAT_VERSION,
+    PER_SEQUENCE,
+    RAW_VARIABLES,
+    VARIABLES,
+    OutliersError,
+    Sizes,
+    stored_variables,
+)
+
+SIZES = Sizes(sequences=3, layers=2, sites=("ln_attn", "ln_mlp"), positions=5, features=4)
+
+
+def make(path: Path, sizes: Sizes = SIZES, raw: str = "input", **options: Any) -> None:
+    shape = (sizes.layers, len(sizes.sites), sizes.features)
+    store.create(
+        path,
+        sizes,
+        raw=raw,
+        attributes={"model_id": "made up"},
+        token_id=np.arange(sizes.sequences * sizes.positions, dtype=np.int32).reshape(sizes.sequences, -1),
+        norm_weight=np.full(shape, 2, np.float32),
+        **options,
+    )
+
+
+def arrays(sizes: Sizes, raw: str, seed: int) -> dict[str, npt.NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    result = {}
+    for name in (*RAW_VARIABLES[raw], *PER_SEQUENCE):
+        dims = VARIABLES[name].dims
+        shape = [n for dim, n in zip(dims, sizes.shape(dims), strict=True) if dim != "sequence"]
+        result[name] = (rng.normal(size=shape) * 9).astype(VARIABLES[name].dtype)
+    return result
+
+
+@pytest.mark.parametrize("raw", RAW_VARIABLES)
+@pytest.mark.parametrize("compression", ["fast", "small", "none"])
+def test_xarray_alone_reads_the_store(tmp_path: Path, raw: str, compression: str) -> None:
+    path = tmp_path / "s.zarr"
+    make(path, raw=raw, compression=compression, norm_bias=np.full((2, 2, 4), -1, np.float32))
+    written = [arrays(SIZES, raw, number) for number in range(3)]
+    for number in (1, 0, 2):
+        store.write_sequence(path, number, written[number])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = xr.open_zarr(path)
+    assert set(dataset.data_vars) == set(stored_variables(raw, bias=True))
+    assert list(dataset.signal.values) == ["input", "output"]
+    assert list(dataset.site.values) == ["ln_attn", "ln_mlp"]
+    for name, variable in VARIABLES.items():
+        if name in dataset:
+            assert dataset[name].dims == variable.dims
+            assert dataset[name].dtype == np.dtype(variable.dtype)
+            assert dataset[name].attrs["units"]
+            assert dataset[name].attrs["long_name"]
+            assert dataset[name].dtype != object
+    for number, content in enumerate(written):
+        for name, values in content.items():
+            np.testing.assert_array_equal(dataset[name].isel(sequence=number), values, err_msg=name)
+    assert dataset.done.values.all()
+    assert dataset.norm_weight.values.min() == 2
+    assert dataset.norm_bias.values.max() == -1
+    assert dataset.attrs["format_version"] == FORMAT_VERSION
+    assert dataset.attrs["raw"] == raw
+
+
+def test_a_chunk_is_one_matrix_and_a_shard_one_sequence(tmp_path: Path) -> None:
+    make(tmp_path / "s.zarr")
+    array = store.open_group(tmp_path / "s.zarr")["norm_input"]
+    assert array.chunks == (1, 1, 1, 5, 4)  # type: ignore[union-attr]
+    assert array.shards == (1, 2, 2, 5, 4)  # type: ignore[union-attr]
+
+
+def test_sequences_that_share_files_do_not_disturb_each_other(tmp_path: Path) -> None:
+    sizes = Sizes(sequences=700, layers=1, sites=("ln_attn",), positions=2, features=3)
+    assert store.sequences_per_group(700) == 3
+    make(tmp_path / "s.zarr", sizes, raw="none")
+    order = [4, 3, 0, 699, 5]
+    written = {number: arrays(sizes, "none", number) for number in order}
+    for number in order:
+        store.write_sequence(tmp_path / "s.zarr", number, written[number])
+    store.write_sequence(tmp_path / "s.zarr", 3, written[3])
+    dataset = xr.open_zarr(tmp_path / "s.zarr")
+    assert list(np.flatnonzero(dataset.done.values)) == sorted(order)
+    for number, content in written.items():
+        for name, values in content.items():
+            np.testing.assert_array_equal(dataset[name].isel(sequence=number), values, err_msg=name)
+
+
+def test_a_thousand_sequences_of_eighty_sites_need_few_files(tmp_path: Path) -> None:
+    sizes = Sizes(sequences=1000, layers=40, sites=("ln_attn", "ln_mlp"), positions=2, features=2)
+    make(tmp_path / "s.zarr", sizes, raw="both")
+    writer = store.StoreWriter(tmp_path / "s.zarr")
+    names = (*RAW_VARIABLES["both"], *PER_SEQUENCE, "done")
+    files = {writer.file(name, number) for name in names for number in range(1000)}
+    assert len(files) < 5000
+
+
+@given(sequences=st.integers(1, 2000), parts=st.integers(1, 40))
+def test_parts_are_disjoint_complete_and_share_no_file(sequences: int, parts: int) -> None:
+    ranges = [store.part_sequences(sequences, part, parts) for part in range(1, parts + 1)]
+    assert list(itertools.chain(*ranges)) == list(range(sequences))
+    group = store.sequences_per_group(sequences)
+    groups = [{number // group for number in share} for share in ranges]
+    assert sum(map(len, groups)) == len(set().union(*groups))
+    if group == 1:
+        assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+def test_a_sequence_that_fails_midway_is_not_done(tmp_path: Path) -> None:
+    make(tmp_path / "s.zarr")
+    content = arrays(SIZES, "input", 0)
+    content["nll"] = content["nll"][:-1]  # the wrong shape, noticed last
+    with pytest.raises(ValueError, match="nll of one sequence has shape"):
+        store.write_sequence(tmp_path / "s.zarr", 0, content)
+    assert not store.StoreWriter(tmp_path / "s.zarr").done().any()
+    assert not list((tmp_path / "s.zarr").rglob("*.partial"))
+    store.write_sequence(tmp_path / "s.zarr", 0, arrays(SIZES, "input", 0))
+    assert store.StoreWriter(tmp_path / "s.zarr").done().tolist() == [True, False, False]
+
+
+def test_done_is_set_after_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "s.zarr")
+    order: list[str] = []
+    replace = store.AtomicFile.commit
+
+    def commit(self: store.AtomicFile) -> None:
+        replace(self)
+        order.append(self._path.parent.name)
+
+    monkeypatch.setattr(store.AtomicFile, "commit", commit)
+    store.write_sequence(tmp_path / "s.zarr", 0, arrays(SIZES, "input", 0))
+    assert order[-1] == "done"
+    assert set(order[:-1]) == {*RAW_VARIABLES["input"], *PER_SEQUENCE}
+
+
+@pytest.mark.parametrize("existing", ["file", "empty folder", "store"])
+def test_nothing_that_exists_is_replaced(tmp_path: Path, existing: str) -> None:
+    path = tmp_path / "s.zarr"
+    if existing == "file":
+        path.write_text("precious")
+    elif existing == "empty folder":
+        path.mkdir()
+    else:
+        make(path)
+    with pytest.raises(OutliersError, match="exists already"):
+        make(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_two_processes_that_create_at_once_leave_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.zarr"
+    rename = store.os.rename
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(store.os, "rename", rename)
+        make(path)  # another process was quicker
+        rename(source, target)
+
+    monkeypatch.setattr(store.os, "rename", late)
+    with pytest.raises(OutliersError, match="created by another process"):
+        make(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+    assert store.StoreWriter(path).sizes == SIZES
+
+
+def test_a_matrix_too_large_for_a_chunk_is_refused(tmp_path: Path) -> None:
+    sizes = Sizes(sequences=1, layers=1, sites=("ln_attn",), positions=2**17, features=2**12)
+    with pytest.raises(OutliersError, match="2 GiB"):
+        store.create(
+            tmp_path / "s.zarr",
+            sizes,
+            raw="input",
+            attributes={},
+            token_id=np.zeros((1, 1), np.int32),
+            norm_weight=np.zeros((1, 1, 1), np.float32),
+        )
+
+
+def damaged(path: Path, kind: str) -> str:
+    if kind == "missing":
+        return "no store at"
+    if kind == "no zarr":
+        path.mkdir()
+        (path / "notes.txt").write_text("hello")
+        return "no Zarr v3 store"
+    make(path)
+    metadata = path / "zarr.json"
+    content = json.loads(metadata.read_text())
+    if kind == "cut":
+        metadata.write_text(metadata.read_text()[:100])
+        return "damaged"
+    if kind == "foreign":
+        del content["attributes"]["format"]
+        expected = "not one of outlier-features"
+    elif kind == "a list":
+        content["attributes"] = []
+        expected = "damaged"
+    else:
+        content["attributes"]["format_version"] = FORMAT_VERSION + 1
+        expected = "format version 2, and this release reads up to 1"
+    metadata.write_text(json.dumps(content))
+    return expected
+
+
+@pytest.mark.parametrize("kind", ["missing", "no zarr", "cut", "foreign", "a list", "newer"])
+def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+    expected = damaged(tmp_path / "s.zarr", kind)
+    with pytest.raises(OutliersError, match=expected) as caught:
+        store.open_group(tmp_path / "s.zarr")
+    assert "\n" not in str(caught.value)
