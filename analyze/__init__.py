@@ -1,0 +1,53 @@
+"""Outlier-feature questions answered from a captured store, on a CPU, without torch.
+
+>>> import analyze
+>>> store = analyze.open_store("smollm2.zarr")  # doctest: +SKIP
+>>> analyze.find_outliers(store, analyze.Criteria.preset("study"))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analyze.activations import activations as activations
+    from analyze.criteria import Criteria as Criteria
+    from analyze.find import Outlier as Outlier
+    from analyze.find import Outliers as Outliers
+    from analyze.find import critical_magnitudes as critical_magnitudes
+    from analyze.find import find_outliers as find_outliers
+    from analyze.load import open_store as open_store
+    from analyze.peaks import view_peaks as view_peaks
+    from analyze.sweeps import Sweep as Sweep
+    from analyze.sweeps import sweep as sweep
+    from analyze.view import View as View
+    from capture.schema import OutliersError as OutliersError
+
+# Resolved at first use, so that the import itself costs nothing.
+_HOMES = {
+    "Criteria": "analyze.criteria",
+    "Outlier": "analyze.find",
+    "Outliers": "analyze.find",
+    "OutliersError": "capture.schema",
+    "Sweep": "analyze.sweeps",
+    "View": "analyze.view",
+    "activations": "analyze.activations",
+    "critical_magnitudes": "analyze.find",
+    "find_outliers": "analyze.find",
+    "open_store": "analyze.load",
+    "sweep": "analyze.sweeps",
+    "view_peaks": "analyze.peaks",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,243 @@
+"""A store on disk as a validated, lazy Dataset. Damage surfaces as an error that names the place, never as a value."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+import zarr
+
+from capture.schema import (
+    COORDINATES,
+    FEATURE,
+    LAYER,
+    POSITION,
+    RAW_CHOICES,
+    SEQUENCE,
+    SIGNAL,
+    SIGNALS,
+    SITE,
+    VARIABLES,
+    OutliersError,
+    stored_variables,
+)
+from capture.store import open_group
+
+_NO_CHUNK: Final = np.iinfo(np.uint64).max
+_CHECKSUM_BYTES: Final = 4
+
+
+class StoredArray:
+    """One array of a store, read on demand and checked.
+
+    zarr reads a chunk whose file is missing as fill values. Here every chunk that a selection touches must be there.
+
+    Parameters
+    ----------
+    path : folder of the store
+    name : name of the variable
+    labels : names of the sites, for error messages
+    """
+
+    def __init__(self, path: Path, name: str, labels: tuple[str, ...]) -> None:
+        self._path, self._name, self._labels = path, name, labels
+        self._open()
+
+    def _open(self) -> None:
+        array = zarr.open_array(self._path / self._name, mode="r")
+        self._array = array
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+        self.ndim = len(self.shape)
+
+    def __getstate__(self) -> tuple[Path, str, tuple[str, ...]]:
+        return self._path, self._name, self._labels
+
+    def __setstate__(self, state: tuple[Path, str, tuple[str, ...]]) -> None:
+        self._path, self._name, self._labels = state
+        self._open()
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        keys = key if isinstance(key, tuple) else (key,)
+        keys += (slice(None),) * (self.ndim - len(keys))
+        # dask folds integers and slices of any step into the key; what is read is the box around them.
+        slices, inner = [], []
+        for part, size in zip(keys, self.shape, strict=True):
+            span = range(size)[part] if isinstance(part, slice) else range(int(part), int(part) + 1)
+            low, high = (min(span[0], span[-1]), max(span[0], span[-1])) if len(span) else (0, -1)
+            slices.append(slice(low, high + 1))
+            inner.append(0 if not isinstance(part, slice) else slice(None, None, span.step))
+        self._require(tuple(slices))
+        try:
+            return np.asarray(self._array[tuple(slices)])[tuple(inner)]
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split()).split(". ")[0]
+            raise self._damage(slices, reason) from error
+
+    def _require(self, slices: tuple[slice, ...]) -> None:
+        """Check that every chunk of the selection is on disk."""
+        chunks = self._array.chunks
+        whole = chunks if self._array.shards is None else self._array.shards
+        spans = [range(*part.indices(size)) for part, size in zip(slices, self.shape, strict=True)]
+        if any(len(span) == 0 for span in spans):
+            return
+        places = [range(span[0] // c, span[-1] // c + 1) for span, c in zip(spans, chunks, strict=True)]
+        inside = tuple(w // c for w, c in zip(whole, chunks, strict=True))
+        indices: dict[tuple[int, ...], npt.NDArray[np.uint64] | None] = {}
+        for place in itertools.product(*places):
+            shard = tuple(p // i for p, i in zip(place, inside, strict=True))
+            if shard not in indices:
+                indices[shard] = self._index(shard, inside, slices)
+            index = indices[shard]
+            if index is not None and index[tuple(p % i for p, i in zip(place, inside, strict=True))][0] == _NO_CHUNK:
+                raise self._damage([slice(p * c, p * c + 1) for p, c in zip(place, chunks, strict=True)], "a chunk is missing")
+
+    def _index(
+        self, shard: tuple[int, ...], inside: tuple[int, ...], slices: tuple[slice, ...]
+    ) -> npt.NDArray[np.uint64] | None:
+        """Offsets and lengths inside a shard; None where the array has no shards. The reader checks its checksum."""
+        key: str = self._array.metadata.encode_chunk_key(shard)  # type: ignore[union-attr]
+        file = self._path / self._name / key
+        if not file.is_file():
+            raise self._damage(slices, f"file {self._name}/{key} is missing")
+        if self._array.shards is None:
+            return None
+        size = int(np.prod(inside)) * 16
+        with file.open("rb") as stream:
+            if stream.seek(0, os.SEEK_END) < size + _CHECKSUM_BYTES:
+                raise self._damage(slices, f"file {self._name}/{key} is cut short")
+            stream.seek(-size - _CHECKSUM_BYTES, os.SEEK_END)
+            return np.frombuffer(stream.read(size), dtype="<u8").reshape(*inside, 2)
+
+    def _damage(self, slices: Any, reason: str) -> OutliersError:
+        where = []
+        for dim, part, size in zip(VARIABLES[self._name].dims, slices, self.shape, strict=True):
+            span = range(*part.indices(size))
+            if dim in (SEQUENCE, LAYER, SITE, SIGNAL) and len(span):
+                label = {SITE: self._labels, SIGNAL: SIGNALS}.get(dim)
+                names = [str(n) if label is None else label[n] for n in (span[0], span[-1])]
+                where.append(f"{dim} {names[0]}" if names[0] == names[1] else f"{dim}s {names[0]} to {names[1]}")
+        place = f" at {', '.join(where)}" if where else ""
+        return OutliersError(
+            f"{self._path}: {self._name} is damaged{place} ({reason}); "
+            "outliers verify lists all damage; restore the file from a copy, or capture again"
+        )
+
+
+def fingerprint(path: Path) -> str:
+    """Digest of what identifies a store's content: its metadata, and name, size and time of each file of its arrays.
+
+    Parameters
+    ----------
+    path : folder of the store
+    """
+    digest = hashlib.sha256((path / "zarr.json").read_bytes())
+    for name in sorted(VARIABLES):
+        folder = path / name
+        if folder.is_dir():
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                status = entry.stat()
+                digest.update(f"{name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
+    """Open a store.
+
+    Parameters
+    ----------
+    path : folder that `outliers capture` made
+    partial : accept a store whose capture is unfinished; sequences that are not `done` then hold fill values
+
+    Returns
+    -------
+    Dataset of dask arrays, one dask chunk for each chunk of the store; dimensions `signal`, `sequence`, `layer`,
+    `site`, `position`, `feature`; attributes as captured
+
+    Raises
+    ------
+    OutliersError
+        Missing store, no store, newer format version, unfinished capture, missing variable, wrong dimensions or dtype.
+        Reading a damaged or missing chunk raises it later, at compute time.
+    """
+    path = Path(path)
+    group = open_group(path)
+    attributes = dict(group.attrs)
+    raw = attributes.get("raw")
+    if raw not in RAW_CHOICES:
+        raise OutliersError(f"{path}: attribute raw is {raw!r}; expected one of {', '.join(RAW_CHOICES)}; capture again")
+    try:
+        arrays = {name: array for name, array in group.arrays() if name in VARIABLES or name in COORDINATES}
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutliersError(f"the metadata of {path} are damaged ({error}); restore zarr.json from a copy") from error
+    wanted = (*COORDINATES, *(name for name in stored_variables(str(raw), bias="norm_bias" in arrays)))
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise OutliersError(f"{path}: no variable {', '.join(missing)}; the store is damaged: restore it, or capture again")
+    try:
+        labels = tuple(str(label) for label in np.asarray(arrays[SITE][...]))
+        signals = tuple(str(label) for label in np.asarray(arrays[SIGNAL][...]))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise OutliersError(f"{path}: the coordinates are damaged ({error}); restore them from a copy") from error
+    if signals != SIGNALS:
+        raise OutliersError(f"{path}: signal is {', '.join(signals)}; expected {', '.join(SIGNALS)}")
+    sizes: dict[str, int] = {SIGNAL: len(signals), SITE: len(labels)}
+    for name in wanted[len(COORDINATES) :]:
+        _check(path, arrays[name], name, sizes)
+    if min(sizes.values()) == 0:
+        empty = ", ".join(dim for dim, size in sizes.items() if size == 0)
+        raise OutliersError(f"{path}: dimension {empty} is empty; capture again")
+
+    mark = fingerprint(path)
+    data = {}
+    for name in wanted[len(COORDINATES) :]:
+        source = StoredArray(path, name, labels)
+        lazy = da.from_array(
+            source,
+            chunks=arrays[name].chunks,
+            name=array_name(mark, name),
+            asarray=False,
+            fancy=False,
+            meta=np.empty((0,) * source.ndim, source.dtype),
+        )
+        data[name] = (VARIABLES[name].dims, lazy, dict(arrays[name].attrs))
+    coordinates: dict[str, Any] = {
+        SIGNAL: list(signals),
+        SITE: list(labels),
+        **{dim: np.arange(sizes[dim]) for dim in (SEQUENCE, LAYER, POSITION, FEATURE)},
+    }
+    store = xr.Dataset(data, coords=coordinates, attrs=attributes)
+    store.encoding.update(source=str(path), fingerprint=mark)
+    if not partial:
+        done = store["done"].values
+        if not done.all():
+            raise OutliersError(
+                f"{path}: the capture is unfinished, {int(done.sum())} of {done.size} sequences are done; "
+                "run the same outliers capture command again, and it goes on where it stopped"
+            )
+    return store
+
+
+def array_name(mark: str, name: str) -> str:
+    """Dask name of a variable of the store with this fingerprint; a changed or sliced array has another name."""
+    return f"outliers-{mark}-{name}"
+
+
+def _check(path: Path, array: zarr.Array[Any], name: str, sizes: dict[str, int]) -> None:
+    expected = VARIABLES[name]
+    dims = getattr(array.metadata, "dimension_names", None)
+    if dims is None or tuple(dims) != expected.dims:
+        found = "no dimension names" if dims is None else "dimensions (" + ", ".join(map(str, dims)) + ")"
+        raise OutliersError(f"{path}: {name} has {found}; expected ({', '.join(expected.dims)}); capture again")
+    if np.dtype(array.dtype) != np.dtype(expected.dtype):
+        raise OutliersError(f"{path}: {name} is {array.dtype}; expected {expected.dtype}; capture again")
+    for dim, size in zip(expected.dims, array.shape, strict=True):
+        if sizes.setdefault(dim, size) != size:
+            raise OutliersError(f"{path}: {name} has {size} along {dim}, other variables {sizes[dim]}; capture again")

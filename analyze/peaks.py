@@ -1,0 +1,140 @@
+"""Peaks of a view: all that a criterion needs to know about the activations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from analyze import cache
+from analyze.criteria import Criteria, rank_ready
+from analyze.streaming import Progress, stream_peaks
+from analyze.view import View
+from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, SITE
+
+Float32 = npt.NDArray[np.float32]
+
+LAYER_DIMS = (SEQUENCE, LAYER, SITE, FEATURE)
+POSITION_DIMS = (SEQUENCE, POSITION, FEATURE)
+_BLOCK = 2**26  # values of position peaks held at once by a pooled criterion: 256 MiB
+
+
+def view_peaks(
+    store: xr.Dataset, view: View, *, use_cache: bool = True, progress: Progress | None = None
+) -> xr.Dataset:
+    """Peaks of a view.
+
+    Plain views (any signal, any sequences) are served from the stored peaks. Any other costs one pass over the
+    activations; its result is cached where the Dataset is exactly what `open_store` gave.
+
+    Parameters
+    ----------
+    store : Dataset from `open_store`, or one that you chunked yourself
+    view : which values count
+    use_cache : read and write cached views
+    progress : called with (finished, all) steps of the pass
+
+    Returns
+    -------
+    Dataset of `layer_high`, `layer_low` (sequence, layer, site, feature) and `position_peak` (sequence, position,
+    feature), float32, in the view's unit, with coordinates that count within the store
+
+    Raises
+    ------
+    OutliersError
+        A view that the store cannot serve, or a damaged chunk (at the latest when the result is used).
+    """
+    view = view.resolve(store)
+    if view.plain:
+        names = ["layer_high", "layer_low", "position_peak"]
+        return view.select(store[names].sel({SIGNAL: view.signal}).drop_vars(SIGNAL)).assign_attrs({})
+    frame = view.select(store[["position_peak", "layer_high"]].isel({SIGNAL: 0}).drop_vars(SIGNAL))
+    dims = {"layer_high": LAYER_DIMS, "layer_low": LAYER_DIMS, "position_peak": POSITION_DIMS}
+    shapes = {name: tuple(frame.sizes[dim] for dim in places) for name, places in dims.items()}
+    key = cache.cache_key(store, view) if use_cache else None
+    arrays = cache.read(store, key, shapes) if key is not None else None
+    if arrays is None:
+        parts = stream_peaks(store, view, progress)
+        if key is not None:
+            arrays = cache.write(store, key, view, shapes, parts)
+        else:
+            arrays = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+            for part in parts:
+                for name, target in arrays.items():
+                    values = getattr(part, name)
+                    target[part.start : part.start + len(values)] = values
+    return xr.Dataset({name: (dims[name], values) for name, values in arrays.items()}, coords=frame.coords)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Peaks that one count is taken over: those of a sequence, or, pooled, some features of all sequences.
+
+    Parameters
+    ----------
+    sequence : number of the sequence; None where pooled
+    features : which features, as a range
+    layer : (feature, layer unit) float32 without NaN
+    position : (feature, position) float32 without NaN, C-contiguous
+    """
+
+    sequence: int | None
+    features: range
+    layer: Float32
+    position: Float32
+
+
+def group_keys(peaks: xr.Dataset, criteria: Criteria) -> list[tuple[int | None, range]]:
+    """Groups of a criterion: index of the sequence (None where pooled) and features."""
+    width = peaks.sizes[FEATURE]
+    if criteria.counting == "per-sequence":
+        return [(n, range(width)) for n in range(peaks.sizes[SEQUENCE])]
+    step = max(1, _BLOCK // (peaks.sizes[SEQUENCE] * peaks.sizes[POSITION]))
+    return [(None, range(start, min(start + step, width))) for start in range(0, width, step)]
+
+
+def read_group(peaks: xr.Dataset, criteria: Criteria, key: tuple[int | None, range]) -> Group:
+    """Peaks of one group, from disk."""
+    index, features = key
+    chosen = slice(features.start, features.stop)
+    numbers = range(peaks.sizes[SEQUENCE]) if index is None else [index]
+    layer: Float32 | None = None
+    position = np.empty((len(features), len(numbers) * peaks.sizes[POSITION]), np.float32)
+    for row, n in enumerate(numbers):
+        part = peaks.isel({SEQUENCE: n, FEATURE: chosen})
+        magnitudes = np.fmax(np.abs(_values(part["layer_high"])), np.abs(_values(part["layer_low"])))
+        layer = magnitudes if layer is None else np.fmax(layer, magnitudes)
+        start = row * peaks.sizes[POSITION]
+        transpose(_values(part["position_peak"]), position[:, start : start + peaks.sizes[POSITION]])
+    assert layer is not None
+    units = layer.reshape(-1, len(features)) if criteria.layer_unit == "site" else np.fmax.reduce(layer, axis=1)
+    sequence = None if index is None else int(peaks[SEQUENCE].values[index])
+    return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position))
+
+
+def groups(peaks: xr.Dataset, criteria: Criteria) -> Iterator[Group]:
+    """Every group of a criterion, one at a time."""
+    for key in group_keys(peaks, criteria):
+        yield read_group(peaks, criteria, key)
+
+
+def threads() -> int:
+    """Threads for arithmetic on peaks; each holds the peaks of one group."""
+    return min(4, os.cpu_count() or 1)
+
+
+def _values(array: xr.DataArray) -> Float32:
+    # One chunk or two: a pool of threads would cost more than it brings, and callers bring their own.
+    return np.asarray(array.compute(scheduler="synchronous").values)
+
+
+def transpose(source: Float32, target: Float32) -> None:
+    """Copy (row, column) to (column, row) tile by tile, which keeps both sides in cache."""
+    tile = 64
+    for row in range(0, source.shape[0], tile):
+        for column in range(0, source.shape[1], tile):
+            target[column : column + tile, row : row + tile] = source[row : row + tile, column : column + tile].T

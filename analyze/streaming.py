@@ -1,0 +1,197 @@
+"""One pass over the activations of a view: each chunk is read once, reduced, and let go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.delayed import Delayed, delayed
+
+from analyze.activations import activations
+from analyze.view import View
+from capture.schema import FEATURE, POSITION
+
+Float32 = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with the number of finished steps and of all steps."""
+
+_ROWS = 2**18  # values in a band of rows: small enough to stay in a processor's cache through four reductions
+
+
+@dataclass
+class SequencePeaks:
+    """Peaks of a run of consecutive sequences of a view.
+
+    Parameters
+    ----------
+    start : index of the first of the sequences within the view
+    layer_high, layer_low : (sequence, layer, site, feature) float32
+    position_peak : (sequence, position, feature) float32
+    """
+
+    start: int
+    layer_high: Float32
+    layer_low: Float32
+    position_peak: Float32
+
+
+def stream_peaks(store: xr.Dataset, view: View, progress: Progress | None = None) -> Iterator[SequencePeaks]:
+    """Peaks of a view from the activations, a few sequences at a time.
+
+    Memory is bounded by a few chunks for each worker and one (position, feature) matrix for each sequence of a chunk,
+    whatever the size of the store. The dask scheduler in force does the work: threads, or a distributed cluster.
+
+    Parameters
+    ----------
+    store : Dataset from `open_store`, or one that you chunked yourself
+    view : which values count; resolved against the store
+    progress : told after every step
+
+    Raises
+    ------
+    OutliersError
+        No activations for this view, or a damaged chunk.
+    """
+    data = view.select(activations(store, view.signal).to_dataset(name="x"))["x"]
+    if view.scale != "absolute":
+        data = data.chunk({POSITION: -1, FEATURE: -1})
+    chunks = data.chunks
+    assert chunks is not None
+    starts = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in chunks]
+    lanes = max(2, _workers())
+    for step, (start, stop) in enumerate(zip(starts[0][:-1], starts[0][1:], strict=True)):
+        part = data.isel(sequence=slice(int(start), int(stop)))
+        tasks = _lanes(part.data.to_delayed(optimize_graph=True), starts, view.scale, lanes)
+        n, layers, sites, positions, features = part.shape
+        result = SequencePeaks(
+            int(start),
+            np.full((n, layers, sites, features), np.nan, np.float32),
+            np.full((n, layers, sites, features), np.nan, np.float32),
+            np.full((n, positions, features), np.nan, np.float32),
+        )
+        for (p, f), peak, pieces in dask.compute(*tasks):
+            _merge(result.position_peak, (slice(None), p, f), peak, np.fmax)
+            for place, high, low in pieces:
+                _merge(result.layer_high, (slice(None), *place, f), high, np.fmax)
+                _merge(result.layer_low, (slice(None), *place, f), low, np.fmin)
+        if progress is not None:
+            progress(step + 1, len(chunks[0]))
+        yield result
+
+
+def _workers() -> int:
+    """Workers of the scheduler in force."""
+    try:
+        from distributed import get_client
+
+        return max(1, sum(get_client().ncores().values()))
+    except (ImportError, ValueError):
+        return os.cpu_count() or 1
+
+
+def _merge(target: Float32, place: tuple[Any, ...], values: Float32, function: Any) -> None:
+    target[place] = function(target[place], values)
+
+
+def _lanes(blocks: npt.NDArray[Any], starts: list[Any], scale: str, lanes: int) -> list[Delayed]:
+    """Chains of tasks, each folding some of the blocks of one (position, feature) range."""
+    _, layers, sites, positions, features = blocks.shape
+    span = [[slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)] for edges in starts]
+    tasks = []
+    for p, f in np.ndindex(positions, features):
+        order = list(np.ndindex(layers, sites))
+        for lane in range(min(lanes, len(order))):
+            state: Any = ((span[3][p], span[4][f]), None, [])
+            for layer, site in order[lane::lanes]:
+                place = (span[1][layer], span[2][site])
+                state = delayed(_fold, pure=False)(state, blocks[0, layer, site, p, f], place, scale)
+            tasks.append(state)
+    return tasks
+
+
+def _fold(state: Any, block: Float32, place: tuple[slice, slice], scale: str) -> Any:
+    """Add one (sequence, layer, site, position, feature) block to the peaks of a lane."""
+    corner, peak, pieces = state
+    high, low, rows = block_peaks(block, scale)
+    return corner, rows if peak is None else np.fmax(peak, rows), [*pieces, (place, high, low)]
+
+
+def block_peaks(block: Float32, scale: str = "absolute") -> tuple[Float32, Float32, Float32]:
+    """Peaks of one block.
+
+    Parameters
+    ----------
+    block : (sequence, layer, site, position, feature) float32; whole (position, feature) matrices unless `absolute`
+    scale : `absolute`, `rms` or `median`
+
+    Returns
+    -------
+    high, low : (sequence, layer, site, feature) float32, largest and smallest value over positions
+    peak : (sequence, position, feature) float32, largest magnitude over layers and sites
+
+    Notes
+    -----
+    A NaN is passed over. Division by a positive unit keeps the order of values, so peaks are scaled, not values.
+    """
+    sequences, layers, sites, positions, features = block.shape
+    high = np.empty((sequences, layers, sites, features), np.float32)
+    low = np.empty_like(high)
+    peak = np.empty((sequences, positions, features), np.float32)
+    band = max(1, _ROWS // features)
+    for n, layer, site in np.ndindex(sequences, layers, sites):
+        matrix = block[n, layer, site]
+        unit = None if scale == "absolute" else scale_unit(matrix, scale)
+        first = layer == site == 0
+        top, bottom = high[n, layer, site], low[n, layer, site]
+        for start in range(0, positions, band):
+            values = matrix[start : start + band]
+            _reduce(np.fmax, values, top, start == 0)
+            _reduce(np.fmin, values, bottom, start == 0)
+            magnitudes = scaled(np.abs(values), unit)
+            target = peak[n, start : start + band]
+            if first:
+                target[...] = magnitudes
+            else:
+                np.fmax(target, magnitudes, out=target)
+        high[n, layer, site], low[n, layer, site] = scaled(top, unit), scaled(bottom, unit)
+    return high, low, peak
+
+
+def _reduce(function: Any, values: Float32, target: Float32, first: bool) -> None:
+    if first:
+        function.reduce(values, axis=0, out=target)
+    else:
+        function(target, function.reduce(values, axis=0), out=target)
+
+
+def scale_unit(matrix: Float32, scale: str) -> float:
+    """Root mean square (`rms`) or median magnitude (`median`) of the finite values of a matrix, in float64.
+
+    NaN where there is no finite value.
+    """
+    values = matrix if np.isfinite(matrix).all() else matrix[np.isfinite(matrix)]
+    if values.size == 0:
+        return float("nan")
+    if scale == "rms":
+        return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+    # The mean of two middle values is taken in float64, so that it does not depend on how NumPy sums.
+    magnitudes = np.abs(values).ravel()
+    middle = [(magnitudes.size - 1) // 2, magnitudes.size // 2]
+    pair = np.partition(magnitudes, sorted(set(middle)))[middle]
+    return float(pair.astype(np.float64).mean())
+
+
+def scaled(values: Float32, unit: float | None) -> Float32:
+    """Values in a unit, float32; a zero or NaN stays what it is where the unit is zero."""
+    if unit is None or np.isnan(unit):  # no finite value, no unit: infinities and NaN have the same meaning in any
+        return values
+    if unit == 0:
+        return np.where((values == 0) | np.isnan(values), values, np.copysign(np.float32(np.inf), values))
+    with np.errstate(over="ignore"):
+        return (values.astype(np.float64) / unit).astype(np.float32)

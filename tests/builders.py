@@ -1,0 +1,107 @@
+"""Stores for tests: from arrays to a Dataset in memory or a store on disk, with peaks taken by plain loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from capture import store
+from capture.schema import PER_SEQUENCE, RAW_VARIABLES, SIGNALS, VARIABLES, Sizes
+
+SITES = ("ln_attn", "ln_mlp")
+
+ATTRIBUTES: dict[str, Any] = {
+    "model_id": "test/model",
+    "architecture": "TestForCausalLM",
+    "compute_dtype": "float32",
+    "norm_kind": "rms",
+    "norm_epsilon": 1e-5,
+    "norm_weight_offset": 0.0,
+    "text_source": "test",
+}
+
+
+def arrays_of(
+    norm_input: np.ndarray, norm_output: np.ndarray | None = None, nll: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Every variable of a store from (sequence, layer, site, position, feature) activations."""
+    norm_input = np.asarray(norm_input, np.float32)
+    norm_output = norm_input / 2 if norm_output is None else np.asarray(norm_output, np.float32)
+    sequences, layers, sites, positions, features = norm_input.shape
+    both = np.stack([norm_input, norm_output])
+    if nll is None:
+        nll = np.linspace(0.5, 4, sequences * positions).reshape(sequences, positions)
+        nll[:, 0] = np.nan
+    return {
+        "norm_input": norm_input,
+        "norm_output": norm_output,
+        "final_input": norm_input[:, -1, -1] + 1,
+        "norm_weight": np.linspace(0.5, 1.5, layers * sites * features, dtype=np.float32).reshape(
+            layers, sites, features
+        ),
+        "layer_high": np.fmax.reduce(both, axis=4),
+        "layer_low": np.fmin.reduce(both, axis=4),
+        "position_peak": np.fmax.reduce(np.fmax.reduce(np.abs(both), axis=3), axis=2),
+        "nonfinite_count": np.count_nonzero(~np.isfinite(both), axis=(4, 5)).astype(np.int32),
+        "token_id": np.arange(sequences * positions, dtype=np.int32).reshape(sequences, positions),
+        "nll": nll.astype(np.float32),
+        "done": np.ones(sequences, bool),
+    }
+
+
+def site_names(sites: int) -> tuple[str, ...]:
+    return ("ln_attn_mlp",) if sites == 1 else tuple([*SITES, *(f"extra_{n}" for n in range(sites - 2))])
+
+
+def dataset(norm_input: np.ndarray, norm_output: np.ndarray | None = None, *, raw: str = "both") -> xr.Dataset:
+    """A Dataset in memory, as a user might have chunked it."""
+    arrays = arrays_of(norm_input, norm_output)
+    absent = set(RAW_VARIABLES["both"]) - set(RAW_VARIABLES[raw])
+    data = {name: (VARIABLES[name].dims, values) for name, values in arrays.items() if name not in absent}
+    sizes = dict(zip(VARIABLES["norm_input"].dims, arrays["norm_input"].shape, strict=True))
+    coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
+    coords |= {"signal": list(SIGNALS), "site": list(site_names(sizes["site"]))}
+    return xr.Dataset(data, coords=coords, attrs={**ATTRIBUTES, "format": "outlier-features", "format_version": 1, "raw": raw})
+
+
+def on_disk(
+    path: Path,
+    norm_input: np.ndarray,
+    norm_output: np.ndarray | None = None,
+    *,
+    raw: str = "both",
+    done: int | None = None,
+    nll: np.ndarray | None = None,
+    attributes: dict[str, Any] | None = None,
+    norm_bias: np.ndarray | None = None,
+) -> Path:
+    """A store on disk; only the first `done` sequences are captured."""
+    arrays = arrays_of(norm_input, norm_output, nll)
+    sequences, layers, sites, positions, features = arrays["norm_input"].shape
+    store.create(
+        path,
+        Sizes(sequences, layers, site_names(sites), positions, features),
+        raw=raw,
+        attributes={**ATTRIBUTES, **(attributes or {})},
+        token_id=arrays["token_id"],
+        norm_weight=arrays["norm_weight"],
+        norm_bias=norm_bias,
+    )
+    for n in range(sequences if done is None else done):
+        names = (*RAW_VARIABLES[raw], *PER_SEQUENCE)
+        store.write_sequence(
+            path, n, {name: np.take(arrays[name], n, axis=VARIABLES[name].dims.index("sequence")) for name in names}
+        )
+    return path
+
+
+def random_activations(shape: tuple[int, ...] = (3, 4, 2, 7, 5), seed: int = 0) -> np.ndarray:
+    """Activations with a few extreme features, (sequence, layer, site, position, feature) float32."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=shape).astype(np.float32)
+    values[..., 0] *= 10
+    values[..., -1, :] += 3
+    return values
