@@ -47,15 +47,17 @@ def activations(store: xr.Dataset, signal: str) -> xr.DataArray:
 
 def _derived(store: xr.Dataset) -> xr.DataArray:
     source = activations(store, "input").chunk({FEATURE: -1})
-    settings = {
-        "kind": store.attrs.get("norm_kind"),
-        "epsilon": store.attrs.get("norm_epsilon"),
-        "weight_offset": store.attrs.get("norm_weight_offset"),
-        "compute_dtype": store.attrs.get("compute_dtype"),
+    names = {
+        "kind": "norm_kind",
+        "epsilon": "norm_epsilon",
+        "weight_offset": "norm_weight_offset",
+        "compute_dtype": "compute_dtype",
+        "rounding": "norm_rounding",
     }
-    lacking = [f"norm_{name}" if name != "compute_dtype" else name for name, value in settings.items() if value is None]
-    if settings["kind"] == "none":
-        lacking = []
+    settings = {word: store.attrs.get(name) for word, name in names.items()}
+    if settings["compute_dtype"] == "float32" and settings["rounding"] is None:
+        settings["rounding"] = "last"  # in float32 nothing is rounded on the way
+    lacking = [name for word, name in names.items() if settings[word] is None and settings["kind"] != "none"]
     if lacking:
         raise OutliersError(
             f"norm outputs cannot be derived: the store has no attribute {', '.join(lacking)}; capture with --raw both"

@@ -26,6 +26,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "dettmers": {"signal": "output", "counting": "pooled", "layer_unit": "layer"},
 }
 
+_UNITS: Final = {"absolute": "", "rms": " RMS", "median": " medians"}
+
 Float32 = npt.NDArray[np.float32]
 
 
@@ -78,14 +80,15 @@ class Criteria(View):
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
-        unit = {"absolute": "", "rms": " RMS", "median": " medians"}[self.scale]
         places = {"site": "(layer, site) pairs", "layer": "layers"}[self.layer_unit]
-        scope = {"per-sequence": "each sequence by itself", "pooled": "all sequences as one"}[self.counting]
-        parts = [
-            f"|norm {self.signal}| >= {self.magnitude:g}{unit}",
-            f"in at least {self.layers * 100:g}% of {places}",
-            f"and at {self.positions * 100:g}% of positions; {scope}",
-        ]
+        return (
+            f"|norm {self.signal}| >= {self.magnitude:g}{_UNITS[self.scale]} in at least {self.layers * 100:g}% of "
+            f"{places} and at {self.positions * 100:g}% of positions; {self.conventions()}"
+        )
+
+    def conventions(self) -> str:
+        """The counting and the view in words, without thresholds."""
+        parts = [{"per-sequence": "each sequence by itself", "pooled": "all sequences as one"}[self.counting]]
         if self.layer_range is not None:
             parts.append(f"layers {self.layer_range[0]} to {self.layer_range[1] - 1}")
         if self.sites is not None:
@@ -94,7 +97,7 @@ class Criteria(View):
             parts.append(f"{len(self.sequences)} chosen sequences")
         if self.skip_first:
             parts.append(f"without the first {self.skip_first} positions")
-        return f"{parts[0]} {parts[1]} {', '.join(parts[2:])}"
+        return ", ".join(parts)
 
 
 def check_magnitude(value: float) -> None:

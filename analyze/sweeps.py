@@ -137,7 +137,7 @@ def sweep(
             ),
         },
         coords={name: np.asarray(values, dtype=np.float64) for name, values in chosen.items()},
-        attrs={"criterion": str(criteria), "hidden_size": width},
+        attrs={"criterion": str(criteria), "hidden_size": width, "model_id": str(store.attrs.get("model_id") or "")},
     )
     ordered = {
         (float(a), float(b)): np.sort(critical[j, k])

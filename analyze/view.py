@@ -45,7 +45,12 @@ class View:
         check_choice("scale", self.scale, SCALES)
         if isinstance(self.skip_first, bool) or not isinstance(self.skip_first, int) or self.skip_first < 0:
             raise OutliersError(f"skip-first is {self.skip_first!r}; expected a whole number of positions, 0 or more")
+        for name in ("layer_range", "sites", "sequences"):  # lists, as JSON has them, are welcome
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.layer_range is not None:
+            if len(self.layer_range) != 2:
+                raise OutliersError(f"layer-range is {self.layer_range}; expected two numbers, FIRST and STOP")
             first, stop = self.layer_range
             if not 0 <= first < stop:
                 raise OutliersError(f"layer-range is {first}:{stop}; expected FIRST:STOP with 0 <= FIRST < STOP")

@@ -1,0 +1,108 @@
+"""What a store holds, finished or not."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analyze.load import open_store
+from capture.schema import FEATURE, LAYER, POSITION, SIGNALS, SITE
+
+
+@dataclass(frozen=True)
+class Info:
+    """Facts of a store.
+
+    Parameters
+    ----------
+    format_version : version of the store's format
+    complete : whether every sequence is captured
+    sequences, done : sequences planned and captured
+    layers, positions, features : lengths of the dimensions
+    sites : names of the sites
+    raw : which activations are kept
+    perplexity : exp of the mean negative log-likelihood of the captured sequences; NaN if unknown
+    nonfinite : number of NaN and infinite values of each signal
+    bytes : size on disk
+    attributes : all attributes as captured
+    """
+
+    format_version: int
+    complete: bool
+    sequences: int
+    done: int
+    layers: int
+    sites: tuple[str, ...]
+    positions: int
+    features: int
+    raw: str
+    perplexity: float
+    nonfinite: dict[str, int]
+    bytes: int
+    attributes: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `outliers info --json` prints: strict JSON."""
+        result = {**vars(self), "sites": list(self.sites)}
+        result["perplexity"] = None if not math.isfinite(self.perplexity) else self.perplexity
+        result["attributes"] = _strict(self.attributes)
+        return result
+
+
+def store_info(path: Path | str) -> Info:
+    """Facts of a store, also of one whose capture is unfinished.
+
+    Raises
+    ------
+    OutliersError
+        As `open_store`, save that an unfinished capture is welcome.
+    """
+    path = Path(path)
+    store = open_store(path, partial=True)
+    done = store["done"].values
+    captured = np.flatnonzero(done)
+    counts = store["nonfinite_count"].isel(sequence=captured).values
+    nll = np.asarray(store["nll"].isel(sequence=captured, position=slice(1, None)).values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(nll.mean())) if nll.size else math.nan
+    axes = tuple(range(1, counts.ndim))
+    return Info(
+        format_version=int(store.attrs["format_version"]),
+        complete=bool(done.all()),
+        sequences=int(done.size),
+        done=len(captured),
+        layers=store.sizes[LAYER],
+        sites=tuple(str(site) for site in store[SITE].values),
+        positions=store.sizes[POSITION],
+        features=store.sizes[FEATURE],
+        raw=str(store.attrs["raw"]),
+        perplexity=perplexity,
+        nonfinite={name: int(n) for name, n in zip(SIGNALS, counts.sum(axis=axes, dtype=np.int64), strict=True)},
+        bytes=_bytes(path),
+        attributes=dict(store.attrs),
+    )
+
+
+def _bytes(path: Path) -> int:
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_size
+            except FileNotFoundError:  # a capture that goes on renames its files
+                continue
+    return total
+
+
+def _strict(value: Any) -> Any:
+    """A JSON value without NaN and infinities, which Zarr attributes may hold."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,127 @@
+"""Results as tables for a terminal. Strings from a store are a stranger's: shown, never interpreted."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from analyze.find import Outliers
+    from analyze.info import Info
+    from analyze.sweeps import Sweep
+
+_MOST_ROWS = 20
+
+
+def console() -> Console:
+    """Standard output; wide where it is no terminal, so that no cell is cut."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def clean(value: Any) -> str:
+    """A stranger's text on one line, without control characters or markup."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return escape("".join(character if character.isprintable() else " " for character in text))
+
+
+def _facts(rows: list[tuple[str, str]]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(clean(name), clean(value))
+    return table
+
+
+def print_found(found: Outliers) -> None:
+    """The criterion in words, the counts, and the strongest features."""
+    out = console()
+    out.print(_facts(found.summary()))
+    if not found.features:
+        return
+    table = Table(title=None, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("sequence", "feature", "L%", "S%", "max |x|", "critical |x|"):
+        table.add_column(name, justify="right")
+    for row in found.features[:_MOST_ROWS]:
+        table.add_row(
+            "all" if row.sequence is None else str(row.sequence),
+            str(row.feature),
+            f"{row.layer_fraction:.1%}",
+            f"{row.position_fraction:.1%}",
+            f"{row.max_magnitude:.4g}",
+            f"{row.critical_magnitude:.4g}",
+        )
+    out.print()
+    out.print(table)
+    if len(found.features) > _MOST_ROWS:
+        out.print(f"and {len(found.features) - _MOST_ROWS:,} more; --json lists them all")
+
+
+def print_sweep(result: Sweep) -> None:
+    """One row a combination of thresholds."""
+    c = result.criteria
+    print_rows(result.rows, title=f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}")
+
+
+def print_info(info: Info) -> None:
+    """What a store holds."""
+    state = "complete" if info.complete else f"unfinished: {info.done} of {info.sequences} sequences are done"
+    attributes = {name: value for name, value in info.attributes.items() if value is not None}
+    rows = [
+        ("capture", state + ("" if info.complete else "; run the same outliers capture command again to finish it")),
+        ("format version", str(info.format_version)),
+        ("sequences", f"{info.sequences:,} of {info.positions:,} positions"),
+        ("layers", f"{info.layers} with sites {', '.join(info.sites)}"),
+        ("features", f"{info.features:,}"),
+        ("activations kept", info.raw),
+        ("perplexity", "unknown" if math.isnan(info.perplexity) else f"{info.perplexity:.2f}"),
+        ("size on disk", size(info.bytes)),
+    ]
+    rows += [(f"not finite, {name}", f"{count:,} values") for name, count in info.nonfinite.items() if count]
+    out = console()
+    out.print(_facts(rows))
+    out.print()
+    shown = [name for name in attributes if name not in ("format", "format_version", "raw", "sites")]
+    out.print(_facts([(name, clean_value(attributes[name])) for name in shown]))
+
+
+def clean_value(value: Any) -> str:
+    """An attribute on one line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def print_rows(rows: list[dict[str, Any]], title: str | None = None) -> None:
+    """Dictionaries with the same keys as a table."""
+    out = console()
+    if title is not None:
+        out.print(clean(title))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in rows[0] if rows else ():
+        table.add_column(clean(name.replace("_", " ")), justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(cell(name, value) for name, value in row.items()))
+    out.print(table)
+
+
+def cell(name: str, value: Any) -> str:
+    """A value for a reader; fractions as percentages."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1%}" if name.endswith("fraction") else f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else clean(value)
+
+
+def size(count: float) -> str:
+    """Bytes for a reader."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
