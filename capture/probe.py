@@ -1,0 +1,267 @@
+"""One tiny pass through a model, watched: which module received and returned which tensor, and who mixed positions.
+
+The pass runs on real weights where there are any, and under fake tensors where the model is on the meta device. Fake
+tensors have shapes but no values, so code that branches on values (the routing of experts) cannot run on them. Where
+that happens inside a block, the module that failed is stood in for by an empty tensor of its input's shape: what
+happens inside it does not bear on what its siblings receive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from capture.schema import OutliersError
+
+BATCH = 2
+_LENGTHS = (13, 17, 19, 23, 29, 31, 37, 41)
+_MISSING = object()
+
+Key = tuple[int, int, int]
+
+
+def tensor_key(tensor: torch.Tensor) -> Key:
+    """Identity of a tensor's values: views of all of one tensor share it, slices do not."""
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel()
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of one module.
+
+    Parameters
+    ----------
+    path, module : the module, and its dotted path
+    parent : the call within which this one happened
+    inputs : floating tensors received, by position or keyword
+    outputs : floating tensors returned, also from within tuples
+    mixing : how positions were mixed during the call: "attention", "convolution"
+    selections : (width, k) of every top-k taken during the call, in order
+    gates : (function, width) of every softmax and sigmoid during the call
+    """
+
+    path: str
+    module: torch.nn.Module
+    parent: Call | None
+    inputs: dict[int | str, torch.Tensor]
+    outputs: tuple[torch.Tensor, ...] = ()
+    children: list[Call] = field(default_factory=list)
+    mixing: set[str] = field(default_factory=set)
+    selections: list[tuple[int, int]] = field(default_factory=list)
+    gates: set[tuple[str, int]] = field(default_factory=set)
+
+    def descendants(self) -> Iterator[Call]:
+        """Every call within this one, in the order of calling."""
+        for child in self.children:
+            yield child
+            yield from child.descendants()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a probe pass showed.
+
+    Parameters
+    ----------
+    root : the call of the model, whose descendants are all others
+    sums : keys of the tensors that an addition made
+    length : number of positions of the probe
+    """
+
+    root: Call
+    sums: frozenset[Key]
+    length: int
+
+
+def _floating(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _floating(item)
+    elif isinstance(value, dict):
+        yield from _floating(list(value.values()))
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Credits each tensor operation to the modules that are running."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.length = length
+        self.stack: list[Call] = []
+        self.sums: dict[Key, torch.Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("add", "add_"):
+            self.sums[tensor_key(result)] = result
+        mixing = self._mixing(name, args, result)
+        for call in self.stack:
+            if mixing:
+                call.mixing.add(mixing)
+            if name == "topk":
+                call.selections.append((int(args[0].shape[-1]), int(args[1])))
+            elif name in ("sigmoid", "_softmax"):
+                call.gates.add((name.strip("_"), int(args[0].shape[-1])))
+        return result
+
+    def _mixing(self, name: str, args: tuple[Any, ...], result: object) -> str | None:
+        """Tell how an operation carries values from one position to another, if it does.
+
+        Attention makes a score for each pair of positions, so some tensor has two axes as long as the sequence;
+        the short convolution of every linear attention and state space in use slides along that axis.
+        """
+        if any(word in name for word in ("scaled_dot_product", "flash_attn", "flash_attention", "flex_attention")):
+            return "attention"
+        if any(tuple(tensor.shape).count(self.length) >= 2 for tensor in _floating(result)):
+            return "attention"
+        if "convolution" in name and args[1].shape[-1] > 1:
+            return "convolution"
+        return None
+
+
+class _Watch:
+    """Hooks of one module."""
+
+    def __init__(self, path: str, operations: _Operations) -> None:
+        self.path = path
+        self.operations = operations
+
+    def enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        inputs = {name: value for name, value in named if torch.is_tensor(value) and value.is_floating_point()}
+        stack = self.operations.stack
+        call = Call(self.path, module, stack[-1] if stack else None, inputs)
+        if call.parent is not None:
+            call.parent.children.append(call)
+        stack.append(call)
+
+    def leave(self, module: torch.nn.Module, args: object, kwargs: object, output: object) -> None:
+        stack = self.operations.stack
+        # A call that raised and was stood in for never left: it is dropped from the stack here.
+        while (call := stack.pop()).path != self.path:
+            pass
+        call.outputs = tuple(_floating(output))
+
+
+def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an empty tensor stand in for the result where `forward` cannot run without values."""
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except Exception:
+            hidden = next(_floating([*args, *kwargs.values()]), None)
+            if hidden is None:
+                raise
+            return torch.empty_like(hidden)
+
+    return stand_in
+
+
+@contextlib.contextmanager
+def _guards(modules: list[torch.nn.Module]) -> Iterator[None]:
+    before = [(module, module.__dict__.get("forward", _MISSING)) for module in modules]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        for module in modules:
+            module.__dict__["forward"] = _guarded(module.forward)
+        yield
+    finally:
+        logger.disabled = disabled
+        for module, forward in before:
+            if forward is _MISSING:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward
+
+
+def within_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Modules below the members of any list of modules: those whose failure leaves their block standing."""
+    inner = []
+    for path, module in model.named_modules():
+        parents = path.split(".")
+        if any(part.isdigit() for part in parents[:-1]):
+            inner.append(module)
+    return inner
+
+
+def _probe_length(model: torch.nn.Module) -> int:
+    """Choose a length that no axis of a parameter has, so that the position axis can be told from others."""
+    taken = {int(size) for parameter in model.parameters() for size in parameter.shape}
+    return next(length for length in _LENGTHS if not {length, BATCH * length} & taken)
+
+
+def _without_values(model: torch.nn.Module) -> FakeTensorMode | None:
+    tensors = list(model.parameters())
+    fake = next((tensor for tensor in tensors if isinstance(tensor, FakeTensor)), None)
+    if fake is not None:
+        mode: FakeTensorMode = fake.fake_mode
+        return mode
+    # Accelerate leaves weights that it keeps on disk on the meta device, and brings them by a hook.
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if not offloaded and any(tensor.is_meta for tensor in tensors):
+        return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    return None
+
+
+def probe(model: torch.nn.Module) -> Record:
+    """Run a few token ids through `model` and record every call of every module.
+
+    Raises
+    ------
+    OutliersError
+        If the model cannot run on token ids alone.
+    """
+    operations = _Operations(_probe_length(model))
+    mode = _without_values(model)
+    training = model.training
+    handles = []
+    for path, module in model.named_modules():
+        watch = _Watch(path, operations)
+        handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(watch.leave, with_kwargs=True))
+    root = Call("", model, None, {})
+    operations.stack.append(root)
+    try:
+        model.eval()
+        with contextlib.ExitStack() as context:
+            context.enter_context(torch.no_grad())
+            if mode is not None:
+                context.enter_context(mode)
+                context.enter_context(_guards(within_blocks(model)))
+            embedding: Any = model.get_input_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
+            device = next((embedding or model).parameters()).device
+            rows = embedding.weight.shape[0] if embedding is not None else BATCH * operations.length + 1
+            tokens = torch.arange(1, BATCH * operations.length + 1, device=device).reshape(BATCH, -1) % rows
+            context.enter_context(operations)
+            model(input_ids=tokens, use_cache=False)
+    except OutliersError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise OutliersError(
+            f"{type(model).__name__} failed on a probe of {operations.length} token ids ({reason}); "
+            "expected a decoder that reads input_ids alone; choose another model"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    return Record(root, frozenset(operations.sums), operations.length)
