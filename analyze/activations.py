@@ -33,7 +33,7 @@ def activations(store: xr.Dataset, signal: str) -> xr.DataArray:
     name = f"norm_{signal}"
     if name in store:
         data = store[name]
-        return data if data.chunks is not None else data.chunk({dim: 1 for dim in data.dims[:3]})
+        return data if data.chunks is not None else data.chunk(dict.fromkeys(data.dims[:3], 1))
     raw = str(store.attrs.get("raw"))
     if signal == "output" and "norm_input" in RAW_VARIABLES.get(raw, ()):
         return _derived(store)
@@ -67,7 +67,8 @@ def _derived(store: xr.Dataset) -> xr.DataArray:
     ]
     chunks = source.data.chunks
     blocks = [
-        None if values is None else da.asarray(values).rechunk((1, chunks[1], chunks[2], 1, -1)) for values in parameters
+        None if values is None else da.asarray(values).rechunk((1, chunks[1], chunks[2], 1, -1))
+        for values in parameters
     ]
     present = [block for block in blocks if block is not None]
     derived = da.map_blocks(

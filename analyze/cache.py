@@ -118,5 +118,6 @@ def _draft(store: xr.Dataset, key: str) -> tuple[Path, Path]:
             continue
         return draft, folder
     raise OutliersError(
-        f"no folder to keep the peaks of this view in ({'; '.join(reasons)}); set XDG_CACHE_HOME to one that can be written"
+        f"no folder to keep the peaks of this view in ({'; '.join(reasons)}); "
+        "set XDG_CACHE_HOME to one that can be written"
     )

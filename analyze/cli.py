@@ -1,4 +1,4 @@
-"""The `outliers` command. Each subcommand is a thin shell over one public function; heavy imports wait until it runs."""
+"""The `outliers` command: each subcommand a thin shell over one public function, with heavy imports inside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder made by outliers capture.", show_default=False)]
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Folder made by outliers capture.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Preset = Annotated[str | None, typer.Option(help="study or dettmers: all conventions at once.", show_default=False)]
 Magnitude = Annotated[float | None, typer.Option(help="A value hits where |x| >= this.", show_default="6")]
@@ -213,26 +215,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit status: 0 done, 2 the user can mend it (told in one line on standard error), 130 interrupted
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    command = typer.main.get_command(app)
     try:
-        status = typer.main.get_command(app)(args=words, prog_name="outliers", standalone_mode=False)
+        with command.make_context("outliers", words) as context:
+            command.invoke(context)
         sys.stdout.flush()
+    except typer.Exit as stop:
+        return stop.exit_code
     except BrokenPipeError:
         # The reader has seen enough. What is left in the buffer must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OutliersError as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        status = 130
+        print("outliers: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         # Typer brings its own copy of click or uses the package, by version; both words for usage errors have this.
         message = getattr(error, "format_message", None)
         if message is None:
             raise
         return _complain(str(message()))
-    if status == 130:
-        print("outliers: interrupted", file=sys.stderr)
-    return status if isinstance(status, int) else 0
+    return 0
 
 
 def _complain(message: str) -> int:

@@ -177,7 +177,8 @@ def critical_magnitude(layer_peaks: Float32, position_peaks: Float32, layers: fl
 
     Returns
     -------
-    (feature,) float32: an outlier for every magnitude up to this one and for none above; +inf where both fractions are 0
+    (feature,) float32: an outlier for every magnitude up to this one and for none above; +inf where both fractions
+    are 0
 
     Notes
     -----
@@ -185,9 +186,10 @@ def critical_magnitude(layer_peaks: Float32, position_peaks: Float32, layers: fl
     """
     by_layer = kth_largest(layer_peaks, (required_hits(layers, layer_peaks.shape[-1]),))[0]
     by_position = kth_largest(position_peaks, (required_hits(positions, position_peaks.shape[-1]),))[0]
-    return np.minimum(by_layer, by_position)
+    critical: Float32 = np.minimum(by_layer, by_position)
+    return critical
 
 
 def tails(per_bin: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """From entries that pass exactly j thresholds (last axis, j = 0...M) to entries that pass threshold j (j = 0...M-1)."""
+    """Cumulate counts of entries that pass exactly 0...M limits (last axis) to those that pass each of the M limits."""
     return np.flip(np.cumsum(np.flip(per_bin, -1), axis=-1), -1)[..., 1:]

@@ -59,7 +59,9 @@ def sweep_figure(result: Sweep) -> Figure:
     from matplotlib.figure import Figure
 
     swept = [name for name in AXES if result.table.sizes[name] > 1]
-    panels = [name for name, wanted in (("steps", "magnitude" in swept or not swept), ("heat", len(swept) > 1)) if wanted]
+    panels = [
+        name for name, wanted in (("steps", "magnitude" in swept or not swept), ("heat", len(swept) > 1)) if wanted
+    ]
     if not panels:
         panels = ["line"]
     figure = Figure(figsize=(6.4 * len(panels), 4.4), layout="constrained")
@@ -101,7 +103,7 @@ def _draw_steps(axes: Axes, result: Sweep) -> None:
     top = 0
     for row, pair in enumerate(chosen):
         critical = result.critical[pair]
-        x, y = steps(critical)
+        x, _ = steps(critical)
         # The curve is closed at both ends of the axis, whatever corners lie outside.
         edge = [low, *x[(x > low) & (x < high)].tolist(), high]
         counts = [int(critical.size - np.searchsorted(critical, np.float32(value), side="left")) for value in edge]
@@ -125,7 +127,9 @@ def _draw_steps(axes: Axes, result: Sweep) -> None:
 
 
 def _draw_line(axes: Axes, result: Sweep, name: str) -> None:
-    axes.plot(result.table[name].values, result.table["count"].values.ravel(), marker="o", color="#0072B2", linewidth=1.6)
+    axes.plot(
+        result.table[name].values, result.table["count"].values.ravel(), marker="o", color="#0072B2", linewidth=1.6
+    )
     axes.set_ylim(bottom=0)
     axes.set_xlabel(_LABELS[name])
     axes.set_ylabel("outliers")
@@ -147,7 +151,7 @@ def _draw_heat(axes: Axes, result: Sweep, swept: list[str]) -> None:
     if counts.size <= 120:
         for (row, column), count in np.ndenumerate(counts):
             dark = norm(count) < 0.6
-            x, y = table[across].values[column], table[up].values[row]
+            x, y = float(table[across].values[column]), float(table[up].values[row])
             axes.text(x, y, f"{count:,}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axes.set_xlabel(_LABELS[across])
     axes.set_ylabel(_LABELS[up])

@@ -103,7 +103,10 @@ class Outliers:
         rows = [
             ("criterion", str(self.criteria)),
             ("outliers", f"{self.count:,}"),
-            ("distinct features", f"{self.distinct_features:,} of {self.hidden_size:,} ({self.share:.1%} of the width)"),
+            (
+                "distinct features",
+                f"{self.distinct_features:,} of {self.hidden_size:,} ({self.share:.1%} of the width)",
+            ),
             ("mean L%", percent(self.mean_layer_fraction)),
             ("mean S%", percent(self.mean_position_fraction)),
             ("perplexity", "unknown" if math.isnan(self.perplexity) else f"{self.perplexity:.2f}"),
@@ -169,7 +172,9 @@ def find_outliers(
     criteria = (Criteria() if criteria is None else criteria).resolve(store)
     peaks = view_peaks(store, criteria, use_cache=use_cache, progress=progress)
     with ThreadPoolExecutor(threads()) as pool:
-        found = list(pool.map(lambda key: _find(read_group(peaks, criteria, key), criteria), group_keys(peaks, criteria)))
+        found = list(
+            pool.map(lambda key: _find(read_group(peaks, criteria, key), criteria), group_keys(peaks, criteria))
+        )
     rows = sorted(
         (row for part in found for row in part.rows),
         key=lambda row: (-row.critical_magnitude, -1 if row.sequence is None else row.sequence, row.feature),
@@ -261,7 +266,9 @@ def critical_magnitudes(
         parts = list(pool.map(critical, group_keys(peaks, criteria)))
     attributes = {"long_name": "critical magnitude", "criterion": str(criteria)}
     if criteria.counting == "pooled":
-        return xr.DataArray(np.concatenate(parts), {FEATURE: peaks[FEATURE]}, (FEATURE,), "critical_magnitude", attributes)
+        return xr.DataArray(
+            np.concatenate(parts), {FEATURE: peaks[FEATURE]}, (FEATURE,), "critical_magnitude", attributes
+        )
     coordinates = {SEQUENCE: peaks[SEQUENCE], FEATURE: peaks[FEATURE]}
     return xr.DataArray(np.stack(parts), coordinates, (SEQUENCE, FEATURE), "critical_magnitude", attributes)
 

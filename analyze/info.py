@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analyze.load import open_store
-from capture.schema import FEATURE, LAYER, POSITION, SIGNALS, SITE
+from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,15 @@ def store_info(path: Path | str) -> Info:
     store = open_store(path, partial=True)
     done = store["done"].values
     captured = np.flatnonzero(done)
-    counts = store["nonfinite_count"].isel(sequence=captured).values
-    nll = np.asarray(store["nll"].isel(sequence=captured, position=slice(1, None)).values, dtype=np.float64)
+    # Only captured sequences are read: of the others there is nothing on disk.
+    counts = np.zeros(len(SIGNALS), np.int64)
+    nll = np.empty(0)
+    if len(captured):
+        part = store[["nonfinite_count", "nll"]].isel(sequence=captured)
+        counts = part["nonfinite_count"].sum(dim=(SEQUENCE, LAYER, SITE), dtype=np.int64).values
+        nll = np.asarray(part["nll"].isel(position=slice(1, None)).values, dtype=np.float64)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nll.mean())) if nll.size else math.nan
-    axes = tuple(range(1, counts.ndim))
     return Info(
         format_version=int(store.attrs["format_version"]),
         complete=bool(done.all()),
@@ -82,7 +86,7 @@ def store_info(path: Path | str) -> Info:
         features=store.sizes[FEATURE],
         raw=str(store.attrs["raw"]),
         perplexity=perplexity,
-        nonfinite={name: int(n) for name, n in zip(SIGNALS, counts.sum(axis=axes, dtype=np.int64), strict=True)},
+        nonfinite={name: int(n) for name, n in zip(SIGNALS, counts, strict=True)},
         bytes=_bytes(path),
         attributes=dict(store.attrs),
     )

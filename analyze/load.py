@@ -83,6 +83,8 @@ class StoredArray:
 
     def _require(self, slices: tuple[slice, ...]) -> None:
         """Check that every chunk of the selection is on disk."""
+        if self._name == "done":  # its file comes with the first sequence that is done; until then none is
+            return
         chunks = self._array.chunks
         whole = chunks if self._array.shards is None else self._array.shards
         spans = [range(*part.indices(size)) for part, size in zip(slices, self.shape, strict=True)]
@@ -97,13 +99,15 @@ class StoredArray:
                 indices[shard] = self._index(shard, inside, slices)
             index = indices[shard]
             if index is not None and index[tuple(p % i for p, i in zip(place, inside, strict=True))][0] == _NO_CHUNK:
-                raise self._damage([slice(p * c, p * c + 1) for p, c in zip(place, chunks, strict=True)], "a chunk is missing")
+                raise self._damage(
+                    [slice(p * c, p * c + 1) for p, c in zip(place, chunks, strict=True)], "a chunk is missing"
+                )
 
     def _index(
         self, shard: tuple[int, ...], inside: tuple[int, ...], slices: tuple[slice, ...]
     ) -> npt.NDArray[np.uint64] | None:
         """Offsets and lengths inside a shard; None where the array has no shards. The reader checks its checksum."""
-        key: str = self._array.metadata.encode_chunk_key(shard)  # type: ignore[union-attr]
+        key: str = self._array.metadata.encode_chunk_key(shard)
         file = self._path / self._name / key
         if not file.is_file():
             raise self._damage(slices, f"file {self._name}/{key} is missing")
@@ -154,7 +158,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
     Parameters
     ----------
     path : folder that `outliers capture` made
-    partial : accept a store whose capture is unfinished; sequences that are not `done` then hold fill values
+    partial : accept a store whose capture is unfinished; its sequences that are not `done` cannot be read
 
     Returns
     -------
@@ -172,7 +176,9 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
     attributes = dict(group.attrs)
     raw = attributes.get("raw")
     if raw not in RAW_CHOICES:
-        raise OutliersError(f"{path}: attribute raw is {raw!r}; expected one of {', '.join(RAW_CHOICES)}; capture again")
+        raise OutliersError(
+            f"{path}: attribute raw is {raw!r}; expected one of {', '.join(RAW_CHOICES)}; capture again"
+        )
     try:
         arrays = {name: array for name, array in group.arrays() if name in VARIABLES or name in COORDINATES}
     except (ValueError, KeyError, TypeError) as error:
@@ -180,7 +186,9 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
     wanted = (*COORDINATES, *(name for name in stored_variables(str(raw), bias="norm_bias" in arrays)))
     missing = [name for name in wanted if name not in arrays]
     if missing:
-        raise OutliersError(f"{path}: no variable {', '.join(missing)}; the store is damaged: restore it, or capture again")
+        raise OutliersError(
+            f"{path}: no variable {', '.join(missing)}; the store is damaged: restore it, or capture again"
+        )
     try:
         labels = tuple(str(label) for label in np.asarray(arrays[SITE][...]))
         signals = tuple(str(label) for label in np.asarray(arrays[SIGNAL][...]))
@@ -199,7 +207,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
     data = {}
     for name in wanted[len(COORDINATES) :]:
         source = StoredArray(path, name, labels)
-        lazy = da.from_array(
+        lazy = da.from_array(  # type: ignore[no-untyped-call]
             source,
             chunks=arrays[name].chunks,
             name=array_name(mark, name),

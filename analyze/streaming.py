@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.base import compute
 from dask.delayed import Delayed, delayed
 
 from analyze.activations import activations
@@ -75,7 +76,7 @@ def stream_peaks(store: xr.Dataset, view: View, progress: Progress | None = None
             np.full((n, layers, sites, features), np.nan, np.float32),
             np.full((n, positions, features), np.nan, np.float32),
         )
-        for (p, f), peak, pieces in dask.compute(*tasks):
+        for (p, f), peak, pieces in compute(*tasks):
             _merge(result.position_peak, (slice(None), p, f), peak, np.fmax)
             for place, high, low in pieces:
                 _merge(result.layer_high, (slice(None), *place, f), high, np.fmax)
@@ -102,15 +103,16 @@ def _merge(target: Float32, place: tuple[Any, ...], values: Float32, function: A
 def _lanes(blocks: npt.NDArray[Any], starts: list[Any], scale: str, lanes: int) -> list[Delayed]:
     """Chains of tasks, each folding some of the blocks of one (position, feature) range."""
     _, layers, sites, positions, features = blocks.shape
-    span = [[slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)] for edges in starts]
+    span = [[slice(int(a), int(b)) for a, b in itertools.pairwise(edges)] for edges in starts]
     tasks = []
     for p, f in np.ndindex(positions, features):
         order = list(np.ndindex(layers, sites))
         for lane in range(min(lanes, len(order))):
+            fold: Any = delayed(_fold, pure=False)  # type: ignore[no-untyped-call]
             state: Any = ((span[3][p], span[4][f]), None, [])
             for layer, site in order[lane::lanes]:
                 place = (span[1][layer], span[2][site])
-                state = delayed(_fold, pure=False)(state, blocks[0, layer, site, p, f], place, scale)
+                state = fold(state, blocks[0, layer, site, p, f], place, scale)
             tasks.append(state)
     return tasks
 

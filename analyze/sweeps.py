@@ -130,7 +130,9 @@ def sweep(
             "count": _array(counted, place, "outliers, summed over sequences unless pooled"),
             "distinct_features": _array(distinct, place, "different features among the outliers"),
             "mean_layer_fraction": _array(
-                _means(parts, "layer_hits", parts[0].layer_units, counted), place, "mean share of layer units with a hit"
+                _means(parts, "layer_hits", parts[0].layer_units, counted),
+                place,
+                "mean share of layer units with a hit",
             ),
             "mean_position_fraction": _array(
                 _means(parts, "position_hits", parts[0].positions, counted), place, "mean share of positions with a hit"
@@ -149,7 +151,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Part:
-    """Of one group: critical magnitudes (layers, positions, feature), and hits of outliers (layers, positions, limit)."""
+    """One group: critical magnitudes (layers, positions, feature), hits of outliers (layers, positions, limit)."""
 
     critical: Float32
     layer_hits: Counts
@@ -162,7 +164,9 @@ def _count(layer: Float32, position: Float32, layers: list[float], positions: li
     by_layer = kth_largest(layer, tuple(required_hits(a, layer.shape[1]) for a in layers))
     by_position = kth_largest(position, tuple(required_hits(b, position.shape[1]) for b in positions))
     critical = np.minimum(by_layer[:, None], by_position[None])
-    passed = np.searchsorted(limits, critical, side="right")  # limits at which a feature is an outlier: the first so many
+    passed = np.searchsorted(
+        limits, critical, side="right"
+    )  # limits at which a feature is an outlier: the first so many
     hits = [np.zeros((len(layers), len(positions), len(limits)), np.int64) for _ in range(2)]
     candidates = np.flatnonzero(passed.max(axis=(0, 1)))
     step = max(1, _TABLE // (len(limits) + 1))
@@ -212,5 +216,7 @@ def _means(parts: list[_Part], name: str, total: int, count: Counts) -> npt.NDAr
 def _array(values: npt.NDArray[Any], place: npt.NDArray[np.intp], description: str) -> xr.DataArray:
     """From (layers, positions, unique limit) to (magnitude, layers, positions) in the order asked for."""
     return xr.DataArray(
-        np.moveaxis(values[..., place], -1, 0), dims=("magnitude", "layers", "positions"), attrs={"long_name": description}
+        np.moveaxis(values[..., place], -1, 0),
+        dims=("magnitude", "layers", "positions"),
+        attrs={"long_name": description},
     )

@@ -26,8 +26,13 @@ def console() -> Console:
 
 def clean(value: Any) -> str:
     """A stranger's text on one line, without control characters or markup."""
+    return escape(plain(value))
+
+
+def plain(value: Any) -> str:
+    """A value on one line without control characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return escape("".join(character if character.isprintable() else " " for character in text))
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _facts(rows: list[tuple[str, str]]) -> Table:
@@ -88,25 +93,23 @@ def print_info(info: Info) -> None:
     out.print(_facts(rows))
     out.print()
     shown = [name for name in attributes if name not in ("format", "format_version", "raw", "sites")]
-    out.print(_facts([(name, clean_value(attributes[name])) for name in shown]))
-
-
-def clean_value(value: Any) -> str:
-    """An attribute on one line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    out.print(_facts([(name, plain(attributes[name])) for name in shown]))
 
 
 def print_rows(rows: list[dict[str, Any]], title: str | None = None) -> None:
     """Dictionaries with the same keys as a table."""
-    out = console()
-    if title is not None:
-        out.print(clean(title))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in rows[0] if rows else ():
-        table.add_column(clean(name.replace("_", " ")), justify="left" if isinstance(rows[0][name], str) else "right")
-    for row in rows:
-        table.add_row(*(cell(name, value) for name, value in row.items()))
-    out.print(table)
+    # Plain text: a rich table of a thousand rows takes longer than the sweep behind it.
+    names = list(rows[0]) if rows else []
+    cells = [[name.replace("_", " ") for name in names], *([cell(name, row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    left = [isinstance(rows[0][name], str) for name in names]
+    lines = [] if title is None else [plain(title)]
+    for line in cells:
+        padded = [
+            text.ljust(w) if to_left else text.rjust(w) for text, w, to_left in zip(line, widths, left, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    print("\n".join(lines))
 
 
 def cell(name: str, value: Any) -> str:
@@ -115,7 +118,7 @@ def cell(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.1%}" if name.endswith("fraction") else f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else clean(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else plain(value)
 
 
 def size(count: float) -> str:

@@ -64,7 +64,9 @@ def dataset(norm_input: np.ndarray, norm_output: np.ndarray | None = None, *, ra
     sizes = dict(zip(VARIABLES["norm_input"].dims, arrays["norm_input"].shape, strict=True))
     coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
     coords |= {"signal": list(SIGNALS), "site": list(site_names(sizes["site"]))}
-    return xr.Dataset(data, coords=coords, attrs={**ATTRIBUTES, "format": "outlier-features", "format_version": 1, "raw": raw})
+    return xr.Dataset(
+        data, coords=coords, attrs={**ATTRIBUTES, "format": "outlier-features", "format_version": 1, "raw": raw}
+    )
 
 
 def on_disk(

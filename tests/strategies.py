@@ -62,7 +62,9 @@ def in_view(x: np.ndarray, criterion: Criteria) -> np.ndarray:
     layers = range(x.shape[1]) if criterion.layer_range is None else range(*criterion.layer_range)
     names = ("ln_attn_mlp",) if x.shape[2] == 1 else ("ln_attn", "ln_mlp")
     sites = [s for s, name in enumerate(names) if criterion.sites is None or name in criterion.sites]
-    result = np.empty((len(sequences), len(layers), len(sites), x.shape[3] - criterion.skip_first, x.shape[4]), np.float32)
+    result = np.empty(
+        (len(sequences), len(layers), len(sites), x.shape[3] - criterion.skip_first, x.shape[4]), np.float32
+    )
     for i, n in enumerate(sequences):
         for j, layer in enumerate(layers):
             for k, site in enumerate(sites):

@@ -158,7 +158,7 @@ def test_the_json_object_has_the_documented_keys(tmp_path: Path) -> None:
     ]
     assert result["saturated"] is True
     assert all(row["critical_magnitude"] is None for row in result["features"])  # nothing is asked for: +inf
-    assert Criteria(**{**result["criteria"]}) == Criteria(layers=0, positions=0)
+    assert Criteria(**result["criteria"]) == Criteria(layers=0, positions=0)
 
 
 def test_values_that_are_not_finite_are_counted(tmp_path: Path) -> None:
@@ -199,5 +199,5 @@ def test_a_view_outside_the_store_is_refused(settings: dict, message: str) -> No
 def test_a_view_without_its_activations_is_refused(tmp_path: Path, raw: str) -> None:
     path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), raw=raw)
     assert find_outliers(path).count > 0
-    with pytest.raises(OutliersError, match="needs the norm inputs themselves.*capture again with --raw"):
+    with pytest.raises(OutliersError, match=r"needs the norm inputs themselves.*capture again with --raw"):
         find_outliers(open_store(path), Criteria(skip_first=1))

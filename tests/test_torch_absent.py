@@ -1,0 +1,71 @@
+"""The analysis side never imports the capture stage's libraries, and this check can fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import builders
+
+HEAVY = ("torch", "transformers", "nnsight", "datasets")
+
+CHECK = f"""
+import contextlib, io, sys
+import analyze
+for name in analyze.__all__:
+    getattr(analyze, name)
+from analyze.cli import main
+commands = {{commands!r}}
+for words in commands:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(words) == 0, words
+{{extra}}
+loaded = sorted(set({HEAVY!r}) & set(sys.modules))
+sys.exit(f"imported: {{{{loaded}}}}" if loaded else 0)
+"""
+
+
+def run(commands: list[list[str]], extra: str = "") -> subprocess.CompletedProcess[str]:
+    code = CHECK.format(commands=commands, extra=extra)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
+
+
+def test_no_analysis_command_imports_torch(path: Path, tmp_path: Path) -> None:
+    store = str(path)
+    result = run(
+        [
+            ["--help"],
+            ["info", store],
+            ["info", store, "--json"],
+            ["find", store],
+            ["find", store, "--json", "--skip-first", "1"],
+            ["sweep", store, "--magnitude", "1:4:1", "--layers", "0.1,0.5", "--plot", str(tmp_path / "a.png")],
+        ]
+    )
+    assert (result.returncode, result.stderr.replace("reading activations: 3 of 3\n", "")) == (0, "")
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_the_check_can_fail(name: str) -> None:
+    # A stand-in counts as the library, so that the proof also holds where none of them is installed.
+    result = run([], f"sys.modules[{name!r}] = sys")
+    assert result.returncode == 1
+    assert f"imported: ['{name}']" in result.stderr
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, analyze; sys.exit(bool({'numpy', 'xarray', 'dask', 'zarr', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_command_line_waits_with_heavy_imports() -> None:
+    code = "import sys, analyze.cli; sys.exit(bool({'xarray', 'dask', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
