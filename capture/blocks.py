@@ -66,21 +66,31 @@ def refuse_other_kinds(model: torch.nn.Module, blocks: list[Call]) -> None:
         raise OutliersError(f"{name} is an encoder: its attention also looks ahead; expected a decoder; choose another")
 
 
+def _likeness(module: torch.nn.Module) -> object:
+    """Return what the formula of a module can depend on, so that a model's many equal norms are measured once."""
+    own = [(name, value) for name, value in vars(module).items() if name != "forward" and not name.startswith("_")]
+    plain = (bool, int, float, str, tuple, type(None))
+    settings = tuple((name, repr(value) if isinstance(value, plain) else id(value)) for name, value in own)
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
+    return type(module), settings, shapes, tuple(_likeness(child) for child in module.children())
+
+
 class Norms:
-    """Answers whether a call was that of a norm of a stream `width` wide, measuring each module once."""
+    """Answers whether a call was that of a norm of a stream `width` wide, measuring equal modules once."""
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.forms: dict[str, NormForm | None] = {}
+        self.forms: dict[object, NormForm | None] = {}
 
     def form(self, call: Call) -> NormForm | None:
         """Return the formula of the norm that was called, None if it was none."""
         hidden = [tensor for tensor in call.inputs.values() if tensor.shape[-1] == self.width]
         if len(call.outputs) != 1 or not any(tensor.shape == call.outputs[0].shape for tensor in hidden):
             return None
-        if call.path not in self.forms:
-            self.forms[call.path] = norm_form(call.module, self.width)
-        return self.forms[call.path]
+        alike = _likeness(call.module)
+        if alike not in self.forms:
+            self.forms[alike] = norm_form(call.module, self.width)
+        return self.forms[alike]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _floating(value: object) -> Iterator[torch.Tensor]:
         yield from _floating(list(value.values()))
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operations(TorchDispatchMode):
     """Credits each tensor operation to the modules that are running."""
 
     def __init__(self, length: int) -> None:
@@ -106,7 +106,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
+        name = str(func.__name__).partition(".")[0]
         if name in ("add", "add_"):
             self.sums[tensor_key(result)] = result
         mixing = self._mixing(name, args, result)
@@ -123,7 +123,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Tell how an operation carries values from one position to another, if it does.
 
         Attention makes a score for each pair of positions, so some tensor has two axes as long as the sequence;
-        the short convolution of every linear attention and state space in use slides along that axis.
+        the short convolution of every linear attention and state space in use slides along that axis. `_Watch` sees
+        that convolution also where a fused kernel hides it.
         """
         if any(word in name for word in ("scaled_dot_product", "flash_attn", "flash_attention", "flex_attention")):
             return "attention"
@@ -156,6 +157,28 @@ class _Watch:
         while (call := stack.pop()).path != self.path:
             pass
         call.outputs = tuple(_floating(output))
+        if any(isinstance(part, torch.nn.Conv1d) and part.kernel_size[0] > 1 for part in module.modules()):
+            call.mixing.add("convolution")
+
+
+@contextlib.contextmanager
+def _visible_attention(model: torch.nn.Module) -> Iterator[None]:
+    """Switch fused attention, whose kernel shows nothing of its scores, to plain tensor code for a while."""
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }
+    fused = [
+        (config, name)
+        for config in configs.values()
+        if (name := getattr(config, "_attn_implementation", None)) not in (None, "eager", "sdpa")
+    ]
+    try:
+        for config, _ in fused:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, name in fused:
+            config._attn_implementation = name
 
 
 def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -243,6 +266,7 @@ def probe(model: torch.nn.Module) -> Record:
         model.eval()
         with contextlib.ExitStack() as context:
             context.enter_context(torch.no_grad())
+            context.enter_context(_visible_attention(model))
             if mode is not None:
                 context.enter_context(mode)
                 context.enter_context(_guards(within_blocks(model)))

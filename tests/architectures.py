@@ -1,0 +1,407 @@
+"""Tiny random models of real transformers configuration classes, with the sites that reading their code gives.
+
+Every expectation here was written by hand from the modeling code, so that it is independent of what the probe sees.
+`ARCHITECTURES` is meant to parametrise any test that must hold for every architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+HIDDEN = 64
+VOCABULARY = 160
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A site: path of its module within the block, kind of norm, and paths of what it feeds."""
+
+    module: str
+    kind: str
+    feeds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture at a size that runs in milliseconds.
+
+    Parameters
+    ----------
+    config : makes the configuration
+    blocks : path of a block, {} for its number
+    sites : expected site of each name, or one such mapping a layer where layers differ
+    final : path of the last norm
+    offset, rounding : what the norms add to their weight, and where they round
+    final_kind : kind of the last norm, where it is not that of the sites
+    """
+
+    config: Callable[[], transformers.PreTrainedConfig]
+    blocks: str
+    sites: dict[str, Expected] | tuple[dict[str, Expected], ...]
+    final: str
+    offset: float = 0.0
+    rounding: str = "last"
+    final_kind: str | None = None
+
+    def build(self, dtype: torch.dtype = torch.float32) -> Any:
+        """Build the model with random weights, those of the norms included."""
+        torch.manual_seed(0)
+        config = self.config()
+        cls: Any = transformers.AutoModelForCausalLM
+        if type(config) not in cls._model_mapping:
+            cls = transformers.AutoModelForImageTextToText
+        model = cls.from_config(config, dtype=dtype).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        return model
+
+    def expected(self, layer: int) -> dict[str, Expected]:
+        """Return the expected sites of a layer."""
+        return self.sites if isinstance(self.sites, dict) else self.sites[layer]
+
+
+def _config(model_type: str, **settings: Any) -> Callable[[], transformers.PreTrainedConfig]:
+    return lambda: transformers.AutoConfig.for_model(model_type, **settings)
+
+
+def _llama_like(model_type: str, **settings: Any) -> Callable[[], transformers.PreTrainedConfig]:
+    # Not every configuration takes a width of the heads; head_dim=None leaves it out.
+    merged = {**_LLAMA, **settings}
+    return _config(
+        model_type, **{key: value for key, value in merged.items() if key != "head_dim" or value is not None}
+    )
+
+
+_LLAMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_MLA: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "head_dim": 8,
+    "num_key_value_heads": 4,
+}
+
+
+def _two(attention_norm: str, attention: str, mlp_norm: str, mlp: str, kind: str) -> dict[str, Expected]:
+    return {
+        "ln_attn": Expected(attention_norm, kind, (attention,)),
+        "ln_mlp": Expected(mlp_norm, kind, (mlp,)),
+    }
+
+
+_PRE_NORM = _two("input_layernorm", "self_attn", "post_attention_layernorm", "mlp", "rms")
+_PRE_LAYER_NORM = _two("input_layernorm", "self_attn", "post_attention_layernorm", "mlp", "layer")
+_GEMMA = _two("input_layernorm", "self_attn", "pre_feedforward_layernorm", "mlp", "rms")
+_POST_NORM = _two("self_attn", "self_attn", "mlp", "mlp", "none")
+_GPT2 = _two("ln_1", "attn", "ln_2", "mlp", "layer")
+_LINEAR_ATTENTION = _two("input_layernorm", "linear_attn", "post_attention_layernorm", "mlp", "rms")
+
+
+def _parallel(norm: str, attention: str, mlp: str) -> dict[str, Expected]:
+    return {"ln_attn_mlp": Expected(norm, "layer", (attention, mlp))}
+
+
+def _llama(model_type: str, rounding: str = "normalized", **settings: Any) -> Architecture:
+    """Architecture whose blocks look like Llama's."""
+    return Architecture(_llama_like(model_type, **settings), "model.layers.{}", _PRE_NORM, "model.norm", 0.0, rounding)
+
+
+_NEOX = {key: value for key, value in _LLAMA.items() if key not in ("num_key_value_heads", "head_dim")}
+_GPT2_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_positions": 128,
+    "n_embd": HIDDEN,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_FALCON: dict[str, Any] = {**_NEOX, "alibi": False, "bias": False}
+_FALCON_NAMES = ("self_attention", "mlp")
+_OPT: dict[str, Any] = {**_NEOX, "ffn_dim": 96, "word_embed_proj_dim": HIDDEN}
+_TEXT_LAYERS = "model.language_model.layers.{}"
+_TEXT_NORM = "model.language_model.norm"
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def _wrapped(model_type: str, text: Callable[[], Any], vision: str, **settings: Any) -> Callable[[], Any]:
+    def config() -> transformers.PreTrainedConfig:
+        pixels = transformers.AutoConfig.for_model(vision, **_VISION)
+        return transformers.AutoConfig.for_model(
+            model_type, text_config=text(), vision_config=pixels, image_token_id=VOCABULARY - 1, **settings
+        )
+
+    return config
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "qwen3": _llama("qwen3"),
+    "qwen3_moe": _llama("qwen3_moe", **_EXPERTS),
+    "qwen3_next": Architecture(
+        _llama_like(
+            "qwen3_next",
+            **_EXPERTS,
+            num_hidden_layers=4,
+            shared_expert_intermediate_size=32,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        ),
+        "model.layers.{}",
+        (_LINEAR_ATTENTION, _LINEAR_ATTENTION, _LINEAR_ATTENTION, _PRE_NORM),
+        "model.norm",
+        offset=1.0,
+    ),
+    "gpt_oss": _llama("gpt_oss", "last", num_local_experts=4, num_experts_per_tok=2),
+    "glm4_moe": _llama(
+        "glm4_moe",
+        num_hidden_layers=3,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+    ),
+    "olmoe": _llama("olmoe", num_experts=4, num_experts_per_tok=2),
+    "mixtral": _llama("mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "gpt2": Architecture(_config("gpt2", **_GPT2_SIZES), "transformer.h.{}", _GPT2, "transformer.ln_f"),
+    "opt": Architecture(
+        _config("opt", **_OPT),
+        "model.decoder.layers.{}",
+        _two("self_attn_layer_norm", "self_attn", "final_layer_norm", "fc1", "layer"),
+        "model.decoder.final_layer_norm",
+    ),
+    # OPT-350m: norms after the sublayers, whose outputs are the stream; no last norm, a map to a narrower embedding.
+    "opt_post_norm": Architecture(
+        _config("opt", **{**_OPT, "word_embed_proj_dim": 32}, do_layer_norm_before=False),
+        "model.decoder.layers.{}",
+        {
+            "ln_attn": Expected("self_attn", "none", ("self_attn",)),
+            "ln_mlp": Expected("self_attn_layer_norm", "layer", ("fc1",)),
+        },
+        "model.decoder.project_out",
+        final_kind="none",
+    ),
+    "gptj": Architecture(
+        _config("gptj", **_GPT2_SIZES, rotary_dim=8),
+        "transformer.h.{}",
+        _parallel("ln_1", "attn", "mlp"),
+        "transformer.ln_f",
+    ),
+    "llama": _llama("llama"),
+    "mistral": _llama("mistral"),
+    "phi": Architecture(
+        _llama_like("phi", head_dim=None),
+        "model.layers.{}",
+        _parallel("input_layernorm", "self_attn", "mlp"),
+        "model.final_layernorm",
+    ),
+    "phi3": _llama("phi3", head_dim=None),
+    "gemma": Architecture(_llama_like("gemma"), "model.layers.{}", _PRE_NORM, "model.norm", offset=1.0),
+    "gemma2": Architecture(_llama_like("gemma2"), "model.layers.{}", _GEMMA, "model.norm", offset=1.0),
+    "gemma3_text": Architecture(_llama_like("gemma3_text"), "model.layers.{}", _GEMMA, "model.norm", offset=1.0),
+    "olmo": Architecture(_llama_like("olmo", head_dim=None), "model.layers.{}", _PRE_LAYER_NORM, "model.norm"),
+    "olmo2": Architecture(_llama_like("olmo2"), "model.layers.{}", _POST_NORM, "model.norm", final_kind="rms"),
+    "olmo3": Architecture(_llama_like("olmo3"), "model.layers.{}", _POST_NORM, "model.norm", final_kind="rms"),
+    "gpt_neox_parallel": Architecture(
+        _config("gpt_neox", **_NEOX, use_parallel_residual=True),
+        "gpt_neox.layers.{}",
+        _two("input_layernorm", "attention", "post_attention_layernorm", "mlp", "layer"),
+        "gpt_neox.final_layer_norm",
+    ),
+    "gpt_neox_sequential": Architecture(
+        _config("gpt_neox", **_NEOX, use_parallel_residual=False),
+        "gpt_neox.layers.{}",
+        _two("input_layernorm", "attention", "post_attention_layernorm", "mlp", "layer"),
+        "gpt_neox.final_layer_norm",
+    ),
+    "stablelm": Architecture(_llama_like("stablelm", head_dim=None), "model.layers.{}", _PRE_LAYER_NORM, "model.norm"),
+    "stablelm_parallel": Architecture(
+        _llama_like("stablelm", head_dim=None, use_parallel_residual=True),
+        "model.layers.{}",
+        _parallel("input_layernorm", "self_attn", "mlp"),
+        "model.norm",
+    ),
+    "cohere": Architecture(
+        _llama_like("cohere", head_dim=None),
+        "model.layers.{}",
+        _parallel("input_layernorm", "self_attn", "mlp"),
+        "model.norm",
+    ),
+    "cohere2": Architecture(
+        _llama_like("cohere2"), "model.layers.{}", _parallel("input_layernorm", "self_attn", "mlp"), "model.norm"
+    ),
+    "starcoder2": Architecture(
+        _llama_like("starcoder2", head_dim=None), "model.layers.{}", _PRE_LAYER_NORM, "model.norm"
+    ),
+    # Falcon-7B: one norm for both.
+    "falcon_7b": Architecture(
+        _config("falcon", **_FALCON, multi_query=True, parallel_attn=True, new_decoder_architecture=False),
+        "transformer.h.{}",
+        _parallel("input_layernorm", *_FALCON_NAMES),
+        "transformer.ln_f",
+    ),
+    # Falcon-40B: a norm for each, still in parallel.
+    "falcon_40b": Architecture(
+        _config("falcon", **_FALCON, num_kv_heads=2, new_decoder_architecture=True),
+        "transformer.h.{}",
+        _two("ln_attn", "self_attention", "ln_mlp", "mlp", "layer"),
+        "transformer.ln_f",
+    ),
+    # Falcon2-11B: the new block with one norm.
+    "falcon_11b": Architecture(
+        _config("falcon", **_FALCON, num_kv_heads=2, new_decoder_architecture=True, num_ln_in_parallel_attn=1),
+        "transformer.h.{}",
+        _parallel("input_layernorm", *_FALCON_NAMES),
+        "transformer.ln_f",
+    ),
+    # Falcon-RW: one after the other, with ALiBi.
+    "falcon_rw": Architecture(
+        _config(
+            "falcon",
+            **{**_FALCON, "alibi": True, "bias": True},
+            multi_query=False,
+            parallel_attn=False,
+            new_decoder_architecture=False,
+        ),
+        "transformer.h.{}",
+        _two("input_layernorm", "self_attention", "post_attention_layernorm", "mlp", "layer"),
+        "transformer.ln_f",
+    ),
+    "bloom": Architecture(
+        _config("bloom", vocab_size=VOCABULARY, hidden_size=HIDDEN, n_layer=2, n_head=4),
+        "transformer.h.{}",
+        _two("input_layernorm", "self_attention", "post_attention_layernorm", "mlp", "layer"),
+        "transformer.ln_f",
+    ),
+    # MPT's LayerNorm has no bias.
+    "mpt": Architecture(
+        _config("mpt", vocab_size=VOCABULARY, d_model=HIDDEN, n_layers=2, n_heads=4, max_seq_len=128),
+        "transformer.blocks.{}",
+        _two("norm_1", "attn", "norm_2", "ffn", "layer"),
+        "transformer.norm_f",
+    ),
+    "gpt_neo": Architecture(
+        _config(
+            "gpt_neo",
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            num_layers=2,
+            num_heads=4,
+            max_position_embeddings=128,
+            attention_types=[[["global", "local"], 1]],
+            window_size=8,
+        ),
+        "transformer.h.{}",
+        _GPT2,
+        "transformer.ln_f",
+    ),
+    "gpt_bigcode": Architecture(_config("gpt_bigcode", **_GPT2_SIZES), "transformer.h.{}", _GPT2, "transformer.ln_f"),
+    "codegen": Architecture(
+        _config("codegen", **_GPT2_SIZES, rotary_dim=8),
+        "transformer.h.{}",
+        _parallel("ln_1", "attn", "mlp"),
+        "transformer.ln_f",
+    ),
+    "deepseek_v3": _llama(
+        "deepseek_v3",
+        **_MLA,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        n_group=2,
+        topk_group=1,
+    ),
+    "granite": _llama("granite", head_dim=None),
+    "glm4": _llama("glm4"),
+    "smollm3": _llama("smollm3", head_dim=None),
+    "nemotron": Architecture(
+        _llama_like("nemotron"), "model.layers.{}", _PRE_LAYER_NORM, "model.norm", offset=1.0, rounding="weight"
+    ),
+    "exaone4": Architecture(_llama_like("exaone4"), "model.layers.{}", _POST_NORM, "model.norm", final_kind="rms"),
+    "qwen2_moe": _llama("qwen2_moe", head_dim=None, **_EXPERTS, shared_expert_intermediate_size=32),
+    "llama4_text": Architecture(
+        _llama_like("llama4_text", intermediate_size_mlp=96, num_local_experts=4, interleave_moe_layer_step=2),
+        "model.layers.{}",
+        _two("input_layernorm", "self_attn", "post_attention_layernorm", "feed_forward", "rms"),
+        "model.norm",
+        rounding="normalized",
+    ),
+    "jamba": Architecture(
+        _llama_like(
+            "jamba",
+            head_dim=None,
+            num_hidden_layers=2,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            expert_layer_period=2,
+            expert_layer_offset=1,
+            num_experts=4,
+            mamba_d_state=4,
+            use_mamba_kernels=False,
+        ),
+        "model.layers.{}",
+        tuple(
+            _two("input_layernorm", mixer, "pre_ff_layernorm", "feed_forward", "rms")
+            for mixer in ("mamba", "self_attn")
+        ),
+        "model.final_layernorm",
+        rounding="normalized",
+    ),
+    "biogpt": Architecture(
+        _config("biogpt", **_NEOX),
+        "biogpt.layers.{}",
+        _two("self_attn_layer_norm", "self_attn", "final_layer_norm", "fc1", "layer"),
+        "biogpt.layer_norm",
+    ),
+    "llava": Architecture(
+        _wrapped("llava", _llama_like("llama"), "clip_vision_model"),
+        _TEXT_LAYERS,
+        _PRE_NORM,
+        _TEXT_NORM,
+        0.0,
+        "normalized",
+    ),
+    "gemma3": Architecture(
+        _wrapped("gemma3", _llama_like("gemma3_text"), "siglip_vision_model", mm_tokens_per_image=4),
+        _TEXT_LAYERS,
+        _GEMMA,
+        _TEXT_NORM,
+        offset=1.0,
+    ),
+    "mistral3": Architecture(
+        _wrapped("mistral3", _llama_like("mistral"), "pixtral"), _TEXT_LAYERS, _PRE_NORM, _TEXT_NORM, 0.0, "normalized"
+    ),
+}
