@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,9 @@ _HEAVY = ("torch", "transformers", "nnsight")
 def register(app: typer.Typer) -> None:
     """Mount the capture commands on the `outliers` command."""
     app.command("capture")(capture_command)
+    app.command("sites")(sites_command)
+    app.command("estimate")(estimate_command)
+    app.command("verify")(verify_command)
 
 
 def require_capture_extra() -> None:
@@ -53,6 +58,32 @@ def parse_part(part: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
+def _prepare() -> None:
+    """Check what running a model needs, and keep the libraries' own talk off standard error."""
+    require_capture_extra()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # their bars are no plain lines
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks.")]
+Length = Annotated[int, typer.Option(help="Tokens in each block.")]
+BatchSize = Annotated[int, typer.Option(help="Blocks that go through the model together.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
+Raw = Annotated[str, typer.Option(help="Activations to keep: input, output, both, or none for peaks alone.")]
+Compression = Annotated[str, typer.Option(help="fast, small or none; all three lossless.")]
+SitesOption = Annotated[
+    str | None,
+    typer.Option("--sites", help="Where to read, for a model whose norms the probe cannot place.", show_default=False),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
+]
+
+
 def capture_command(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder of the store to make or to go on with.", show_default=False)],
@@ -60,54 +91,149 @@ def capture_command(
         str,
         typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or a .txt, .jsonl, .jsonl.gz or .parquet file."),
     ] = "fineweb-edu",
-    sequences: Annotated[int, typer.Option(help="Number of token blocks.")] = 16,
-    length: Annotated[int, typer.Option(help="Tokens in each block.")] = 2048,
-    batch_size: Annotated[int, typer.Option(help="Blocks that go through the model together.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = "auto",
+    sequences: SequencesOption = 16,
+    length: Length = 2048,
+    batch_size: BatchSize = 1,
+    dtype: Dtype = "auto",
     device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
-    raw: Annotated[str, typer.Option(help="Activations to keep: input, output, both, or none for peaks alone.")] = "input",
+    raw: Raw = "input",
     part: Annotated[str, typer.Option(help="I/K: capture only the I-th of K disjoint shares.")] = "1/1",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     bos: Annotated[
         bool | None,
         typer.Option("--bos/--no-bos", help="A BOS token first in each block.", show_default="as the tokenizer does"),
     ] = None,
-    compression: Annotated[str, typer.Option(help="fast, small or none; lossless all three.")] = "fast",
-    sites: Annotated[
-        str | None,
-        typer.Option(help="Where to read, for a model whose norms the probe cannot place.", show_default=False),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
-    ] = False,
+    compression: Compression = "fast",
+    sites: SitesOption = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Run a model over a text once and keep what enters its norms in a Zarr store.
 
     Example: outliers capture smollm2-135m --text python-docs --length 1024 --out data/smollm2.zarr
     """
-    require_capture_extra()
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars are no plain lines
+    _prepare()
     from capture.progress import Display
     from capture.run import capture
 
-    with Display() as display:
-        capture(
-            model,
-            out,
-            text=text,
-            sequences=sequences,
-            length=length,
-            batch_size=batch_size,
-            dtype=dtype,
-            device=device,
-            raw=raw,
-            part=parse_part(part),
-            overwrite=overwrite,
-            bos=bos,
-            compression=compression,
-            sites=sites,
-            trust_remote_code=trust_remote_code,
-            reporter=display,
-        )
+    try:
+        with Display() as display:
+            capture(
+                model,
+                out,
+                text=text,
+                sequences=sequences,
+                length=length,
+                batch_size=batch_size,
+                dtype=dtype,
+                device=device,
+                raw=raw,
+                part=parse_part(part),
+                overwrite=overwrite,
+                bos=bos,
+                compression=compression,
+                sites=sites,
+                trust_remote_code=trust_remote_code,
+                reporter=display,
+            )
+    except KeyboardInterrupt:
+        typer.echo("outliers: interrupted; finished sequences are safe, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"captured in {out}; next: outliers find {out}")
+
+
+def sites_command(
+    model: Model, sites: SitesOption = None, trust_remote_code: Trust = False, json_: Json = False
+) -> None:
+    """List the modules that a capture would read, from the model's configuration alone.
+
+    Example: outliers sites smollm2-135m
+    """
+    _prepare()
+    from capture.models import load_config
+    from capture.sites import parse_overrides, sites_from_config
+
+    overrides = None if sites is None else parse_overrides(sites)
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    placed = sites_from_config(config, overrides, trust_remote_code=trust_remote_code)
+    if json_:
+        typer.echo(json.dumps({"hidden_size": placed.hidden_size, "sites": placed.table()}, indent=1))
+        return
+    rows = [("layer", "site", "module", "kind", "feeds")]
+    rows += [
+        (str(row["layer"]), str(row["name"]), str(row["module"]), str(row["kind"]), ", ".join(row["feeds"]))
+        for row in placed.table()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]))
+
+
+def estimate_command(
+    model: Model,
+    sequences: SequencesOption = 16,
+    length: Length = 2048,
+    batch_size: BatchSize = 1,
+    dtype: Dtype = "auto",
+    raw: Raw = "input",
+    compression: Compression = "fast",
+    trust_remote_code: Trust = False,
+    json_: Json = False,
+) -> None:
+    """Predict disk and memory of a capture before anything runs.
+
+    Example: outliers estimate smollm2-135m --sequences 16 --length 1024
+    """
+    _prepare()
+    from capture.estimate import estimate
+
+    found = estimate(
+        model,
+        sequences=sequences,
+        length=length,
+        batch_size=batch_size,
+        dtype=dtype,
+        raw=raw,
+        compression=compression,
+        trust_remote_code=trust_remote_code,
+    )
+    if json_:
+        typer.echo(json.dumps(asdict(found), indent=1))
+        return
+    sizes = found.sizes
+    typer.echo(
+        f"{sizes.sequences} sequences of {sizes.positions} tokens, {sizes.layers} layers with {len(sizes.sites)} sites, "
+        f"{sizes.features} features, computed in {found.dtype}"
+    )
+    typer.echo(f"store            {found.store_bytes / 1e9:10.2f} GB on disk, about")
+    typer.echo(f"weights          {found.weight_bytes / 1e9:10.2f} GB of memory, unquantised")
+    typer.echo(f"beside weights   {found.working_bytes / 1e9:10.2f} GB of memory, at least")
+
+
+def verify_command(
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder made by outliers capture.", show_default=False)
+    ],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take back damaged sequences, so that the same capture redoes them.")
+    ] = False,
+) -> None:
+    """Read every chunk back: checksums, schema, and peaks against raw values.
+
+    Example: outliers verify data/smollm2.zarr
+    """
+    from capture.verify import verify
+
+    result = verify(store, repair=repair)
+    for damage in result.damage:
+        typer.echo(str(damage))
+    if result.damage:
+        redo = sorted({damage.sequence for damage in result.damage if damage.sequence is not None})
+        advice = (
+            f"run the same outliers capture again to redo sequences {', '.join(map(str, redo))}"
+            if repair and redo
+            else f"take damaged sequences back with: outliers verify {store} --repair"
+            if redo
+            else "restore the files named above from a copy"
+        )
+        raise OutliersError(f"{store} is damaged in {len(result.damage)} places; {advice}")
+    typer.echo(f"{store} is sound: {result.done} of {result.sequences} sequences captured, every chunk read back")

@@ -98,8 +98,8 @@ def _plain(path: Path) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    open_text = gzip.open if path.suffix == ".gz" else open
+    with open_text(path, "rt", encoding="utf-8") as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -161,7 +161,9 @@ def _hub(source: str, name: str, config: str | None, split: str) -> Corpus:
 def _hub_error(source: str, error: Exception) -> OutliersError:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    return OutliersError(f"cannot stream --text {source} from the Hugging Face Hub ({reason}); offline, use {_OFFLINE_CHOICES}")
+    return OutliersError(
+        f"cannot stream --text {source} from the Hugging Face Hub ({reason}); offline, use {_OFFLINE_CHOICES}"
+    )
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -170,9 +172,7 @@ def adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
 
 
-def token_blocks(
-    corpus: Corpus, tokenizer: Any, *, sequences: int, length: int, bos: bool
-) -> npt.NDArray[np.int32]:
+def token_blocks(corpus: Corpus, tokenizer: Any, *, sequences: int, length: int, bos: bool) -> npt.NDArray[np.int32]:
     """Cut a corpus into blocks of tokens.
 
     Documents are tokenized without special tokens and joined by the tokenizer's end-of-text token where it has one; the

@@ -4,15 +4,87 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from capture.schema import PER_SEQUENCE, RAW_VARIABLES, SEQUENCE, VARIABLES, OutliersError, Sizes
+from capture.models import DTYPES, load_config
+from capture.schema import PER_SEQUENCE, RAW_VARIABLES, SEQUENCE, VARIABLES, OutliersError, Sizes, stored_variables
 
 COMPRESSED_BYTES: Final = {"float32": 3.45, "bfloat16": 1.50, "float16": 1.85}
 """Bytes on disk for each activation, by the dtype it was computed in; measured with the codec `fast`."""
 
 _UNCOMPRESSED_BYTES: Final = 4.0
+MOST_BUFFERS: Final = 18
+"""Matrices in flight between device and disk, at the most; see `capture.pipeline.Pipeline`."""
+
+_ARRAY_BYTES: Final = 2_900  # metadata of one array, which stand in its folder and at the root
+_SITE_BYTES: Final = 330  # one row of the table of sites
+_DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a capture would take.
+
+    Parameters
+    ----------
+    store_bytes : bytes on disk of the whole store
+    weight_bytes : memory of the weights, unquantised, in the dtype of the computation
+    working_bytes : memory beside the weights: logits of one batch, running peaks, and the buffers of the writer
+    sizes : lengths of the store's dimensions
+    dtype : dtype of the computation
+    """
+
+    store_bytes: int
+    weight_bytes: int
+    working_bytes: int
+    sizes: Sizes
+    dtype: str
+
+
+def estimate(
+    model: str,
+    *,
+    sequences: int = 16,
+    length: int = 2048,
+    batch_size: int = 1,
+    dtype: str = "auto",
+    raw: str = "input",
+    compression: str = "fast",
+    trust_remote_code: bool = False,
+) -> Estimate:
+    """Predict what a capture would take, from the model's configuration alone.
+
+    Parameters are those of `capture.run.capture`.
+
+    Raises
+    ------
+    OutliersError
+        The model is unknown or is no decoder, or a choice is not known.
+    """
+    from capture.facts import model_facts
+    from capture.sites import sites_from_config
+    from capture.skeleton import meta_model
+
+    if dtype not in DTYPES:
+        raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    network = meta_model(config, trust_remote_code=trust_remote_code)
+    placed = sites_from_config(network)
+    own = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
+    sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    matrix = length * placed.hidden_size
+    vocabulary = int(config.get_text_config().vocab_size)
+    working = batch_size * (length * vocabulary + 2 * matrix) + MOST_BUFFERS * matrix
+    return Estimate(
+        store_bytes(sizes, raw, chosen, compression),
+        model_facts(network).total_parameters * _DTYPE_BYTES[chosen],
+        working * _DTYPE_BYTES[chosen],
+        sizes,
+        chosen,
+    )
 
 
 def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", sequences: int | None = None) -> int:
@@ -34,7 +106,9 @@ def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", s
     for name in (*RAW_VARIABLES[raw], *PER_SEQUENCE, "token_id"):
         dims = VARIABLES[name].dims
         values += math.prod(n for dim, n in zip(dims, sizes.shape(dims), strict=True) if dim != SEQUENCE)
-    return round(values * each * (sizes.sequences if sequences is None else sequences))
+    metadata = (len(stored_variables(raw, bias=False)) + 2) * _ARRAY_BYTES
+    metadata += sizes.layers * len(sizes.sites) * (_SITE_BYTES + 4 * sizes.features)  # with the norm's own weight
+    return metadata + round(values * each * (sizes.sequences if sequences is None else sequences))
 
 
 def check_free_space(path: Path, needed: int) -> None:

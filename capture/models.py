@@ -142,12 +142,14 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         target = torch.device("cpu" if device == "auto" else device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise OutliersError(f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0") from error
+        raise OutliersError(
+            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
+        ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.model, trust_remote_code=trust_remote_code, **source.arguments()
         )
-        network = AutoModelForCausalLM.from_pretrained(
+        network: Any = AutoModelForCausalLM.from_pretrained(
             source.model, trust_remote_code=trust_remote_code, **options, **placement, **source.arguments()
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -192,6 +194,6 @@ def _load_error(model: str, error: Exception) -> OutliersError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     return OutliersError(
-        f"cannot load the model {model} ({reason[:300]}); expected a Hugging Face id that can be reached, a local folder, "
-        f"a .gguf file, or {OFFLINE_MODEL}"
+        f"cannot load the model {model} ({reason[:300]}); expected a Hugging Face id that can be reached, "
+        f"a local folder, a .gguf file, or {OFFLINE_MODEL}"
     )

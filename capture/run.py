@@ -9,13 +9,12 @@ import platform
 import shlex
 import shutil
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,12 @@ from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks
 from capture.estimate import check_free_space, store_bytes
 from capture.models import Loaded, load_model
 from capture.progress import Reporter, Silence
-from capture.schema import RAW_CHOICES, RAW_VARIABLES, SITES, OutliersError, Sizes
+from capture.schema import RAW_CHOICES, RAW_VARIABLES, OutliersError, Sizes
 from capture.shards import COMPRESSION
-from capture.store import SequenceWriter, StoreWriter, create, open_group, part_sequences
+from capture.store import SequenceWriter, StoreWriter, create, part_sequences
+
+if TYPE_CHECKING:
+    from capture.sites import SiteMap
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
 
@@ -90,19 +92,18 @@ def capture(
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
     from capture.facts import model_facts
-    from capture.sites import find_sites, norm_parameters, parse_overrides
+    from capture.sites import find_sites, parse_overrides
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
     token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
     _check_length(loaded, length)
-    names = tuple(sorted(placed.names, key=SITES.index))
-    sizes = Sizes(sequences, placed.layers, names, length, placed.hidden_size)
-    weight, bias = _parameters(loaded.model, placed, sizes, norm_parameters)
+    sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
         **loaded.attributes,
         **model_facts(loaded.model).as_attributes(),
-        **placed.as_attributes(),
+        **_site_attributes(placed),
         **_text_attributes(corpus, loaded.tokenizer, use_bos),
         **_circumstances(loaded),
     }
@@ -137,13 +138,15 @@ def _check_request(
     for flag, value, least in (("--sequences", sequences, 1), ("--length", length, 2), ("--batch-size", batch_size, 1)):
         if value < least:
             raise OutliersError(f"{flag} {value} is too small; expected {least} or more")
-    for flag, value, choices in (("--raw", raw, RAW_CHOICES), ("--compression", compression, tuple(COMPRESSION))):
-        if value not in choices:
-            raise OutliersError(f"{flag} {value} is not known; expected one of {', '.join(choices)}")
+    for flag, chosen, choices in (("--raw", raw, RAW_CHOICES), ("--compression", compression, tuple(COMPRESSION))):
+        if chosen not in choices:
+            raise OutliersError(f"{flag} {chosen} is not known; expected one of {', '.join(choices)}")
     if not 1 <= part[0] <= part[1]:
         raise OutliersError(f"--part {part[0]}/{part[1]} is no part; expected I/K with I from 1 to K, such as 1/4")
     if overwrite and part[1] > 1:
-        raise OutliersError("--overwrite with --part would wipe the other parts; remove the store first, then start all parts")
+        raise OutliersError(
+            "--overwrite with --part would wipe the other parts; remove the store first, then start all parts"
+        )
 
 
 def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
@@ -151,9 +154,11 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
     if not out.exists():
         return
     try:
-        done = np.asarray(open_group(out)["done"][...])  # type: ignore[index]
+        done = StoreWriter(out).done()
     except OutliersError as error:
-        raise OutliersError(f"{out} exists already and is no store that can be gone on with ({error}); choose another --out") from error
+        raise OutliersError(
+            f"{out} exists already and is no store that can be gone on with ({error}); choose another --out"
+        ) from error
     # With parts, another part may have finished the store; then this one has simply nothing left to do.
     if done.all() and not overwrite and part[1] == 1:
         raise OutliersError(
@@ -183,23 +188,42 @@ def _check_length(loaded: Loaded, length: int) -> None:
     config = loaded.model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and length > longest:
-        raise OutliersError(f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one")
+        raise OutliersError(
+            f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one"
+        )
 
 
 def _parameters(
-    model: Any, placed: Any, sizes: Sizes, norm_parameters: Any
+    model: Any, placed: SiteMap, sizes: Sizes
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
     """Weights and biases of all norms, (layer, site, feature); no bias where no norm has one."""
+    from capture.sites import norm_parameters
+
     shape = (sizes.layers, len(sizes.sites), sizes.features)
     weight, bias, biased = np.ones(shape, np.float32), np.zeros(shape, np.float32), False
     for site in placed.sites:
         cell = site.layer, sizes.sites.index(site.name)
         own_weight, own_bias = norm_parameters(model, site)
-        if own_weight is not None:
-            weight[cell] = own_weight
+        weight[cell] = own_weight
         if own_bias is not None:
             bias[cell], biased = own_bias, True
     return weight, bias if biased else None
+
+
+def _site_attributes(placed: SiteMap) -> dict[str, Any]:
+    """Where was read, and the constants of the norms; None where they differ between sites (see `sites` then)."""
+
+    def common(field: str) -> Any:
+        values = {getattr(site, field) for site in placed.sites}
+        return values.pop() if len(values) == 1 else None
+
+    return {
+        "sites": placed.table(),
+        "norm_kind": placed.kind,
+        "norm_epsilon": common("epsilon"),
+        "norm_weight_offset": common("weight_offset"),
+        "norm_rounding": common("rounding"),
+    }
 
 
 def _text_attributes(corpus: Corpus, tokenizer: Any, bos: bool) -> dict[str, Any]:
@@ -241,7 +265,7 @@ def _check_same(
         differences.append(f"sizes ({store.sizes} in the store, {sizes} asked for)")
     elif not np.array_equal(store.token_id, token_id):
         differences.append("tokens (the text or the tokenizer is another)")
-    elif not np.array_equal(np.asarray(open_group(store.path)["norm_weight"][...]), weight):  # type: ignore[index]
+    elif not np.array_equal(store.read("norm_weight"), weight):
         differences.append("norm weights (the model is another)")
     if differences:
         raise OutliersError(
@@ -256,8 +280,10 @@ def _brief(value: Any) -> str:
 
 
 def _capture_sequences(
-    loaded: Loaded, placed: Any, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
+    loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
 ) -> None:
+    import torch
+
     from capture.pipeline import Pipeline
     from capture.trace import Batch, trace_batch
 
@@ -306,6 +332,11 @@ def _capture_sequences(
                 previous = finisher.submit(finish, writers, writes, batch)
             if previous is not None:
                 previous.result()
+    except torch.OutOfMemoryError as error:
+        raise OutliersError(
+            f"the memory of {loaded.model.device} does not hold a batch of {batch_size} x {store.sizes.positions} tokens; "
+            "use a smaller --batch-size or --length, or --device auto to spread the model over several GPUs"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             safe = int(store.done().sum())

@@ -50,7 +50,10 @@ _PARAMETER: Final = (LAYER, SITE, FEATURE)
 
 VARIABLES: Final[dict[str, Variable]] = {
     "norm_input": Variable(
-        _ACTIVATION, "float32", "1", "Residual stream as it enters the norm of the site, exactly as the model computed it"
+        _ACTIVATION,
+        "float32",
+        "1",
+        "Residual stream as it enters the norm of the site, exactly as the model computed it",
     ),
     "norm_output": Variable(
         _ACTIVATION, "float32", "1", "What the sublayer's first linear maps receive, exactly as the model computed it"
@@ -75,7 +78,10 @@ VARIABLES: Final[dict[str, Variable]] = {
         "Largest magnitude over layers and sites; NaN is passed over",
     ),
     "nonfinite_count": Variable(
-        (SIGNAL, SEQUENCE, LAYER, SITE), "int32", "1", "Number of values that are NaN or infinite, over positions and features"
+        (SIGNAL, SEQUENCE, LAYER, SITE),
+        "int32",
+        "1",
+        "Number of values that are NaN or infinite, over positions and features",
     ),
     "token_id": Variable((SEQUENCE, POSITION), "int32", "1", "Token that the model read"),
     "nll": Variable(

@@ -43,6 +43,21 @@ def encode(array: npt.NDArray[Any], compression: str) -> bytes:
     return payload + _checksum(payload)
 
 
+def decode(encoded: bytes, dtype: str, shape: tuple[int, ...], compression: str) -> npt.NDArray[Any]:
+    """The values of one chunk; the inverse of `encode`.
+
+    Raises
+    ------
+    ValueError
+        The bytes do not match their checksum, or are not those of a chunk of this dtype and shape.
+    """
+    payload, checksum = encoded[:-_CHECKSUM_BYTES], encoded[-_CHECKSUM_BYTES:]
+    if _checksum(payload) != checksum:
+        raise ValueError("the values do not match their checksum")
+    content = payload if COMPRESSION[compression] is None else Blosc().decode(payload)
+    return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
 def _checksum(payload: bytes) -> bytes:
     return int(google_crc32c.value(payload)).to_bytes(_CHECKSUM_BYTES, "little")
 
@@ -78,7 +93,9 @@ class AtomicFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.commit()
         else:
@@ -141,6 +158,11 @@ class ShardFile:
         self._file.discard()
 
 
+def index_bytes(grid: tuple[int, ...]) -> int:
+    """Length of the index of a shard, its checksum included."""
+    return int(np.prod(grid)) * 16 + _CHECKSUM_BYTES
+
+
 def read_index(path: Path, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     """Index of a shard file.
 
@@ -153,7 +175,7 @@ def read_index(path: Path, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     ValueError
         The file is too short, or the index does not match its checksum.
     """
-    size = int(np.prod(grid)) * 16
+    size = index_bytes(grid) - _CHECKSUM_BYTES
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         if end < size + _CHECKSUM_BYTES:

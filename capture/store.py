@@ -7,6 +7,7 @@ stopped. No two sequences of different parts share a file, so that parts need no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -14,6 +15,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,8 @@ def create(
         raise OutliersError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
     if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
         raise OutliersError(
-            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; use a smaller --length"
+            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
+            "use a smaller --length"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -147,6 +150,8 @@ def create(
             # costs one request for each array.
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(draft)
+        seal = metadata_digest(json.loads((draft / "zarr.json").read_bytes()))
+        zarr.open_group(draft, mode="r+").attrs["metadata_sha256"] = seal
         for folder, _, files in os.walk(draft):
             for name in files:
                 with (Path(folder) / name).open("rb") as file:
@@ -155,10 +160,22 @@ def create(
         try:
             os.rename(draft, path)
         except OSError as error:
-            raise OutliersError(f"{path} was created by another process; run the same command again to join it") from error
+            raise OutliersError(
+                f"{path} was created by another process; run the same command again to join it"
+            ) from error
         sync_folder(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def metadata_digest(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of a store's metadata: the root `zarr.json`, which holds those of every array too.
+
+    The attribute `metadata_sha256` is left out, and the rest is written with sorted keys and without spaces.
+    """
+    attributes = {name: value for name, value in metadata["attributes"].items() if name != "metadata_sha256"}
+    canonical = json.dumps({**metadata, "attributes": attributes}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 _KEYS = DefaultChunkKeyEncoding(separator=".")  # files side by side: one folder to make durable, not a tree
@@ -198,11 +215,21 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
 
 
 def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
+    array = _array(group, name)
     if values.shape != array.shape:
         raise ValueError(f"{name} has shape {values.shape}, and the store expects {array.shape}")
     array[...] = values
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise OutliersError(f"{name} is a group and not an array; expected a store made by outliers capture")
+    return array
+
+
+def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
+    return np.asarray(_array(group, name)[...])
 
 
 def _layout(name: str, sizes: Sizes) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
@@ -237,10 +264,14 @@ def open_group(path: Path | str) -> zarr.Group:
     """
     path = Path(path)
     if not path.exists():
-        raise OutliersError(f"no store at {path}; check the path, or make one with: outliers capture MODEL --out {path}")
+        raise OutliersError(
+            f"no store at {path}; check the path, or make one with: outliers capture MODEL --out {path}"
+        )
     metadata = path / "zarr.json"
     if not metadata.is_file():
-        raise OutliersError(f"{path} is no Zarr v3 store (it has no zarr.json); expected a store made by outliers capture")
+        raise OutliersError(
+            f"{path} is no Zarr v3 store (it has no zarr.json); expected a store made by outliers capture"
+        )
     try:
         attributes = json.loads(metadata.read_bytes()).get("attributes", {})
         group = zarr.open_group(path, mode="r")
@@ -278,20 +309,24 @@ class StoreWriter:
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.raw: str = self.attributes["raw"]
         self.compression: str = self.attributes["compression"]
-        self.token_id: npt.NDArray[np.int32] = np.asarray(group["token_id"][...])  # type: ignore[index]
-        weight = group["norm_weight"]
-        assert isinstance(weight, zarr.Array)
-        layers, _, features = weight.shape
-        sequences, positions = self.token_id.shape
-        sites = tuple(str(name) for name in group[SITE][...])  # type: ignore[index, union-attr]
-        self.sizes = Sizes(sequences, layers, sites, positions, features)
+        input_shape = _array(group, "norm_weight").shape
+        sequences, positions = _array(group, "token_id").shape
+        sites = tuple(str(name) for name in _read(group, SITE))
+        self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
+
+    @cached_property
+    def token_id(self) -> npt.NDArray[np.int32]:
+        """What the model reads, (sequence, position) int32."""
+        return self.read("token_id")
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """A whole array, as the disk says now."""
+        return _read(open_group(self.path), name)
 
     def done(self) -> npt.NDArray[np.bool_]:
         """Which sequences are captured, (sequence,) bool, as the disk says now."""
-        array = open_group(self.path)["done"]
-        assert isinstance(array, zarr.Array)
-        return np.asarray(array[...])
+        return self.read("done")
 
     def sequence(self, number: int) -> SequenceWriter:
         """Begin one sequence; whatever an earlier attempt left of it is replaced."""
@@ -308,6 +343,10 @@ class StoreWriter:
         dims = VARIABLES[name].dims
         key = (number // size if dim == SEQUENCE else 0 for dim, size in zip(dims, whole, strict=True))
         return self.path / name / ".".join(["c", *map(str, key)])
+
+    def chunk_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one chunk of a variable."""
+        return _layout(name, self.sizes)[0]
 
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""

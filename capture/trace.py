@@ -15,7 +15,7 @@ from capture.schema import SIGNALS, OutliersError
 if TYPE_CHECKING:
     from nnsight import NNsight
 
-    from capture.sites import SiteMap
+    from capture.sites import Site, SiteMap
 
 Sink = Callable[[str, int, int, torch.Tensor], None]
 """Called with (variable, layer, site index, tensor of shape (sequence, position, feature) on the model's device)."""
@@ -120,7 +120,9 @@ class Batch:
         return {name: values[number] for name, values in self.arrays.items()}
 
 
-def trace_batch(traced: NNsight, sites: SiteMap, ids: npt.NDArray[np.int32], sink: Sink, wanted: frozenset[str]) -> Batch:
+def trace_batch(
+    traced: NNsight, sites: SiteMap, ids: npt.NDArray[np.int32], sink: Sink, wanted: frozenset[str]
+) -> Batch:
     """Run one batch through the model, in inference mode and without a key-value cache.
 
     Parameters
@@ -140,7 +142,7 @@ def trace_batch(traced: NNsight, sites: SiteMap, ids: npt.NDArray[np.int32], sin
     names = {name: index for index, name in enumerate(sites.names)}
     peaks = {signal: Peaks(sites.layers, len(names)) for signal in SIGNALS}
     results: dict[str, npt.NDArray[Any]] = {}
-    failures: list[BaseException] = []
+    failures: list[Exception | KeyboardInterrupt] = []
 
     def take(layer: int, site: int, before: torch.Tensor, after: torch.Tensor) -> None:
         for signal, values in zip(SIGNALS, (before, after), strict=True):
@@ -161,20 +163,32 @@ def trace_batch(traced: NNsight, sites: SiteMap, ids: npt.NDArray[np.int32], sin
             if "final_input" in wanted:
                 sink("final_input", 0, 0, read_input(traced.get(sites.final.module), sites.final))
             results["nll"] = token_nll(traced.output.logits, tokens)
-        except BaseException as error:
+        except (Exception, KeyboardInterrupt) as error:  # GreenletExit is nnsight's own way out and must pass
             failures.append(error)
             tracer.stop()
     if failures:
         raise failures[0]
     for place, values in ((signal, peaks[signal].arrays()) for signal in SIGNALS):
         for name, array in values.items():
-            results[name] = array[:, None] if place == SIGNALS[0] else np.concatenate([results[name], array[:, None]], 1)
+            results[name] = (
+                array[:, None] if place == SIGNALS[0] else np.concatenate([results[name], array[:, None]], 1)
+            )
     return Batch(results)
 
 
-def read_input(module: Any, site: Any) -> torch.Tensor:
-    """The residual stream as it enters a site's module."""
-    values = module.input
+def read_input(module: Any, site: Site) -> torch.Tensor:
+    """The residual stream as a site's module receives it, (sequence, position, feature).
+
+    Raises
+    ------
+    OutliersError
+        The module receives something else than at the probe.
+    """
+    positional, named = module.inputs
+    values = positional[site.argument] if isinstance(site.argument, int) else named[site.argument]
     if not isinstance(values, torch.Tensor) or values.ndim != 3:
-        raise OutliersError(f"{site.module} receives no (sequence, position, feature) tensor; see: outliers sites MODEL")
+        raise OutliersError(
+            f"{site.module} receives no tensor of shape (sequence, position, feature); expected what the probe saw; "
+            "name another module with --sites"
+        )
     return values

@@ -53,7 +53,7 @@ def arrays_of(
 
 
 def site_names(sites: int) -> tuple[str, ...]:
-    return ("ln_attn_mlp",) if sites == 1 else tuple([*SITES, *(f"extra_{n}" for n in range(sites - 2))])
+    return ("ln_attn_mlp",) if sites == 1 else (*SITES, *(f"extra_{n}" for n in range(sites - 2)))
 
 
 def dataset(norm_input: np.ndarray, norm_output: np.ndarray | None = None, *, raw: str = "both") -> xr.Dataset:

@@ -15,8 +15,7 @@ from hypothesis.extra import numpy as st_numpy
 import analyze
 from analyze import Criteria, OutliersError, find_outliers
 from analyze import sweep as run
-from analyze.criteria import threshold
-from analyze.sweeps import hits_per_limit
+from analyze.sweeps import Limits
 from tests import builders, strategies
 
 magnitudes = st.lists(st.sampled_from(strategies.MAGNITUDES) | st.floats(0, 10), min_size=1, max_size=5)
@@ -59,21 +58,36 @@ def test_a_row_equals_find_to_the_last_bit(x: np.ndarray, criterion: Criteria) -
     )
 
 
+@settings(deadline=None)
 @given(
-    st_numpy.arrays(np.float32, (3, 6), elements=st.sampled_from((0.0, 0.5, 6.0, 6.5, math.inf, -math.inf))),
-    st.lists(st.sampled_from((0.0, 0.5, 6.0, 6.25, 7.0)), min_size=1, unique=True),
+    st_numpy.arrays(
+        np.float32,
+        (3, 6),
+        elements=st.sampled_from((0.0, 1e-45, 0.5, 6.0, 6.5, 3e38, math.inf, -math.inf)) | st.floats(0, width=32),
+    ),
+    st.lists(st.floats(0, width=32) | st.sampled_from((0.0, 1e-45, 0.5, 6.0, 6.25)), min_size=1),
 )
-def test_hits_per_limit(peaks: np.ndarray, limits: list[float]) -> None:
-    ordered = threshold(sorted(limits))
-    expected = [[sum(value >= limit for value in row) for limit in ordered] for row in peaks]
-    assert hits_per_limit(peaks, ordered).tolist() == expected
+def test_limits_that_a_magnitude_reaches(peaks: np.ndarray, limits: list[float]) -> None:
+    ordered = np.unique(np.asarray(limits, np.float32))
+    peaks[np.isnan(peaks)] = 0
+    expected = [[sum(value >= limit for limit in ordered) for value in row] for row in peaks]
+    assert Limits(ordered).reached(peaks).tolist() == expected
 
 
-def test_tables_of_hits_may_be_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 10, 1000, 100_000])
+def test_many_limits_side_by_side(count: int) -> None:
+    limits = np.unique(np.linspace(6, 6.5, count, dtype=np.float32))
+    between = np.nextafter(limits, np.float32(np.inf))
+    for peaks, side in ((limits, "right"), (between, "right"), (np.float32([0, 5.999, 7, -np.inf, np.inf]), "right")):
+        np.testing.assert_array_equal(Limits(limits).reached(peaks), np.searchsorted(limits, peaks, side=side))
+
+
+def test_peaks_may_be_handled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     store = builders.dataset(builders.random_activations())
-    whole = run(store, None, [1, 2, 3], [0.1, 0.5])
-    monkeypatch.setattr("analyze.sweeps._TABLE", 9)
+    whole, single = run(store, None, [1, 2, 3], [0.1, 0.5]), run(store, None, [1, 2, 3])
+    monkeypatch.setattr("analyze.sweeps._BAND", 15)
     assert whole.table.identical(run(store, None, [1, 2, 3], [0.1, 0.5]).table)
+    assert single.table.identical(run(store, None, [1, 2, 3]).table)
 
 
 def test_the_sweep_reads_peaks_alone(tmp_path: Path) -> None:

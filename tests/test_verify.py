@@ -1,0 +1,130 @@
+"""Every kind of damage to a store is found and named; repair takes back only what is damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from capture import store
+from capture.schema import RAW_VARIABLES, OutliersError, Sizes
+from capture.verify import verify
+from tests.test_store import arrays, make
+
+SIZES = Sizes(sequences=2, layers=2, sites=("ln_attn", "ln_mlp"), positions=3, features=4)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole store whose peaks are those of its raw values."""
+    path = tmp_path_factory.mktemp("sound") / "s.zarr"
+    make(path, SIZES, raw="both")
+    for number in range(2):
+        content = arrays(SIZES, "both", number)
+        content["norm_input"][0, 0, 0, 0] = np.nan
+        content["norm_input"][1, 1, :, 2] = np.nan
+        content["norm_output"][0, 1, 2, 3] = -np.inf
+        both = np.stack([content["norm_input"], content["norm_output"]])
+        content["layer_high"] = np.fmax.reduce(both, axis=3)
+        content["layer_low"] = np.fmin.reduce(both, axis=3)
+        content["position_peak"] = np.fmax.reduce(np.fmax.reduce(np.abs(both), axis=1), axis=1)
+        content["nonfinite_count"] = (~np.isfinite(both)).sum((3, 4)).astype(np.int32)
+        store.write_sequence(path, number, content)
+    return path
+
+
+@pytest.fixture
+def copy(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "s.zarr"))
+
+
+def test_a_sound_store_has_no_damage(sound: Path) -> None:
+    result = verify(sound)
+    assert result.damage == ()
+    assert (result.done, result.sequences) == (2, 2)
+
+
+def test_every_flipped_bit_is_found(sound: Path, copy: Path) -> None:
+    """Some hundreds of random bits of every file, one at a time."""
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in copy.rglob("*") if path.is_file())
+    assert len(files) > 30
+    for file in files:
+        content = file.read_bytes()
+        for bit in rng.choice(len(content) * 8, size=min(24, len(content) * 8), replace=False):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(flipped)
+            try:
+                found = verify(copy).damage
+            except OutliersError:
+                found = ("unreadable",)  # type: ignore[assignment]
+            assert found, f"bit {bit} of {file.relative_to(copy)}"
+        file.write_bytes(content)
+    assert verify(copy).damage == ()
+
+
+def test_every_missing_file_is_found(copy: Path) -> None:
+    for file in sorted(path for path in copy.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        file.unlink()
+        try:
+            result = verify(copy)
+            # Without its flag a sequence is simply not captured yet.
+            assert result.damage or (file.parent.name == "done" and result.done == 1), file
+        except OutliersError:
+            assert file.name == "zarr.json"
+        file.write_bytes(content)
+
+
+def test_damage_is_named(copy: Path) -> None:
+    file = store.StoreWriter(copy).file("norm_input", 1)
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    (damage,) = verify(copy).damage
+    assert str(damage) == "sequence 1: norm_input, layer 0, site ln_attn: the values do not match their checksum"
+
+
+def test_a_truncated_or_lengthened_shard_is_found(copy: Path) -> None:
+    file = store.StoreWriter(copy).file("norm_output", 0)
+    content = file.read_bytes()
+    for changed in (content[:-1], content[:10], b"", b"\0" + content):
+        file.write_bytes(changed)
+        assert verify(copy).damage
+
+
+def test_peaks_that_are_not_those_of_the_values_are_found(copy: Path) -> None:
+    writer = store.StoreWriter(copy)
+    dataset = xr.open_zarr(copy)
+    values = dataset.layer_low[:, 1].values
+    values[1, 0, 0, 0] -= 1
+    writer.put_small("layer_low", 1, values)
+    (damage,) = verify(copy).damage
+    assert str(damage) == "sequence 1: layer_low: differs from the peaks of norm_output"
+
+
+def test_repair_takes_back_only_the_damaged_sequences(copy: Path) -> None:
+    store.StoreWriter(copy).file("nll", 1).unlink()
+    assert len(verify(copy, repair=True).damage) == 1
+    assert store.StoreWriter(copy).done().tolist() == [True, False]
+    result = verify(copy)
+    assert result.damage == ()
+    assert (result.done, result.sequences) == (1, 2)
+
+
+def test_sequences_not_captured_are_not_damage(tmp_path: Path) -> None:
+    for raw in RAW_VARIABLES:
+        make(tmp_path / f"{raw}.zarr", SIZES, raw=raw)
+        assert verify(tmp_path / f"{raw}.zarr").damage == ()
+
+
+def test_a_forged_attribute_is_found(copy: Path) -> None:
+    root = json.loads((copy / "zarr.json").read_text())
+    root["attributes"]["model_id"] = "another"
+    (copy / "zarr.json").write_text(json.dumps(root))
+    assert "do not match their checksum" in str(verify(copy).damage[0])
