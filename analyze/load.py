@@ -207,7 +207,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
     data = {}
     for name in wanted[len(COORDINATES) :]:
         source = StoredArray(path, name, labels)
-        lazy = da.from_array(  # type: ignore[no-untyped-call]
+        lazy = da.from_array(
             source,
             chunks=arrays[name].chunks,
             name=array_name(mark, name),

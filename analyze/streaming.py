@@ -91,7 +91,9 @@ def _workers() -> int:
     try:
         from distributed import get_client
 
-        return max(1, sum(get_client().ncores().values()))
+        client: Any = get_client()
+        cores: dict[str, int] = client.ncores()
+        return max(1, sum(cores.values()))
     except (ImportError, ValueError):
         return os.cpu_count() or 1
 
@@ -108,7 +110,7 @@ def _lanes(blocks: npt.NDArray[Any], starts: list[Any], scale: str, lanes: int) 
     for p, f in np.ndindex(positions, features):
         order = list(np.ndindex(layers, sites))
         for lane in range(min(lanes, len(order))):
-            fold: Any = delayed(_fold, pure=False)  # type: ignore[no-untyped-call]
+            fold: Any = delayed(_fold, pure=False)
             state: Any = ((span[3][p], span[4][f]), None, [])
             for layer, site in order[lane::lanes]:
                 place = (span[1][layer], span[2][site])

@@ -20,7 +20,8 @@ from capture.schema import FEATURE, OutliersError
 Float32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
-_TABLE = 2**23  # entries of a (feature, threshold) table of hits: 64 MiB
+_BAND = 2**17  # peaks handled at once: all that is made of them stays in a processor's cache
+_MOST_SHARED = 3  # comparisons for each magnitude, beyond which a binary search is faster
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def sweep(
             else:
                 check_fraction(name, value)
     peaks = view_peaks(store, criteria, use_cache=use_cache, progress=progress)
-    limits, place = np.unique(threshold(chosen["magnitude"]), return_inverse=True)
+    thresholds, place = np.unique(threshold(chosen["magnitude"]), return_inverse=True)
+    limits = Limits(thresholds)
 
     def count(key: tuple[int | None, range]) -> _Part:
         group = read_group(peaks, criteria, key)
@@ -124,7 +126,7 @@ def sweep(
     width = peaks.sizes[FEATURE]
     # Groups are whole sequences, or the features of all sequences in order: either way rows of `width` features.
     best = critical.reshape(*critical.shape[:2], -1, width).max(axis=2)
-    counted, distinct = _passing(critical, limits), _passing(best, limits)
+    counted, distinct = _passing(critical, thresholds), _passing(best, thresholds)
     table = xr.Dataset(
         {
             "count": _array(counted, place, "outliers, summed over sequences unless pooled"),
@@ -160,42 +162,69 @@ class _Part:
     positions: int
 
 
-def _count(layer: Float32, position: Float32, layers: list[float], positions: list[float], limits: Float32) -> _Part:
+def _count(layer: Float32, position: Float32, layers: list[float], positions: list[float], limits: Limits) -> _Part:
     by_layer = kth_largest(layer, tuple(required_hits(a, layer.shape[1]) for a in layers))
     by_position = kth_largest(position, tuple(required_hits(b, position.shape[1]) for b in positions))
     critical = np.minimum(by_layer[:, None], by_position[None])
-    passed = np.searchsorted(
-        limits, critical, side="right"
-    )  # limits at which a feature is an outlier: the first so many
-    hits = [np.zeros((len(layers), len(positions), len(limits)), np.int64) for _ in range(2)]
+    # A feature is an outlier at the first `passed` limits.
+    passed = np.searchsorted(limits.values, critical, side="right")
+    bins = len(limits.values) + 1
+    hits = [np.zeros((len(layers), len(positions), bins - 1), np.int64) for _ in range(2)]
     candidates = np.flatnonzero(passed.max(axis=(0, 1)))
-    step = max(1, _TABLE // (len(limits) + 1))
-    for start in range(0, len(candidates), step):
-        chosen = candidates[start : start + step]
-        counts = np.arange(len(limits)) < passed[:, :, chosen, None]
-        for total, peaks in zip(hits, (layer, position), strict=True):
-            per_feature = hits_per_limit(peaks[chosen], limits)
+    for total, peaks in zip(hits, (layer, position), strict=True):
+        step = max(1, _BAND // peaks.shape[1])
+        for start in range(0, len(candidates), step):
+            chosen = candidates[start : start + step]
+            reached = limits.reached(peaks[chosen])
+            if len(layers) == len(positions) == 1:
+                reached = np.minimum(reached, passed[0, 0, chosen, None])
+                total[0, 0] += tails(np.bincount(reached.ravel(), minlength=bins))
+                continue
+            reached += np.arange(len(chosen))[:, None] * bins
+            counts = np.bincount(reached.ravel(), minlength=len(chosen) * bins).reshape(len(chosen), bins)
+            per_feature = tails(counts)
             for j, k in np.ndindex(len(layers), len(positions)):
-                total[j, k] += np.where(counts[j, k], per_feature, 0).sum(axis=0)
+                total[j, k] += np.where(np.arange(bins - 1) < passed[j, k, chosen, None], per_feature, 0).sum(axis=0)
     return _Part(critical, hits[0], hits[1], layer.shape[1], position.shape[1])
 
 
-def hits_per_limit(peaks: Float32, limits: Float32) -> Counts:
-    """Number of peaks of each feature that reach each limit.
+class Limits:
+    """Ascending thresholds, and a fast look-up of how many of them a magnitude reaches.
+
+    The leading bits of a float32 that is not negative, taken as an integer, order it. A table over those bits answers
+    all but the limits that share the bits with the magnitude; these few are compared.
 
     Parameters
     ----------
-    peaks : (feature, unit) float32 without NaN
-    limits : (limit,) float32, ascending, each once
-
-    Returns
-    -------
-    (feature, limit) int64
+    values : (limit,) float32, 0 or more, ascending, each once
     """
-    bins = len(limits) + 1
-    reached = np.searchsorted(limits, peaks.ravel(), side="right").reshape(peaks.shape)
-    reached += np.arange(len(peaks))[:, None] * bins
-    return tails(np.bincount(reached.ravel(), minlength=len(peaks) * bins).reshape(len(peaks), bins))
+
+    def __init__(self, values: Float32) -> None:
+        self.values = values
+        self._padded = np.append(values, np.float32(np.nan))  # no magnitude reaches a NaN
+        for self._shift in (16, 14, 12):
+            edges = np.arange(2 ** (32 - self._shift), dtype=np.uint32) << np.uint32(self._shift)
+            half = len(edges) // 2  # the upper half has the sign bit: -inf, which reaches nothing
+            self._table = np.zeros(len(edges), np.intp)
+            self._table[:half] = np.searchsorted(values, edges[:half].view(np.float32), side="right")
+            # Beyond infinity the bits spell NaN, and searchsorted puts these after every limit, as it should infinity.
+            self._shared = int(np.diff(self._table[:half], append=len(values)).max(initial=0))
+            if self._shared <= 1:
+                break
+
+    def reached(self, magnitudes: Float32) -> npt.NDArray[np.intp]:
+        """Number of limits that each magnitude reaches.
+
+        Parameters
+        ----------
+        magnitudes : float32 of any shape, C-contiguous, 0 or more or -inf, no NaN
+        """
+        if self._shared > _MOST_SHARED:
+            return np.searchsorted(self.values, magnitudes.ravel(), side="right").reshape(magnitudes.shape)
+        result: npt.NDArray[np.intp] = self._table[magnitudes.view(np.uint32) >> np.uint32(self._shift)]
+        for _ in range(self._shared):
+            result += magnitudes >= self._padded[result]
+        return result
 
 
 def _passing(critical: Float32, limits: Float32) -> Counts:

@@ -60,7 +60,7 @@ class View:
 
     @property
     def view(self) -> View:
-        """This view alone, without whatever a subclass adds."""
+        """The view alone, without whatever a subclass adds."""
         return View(**{name: getattr(self, name) for name in View.__dataclass_fields__})
 
     @property
