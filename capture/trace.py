@@ -150,6 +150,9 @@ def trace_batch(
             if (variable := f"norm_{signal}") in wanted:
                 sink(variable, layer, site, values)
 
+    def shaped(values: Any, site: Site) -> torch.Tensor:
+        return by_position(values, ids.shape, site.module)
+
     # nnsight wraps what is raised inside a trace in its own exception types: keep the original and end the pass.
     device = traced.get_input_embeddings().weight.device
     with torch.inference_mode(), traced.trace(input_ids=tokens.to(device), use_cache=False) as tracer:
@@ -159,9 +162,10 @@ def trace_batch(
                 module = traced.get(site.module)
                 before = read_input(module, site)
                 after = before if site.kind == "none" else module.output
-                take(site.layer, names[site.name], before, after)
+                take(site.layer, names[site.name], shaped(before, site), shaped(after, site))
             if "final_input" in wanted:
-                sink("final_input", 0, 0, read_input(traced.get(sites.final.module), sites.final))
+                final = read_input(traced.get(sites.final.module), sites.final)
+                sink("final_input", 0, 0, shaped(final, sites.final))
             results["nll"] = token_nll(traced.output.logits, tokens)
         except (Exception, KeyboardInterrupt) as error:  # GreenletExit is nnsight's own way out and must pass
             failures.append(error)
@@ -176,19 +180,25 @@ def trace_batch(
     return Batch(results)
 
 
-def read_input(module: Any, site: Site) -> torch.Tensor:
-    """The residual stream as a site's module receives it, (sequence, position, feature).
+def read_input(module: Any, site: Site) -> Any:
+    """What a site's module receives under the argument that the probe found."""
+    positional, named = module.inputs
+    return positional[site.argument] if isinstance(site.argument, int) else named[site.argument]
+
+
+def by_position(values: Any, shape: tuple[int, ...], module: str) -> torch.Tensor:
+    """A tensor of a site as (sequence, position, feature); some blocks (OPT) flatten the first two.
 
     Raises
     ------
     OutliersError
-        The module receives something else than at the probe.
+        It has no such shape.
     """
-    positional, named = module.inputs
-    values = positional[site.argument] if isinstance(site.argument, int) else named[site.argument]
-    if not isinstance(values, torch.Tensor) or values.ndim != 3:
-        raise OutliersError(
-            f"{site.module} receives no tensor of shape (sequence, position, feature); expected what the probe saw; "
-            "name another module with --sites"
-        )
-    return values
+    if isinstance(values, torch.Tensor):
+        if values.ndim == 3 and values.shape[:2] == shape:
+            return values
+        if values.ndim == 2 and values.shape[0] == shape[0] * shape[1]:
+            return values.reshape(*shape, -1)
+    raise OutliersError(
+        f"{module} handles no tensor of shape (sequence, position, feature); name another module with --sites"
+    )
