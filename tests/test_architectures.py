@@ -1,4 +1,4 @@
-"""Every architecture captured under nnsight and compared bit for bit with plain PyTorch hooks at hand-written places."""
+"""Every architecture captured under nnsight and compared bit for bit with plain PyTorch hooks at known places."""
 
 from __future__ import annotations
 
