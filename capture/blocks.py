@@ -47,11 +47,8 @@ def block_calls(record: Record) -> list[Call]:
 
 
 def refuse_other_kinds(model: torch.nn.Module, blocks: list[Call]) -> None:
-    """Refuse encoders, encoder-decoders and state-space models."""
+    """Refuse encoders and state-space models."""
     name = type(model).__name__
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise OutliersError(f"{name} is an encoder-decoder; expected a decoder-only model; choose another model")
     if not any("attention" in block.mixing for block in blocks):
         raise OutliersError(
             f"{name} is a state-space model without any attention; expected a transformer decoder; choose another model"

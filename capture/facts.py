@@ -23,11 +23,11 @@ class ModelFacts:
     ----------
     architecture : class of the model
     hidden_size, layers : width of the residual stream, number of blocks
-    total_params : distinct parameters; tied ones count once
-    active_params : the same without the experts that one token does not use
-    embedding_params, head_params : those of the token embedding and of the map back to the vocabulary, part of both
-        counts; the latter is 0 where they are tied. Published counts differ in whether they have them: Mixtral and
-        OLMoE have both, gpt-oss has no embedding in its active count, GLM-4.5 neither in either
+    total_parameters : distinct parameters; tied ones count once
+    active_parameters : the same without the experts that one token does not use
+    embedding_parameters, head_parameters : those of the token embedding and of the map back to the vocabulary, part of
+        both counts; the latter is 0 where they are tied. Published counts differ in whether they have them: Mixtral
+        and OLMoE have both, gpt-oss has no embedding in its active count, GLM-4.5 neither in either
     experts, shared_experts, top_k : of a mixture-of-experts layer; 0 in a dense model
     routing : "softmax" or "sigmoid", "none" in a dense model
     """
@@ -35,10 +35,10 @@ class ModelFacts:
     architecture: str
     hidden_size: int
     layers: int
-    total_params: int
-    active_params: int
-    embedding_params: int
-    head_params: int
+    total_parameters: int
+    active_parameters: int
+    embedding_parameters: int
+    head_parameters: int
     experts: int
     shared_experts: int
     top_k: int
@@ -75,7 +75,7 @@ class _Mixture:
     top_k: int
     routing: str
     shared: bool
-    idle_params: int
+    idle_parameters: int
 
 
 def _routing(gates: set[tuple[str, int]], experts: int, top_k: int) -> str:
@@ -151,10 +151,10 @@ def model_facts(
         architecture=type(model).__name__,
         hidden_size=hidden_size,
         layers=len(blocks),
-        total_params=total,
-        active_params=total - sum(mixture.idle_params for mixture in mixtures),
-        embedding_params=embedding.numel(),
-        head_params=0 if head is embedding else head.numel(),
+        total_parameters=total,
+        active_parameters=total - sum(mixture.idle_parameters for mixture in mixtures),
+        embedding_parameters=embedding.numel(),
+        head_parameters=0 if head is embedding else head.numel(),
         experts=experts,
         shared_experts=_shared_count(model.config.get_text_config(), shared),
         top_k=top_k,

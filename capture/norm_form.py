@@ -110,20 +110,22 @@ def _norm_form(module: torch.nn.Module, width: int) -> NormForm | None:
         twin = _twin(module, generator)
         rows = max(_ROWS, 2**14 // width)
         values = torch.randn(rows, width, generator=generator) * 3 + 1
-        raw = twin(values)
+        # So loud that no epsilon matters; that is measured on its own below.
+        loud = values * 1e4
+        raw = twin(loud)
         if not isinstance(raw, torch.Tensor) or raw.shape != values.shape or not bool(raw.isfinite().all()):
             return None
         # Whatever normalises does not see the scale of what it receives, and an activation or a linear map does.
-        if not _close(twin(values * 64.0), raw, 0.01):
+        if not _close(twin(loud * 64.0), raw, 0.01):
             return None
-        kind = "layer" if _close(twin(values + 8.0), raw, 0.01) else "rms"
+        kind = "layer" if _close(twin(loud + 8e4), raw, 0.01) else "rms"
         _fill(twin, 0.0)
-        unit = _unit(values, kind, 0.0)
-        offset = _ratio(twin(values), unit)
+        unit = _unit(loud, kind, 0.0)
+        offset = _ratio(twin(loud), unit)
         weight = bias = None
         for name, _ in list(twin.named_parameters()):
             _fill(twin, 1.0, name)
-            change = twin(values) - offset * unit
+            change = twin(loud) - offset * unit
             if _close(change, unit, 0.01):
                 weight = name
             elif _close(change, torch.ones_like(unit), 0.01):

@@ -250,8 +250,12 @@ def probe(model: torch.nn.Module) -> Record:
     Raises
     ------
     OutliersError
-        If the model cannot run on token ids alone.
+        If the model is an encoder-decoder or cannot run on token ids alone.
     """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise OutliersError(
+            f"{type(model).__name__} is an encoder-decoder; expected a decoder-only model; choose another model"
+        )
     operations = _Operations(_probe_length(model))
     mode = _without_values(model)
     training = model.training
