@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analyze.activations import activations as activations
+    from analyze.cluster import scheduler as scheduler
+    from analyze.conventions import all_conventions as all_conventions
     from analyze.criteria import Criteria as Criteria
+    from analyze.dettmers import DettmersTable as DettmersTable
+    from analyze.dettmers import dettmers_table as dettmers_table
+    from analyze.figures import sweep_figure as sweep_figure
     from analyze.find import Outlier as Outlier
     from analyze.find import Outliers as Outliers
     from analyze.find import critical_magnitudes as critical_magnitudes
     from analyze.find import find_outliers as find_outliers
+    from analyze.info import Info as Info
+    from analyze.info import store_info as store_info
     from analyze.load import open_store as open_store
+    from analyze.metrics import extreme_tokens as extreme_tokens
+    from analyze.metrics import layer_metrics as layer_metrics
+    from analyze.null import Null as Null
+    from analyze.null import permutation_null as permutation_null
     from analyze.peaks import view_peaks as view_peaks
     from analyze.sweeps import Sweep as Sweep
     from analyze.sweeps import sweep as sweep
@@ -26,6 +37,17 @@ if TYPE_CHECKING:
 
 # Resolved at first use, so that the import itself costs nothing.
 _HOMES = {
+    "DettmersTable": "analyze.dettmers",
+    "dettmers_table": "analyze.dettmers",
+    "all_conventions": "analyze.conventions",
+    "Null": "analyze.null",
+    "permutation_null": "analyze.null",
+    "layer_metrics": "analyze.metrics",
+    "extreme_tokens": "analyze.metrics",
+    "Info": "analyze.info",
+    "store_info": "analyze.info",
+    "scheduler": "analyze.cluster",
+    "sweep_figure": "analyze.figures",
     "Criteria": "analyze.criteria",
     "Outlier": "analyze.find",
     "Outliers": "analyze.find",

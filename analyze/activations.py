@@ -45,6 +45,11 @@ def activations(store: xr.Dataset, signal: str) -> xr.DataArray:
     )
 
 
+def has_activations(store: xr.Dataset, signal: str) -> bool:
+    """Whether the activations of a signal are kept, or can be derived from those that are."""
+    return f"norm_{signal}" in store or (signal == "output" and "norm_input" in store)
+
+
 def _derived(store: xr.Dataset) -> xr.DataArray:
     source = activations(store, "input").chunk({FEATURE: -1})
     names = {

@@ -42,6 +42,8 @@ Scale = Annotated[str | None, typer.Option(help="absolute, rms or median.", show
 Many = Annotated[str | None, typer.Option(help="START:STOP:STEP, a list, or a number.", show_default="6")]
 ManyLayers = Annotated[str | None, typer.Option(help="As --magnitude, fractions.", show_default="0.25")]
 ManyPositions = Annotated[str | None, typer.Option(help="As --magnitude, fractions.", show_default="0.06")]
+Scheduler = Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a dask scheduler.", show_default="threads")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes to start here.", show_default="threads")]
 Csv = Annotated[Path | None, typer.Option(help="Write the rows to this file.", show_default=False)]
 
 
@@ -90,6 +92,11 @@ def find(
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
     scale: Scale = None,
+    all_conventions: Annotated[
+        bool, typer.Option("--all-conventions", help="One row for each signal, counting, layer unit, and first token.")
+    ] = False,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
     json_: Json = False,
 ) -> None:
     """Find the outlier features at one threshold.
@@ -110,10 +117,19 @@ def find(
         skip_first=skip_first,
         scale=scale,
     )
-    from analyze.find import find_outliers
+    from analyze.cluster import scheduler as running
     from analyze.progress import shown
 
-    with shown("reading activations") as progress:
+    if all_conventions:
+        from analyze.conventions import all_conventions as run
+
+        with running(scheduler, workers), shown("reading activations") as progress:
+            rows = run(store, criteria, progress=progress)
+        _print_rows(rows, criteria, json_)
+        return
+    from analyze.find import find_outliers
+
+    with running(scheduler, workers), shown("reading activations") as progress:
         found = find_outliers(store, criteria, progress=progress)
     if json_:
         _print_json(found.to_dict())
@@ -138,6 +154,8 @@ def sweep(
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
     scale: Scale = None,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
     csv: Csv = None,
     plot: Annotated[Path | None, typer.Option(help="Draw to this .png or .svg file.", show_default=False)] = None,
     json_: Json = False,
@@ -165,10 +183,11 @@ def sweep(
         from analyze.figures import check_suffix
 
         check_suffix(plot)  # before the work, not after it
+    from analyze.cluster import scheduler as running
     from analyze.progress import shown
     from analyze.sweeps import sweep as run
 
-    with shown("reading activations") as progress:
+    with running(scheduler, workers), shown("reading activations") as progress:
         result = run(store, criteria, *chosen, progress=progress)
     if csv is not None:
         _write_csv(csv, result.rows)
@@ -182,6 +201,138 @@ def sweep(
         from analyze.tables import print_sweep
 
         print_sweep(result)
+
+
+@app.command()
+def metrics(
+    store: StorePath,
+    preset: Preset = "dettmers",
+    magnitude: Magnitude = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    signal: Signal = None,
+    layer_unit: LayerUnit = None,
+    layer_range: LayerRange = None,
+    sites: Sites = None,
+    sequences: Sequences = None,
+    skip_first: SkipFirst = None,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    csv: Csv = None,
+    json_: Json = False,
+) -> None:
+    """Measure massive activations, kurtosis, channel maxima and sinks layer by layer, and Dettmers' Table 4.
+
+    Example: outliers metrics data/smollm2.zarr --signal input
+    """
+    criteria = _criteria(
+        preset,
+        magnitude=magnitude,
+        layers=layers,
+        positions=positions,
+        signal=signal,
+        layer_unit=layer_unit,
+        layer_range=layer_range,
+        sites=sites,
+        sequences=sequences,
+        skip_first=skip_first,
+    )
+    from analyze.cluster import scheduler as running
+    from analyze.dettmers import dettmers_table
+    from analyze.find import as_dataset
+    from analyze.metrics import extreme_tokens, layer_metrics, metric_rows
+    from analyze.progress import shown
+
+    with running(scheduler, workers), shown("reading activations") as progress:
+        data = as_dataset(store)
+        rows = metric_rows(layer_metrics(data, criteria, progress=progress))
+        table = dettmers_table(data, criteria, progress=progress)
+        tokens = extreme_tokens(data, criteria)
+    if csv is not None:
+        _write_csv(csv, rows)
+    if json_:
+        from analyze.find import all_jsonable
+
+        _print_json(
+            {
+                "signal": criteria.signal,
+                "layers": all_jsonable(rows),
+                "dettmers": table.to_dict(),
+                "extreme_tokens": all_jsonable(tokens),
+            }
+        )
+    else:
+        from analyze.tables import print_metrics
+
+        print_metrics(rows, table, tokens)
+
+
+@app.command()
+def null(
+    store: StorePath,
+    preset: Preset = None,
+    magnitude: Magnitude = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    signal: Signal = None,
+    counting: Counting = None,
+    layer_unit: LayerUnit = None,
+    layer_range: LayerRange = None,
+    sites: Sites = None,
+    sequences: Sequences = None,
+    skip_first: SkipFirst = None,
+    scale: Scale = None,
+    repeats: Annotated[int, typer.Option(help="Number of permutations.")] = 20,
+    seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    json_: Json = False,
+) -> None:
+    """Say what the same criterion finds when features are permuted at each layer, site and position.
+
+    Example: outliers null data/smollm2.zarr --preset study --repeats 100
+    """
+    criteria = _criteria(
+        preset,
+        magnitude=magnitude,
+        layers=layers,
+        positions=positions,
+        signal=signal,
+        counting=counting,
+        layer_unit=layer_unit,
+        layer_range=layer_range,
+        sites=sites,
+        sequences=sequences,
+        skip_first=skip_first,
+        scale=scale,
+    )
+    from analyze.cluster import scheduler as running
+    from analyze.null import permutation_null
+    from analyze.progress import shown
+
+    with running(scheduler, workers), shown("reading and permuting") as progress:
+        result = permutation_null(store, criteria, repeats=repeats, seed=seed, progress=progress)
+    if json_:
+        _print_json(result.to_dict())
+    else:
+        from analyze.tables import print_null
+
+        print_null(result)
+
+
+def _print_rows(rows: list[dict[str, Any]], criteria: Any, json_: bool) -> None:
+    if json_:
+        from analyze.find import all_jsonable
+
+        _print_json({"criteria": criteria.to_dict(), "rows": all_jsonable(rows)})
+    else:
+        from analyze.tables import print_rows
+
+        print_rows(
+            rows,
+            f"|x| >= {criteria.magnitude:g} in at least {criteria.layers * 100:g}% of layer units "
+            f"and at {criteria.positions * 100:g}% of positions",
+        )
 
 
 def _print_json(result: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def stream_peaks(store: xr.Dataset, view: View, progress: Progress | None = None
     assert chunks is not None
     starts = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in chunks]
     lanes = max(2, _workers())
-    for step, (start, stop) in enumerate(zip(starts[0][:-1], starts[0][1:], strict=True)):
+    for step, (start, stop) in enumerate(itertools.pairwise(starts[0])):
         part = data.isel(sequence=slice(int(start), int(stop)))
         tasks = _lanes(part.data.to_delayed(optimize_graph=True), starts, view.scale, lanes)
         n, layers, sites, positions, features = part.shape
@@ -86,16 +87,49 @@ def stream_peaks(store: xr.Dataset, view: View, progress: Progress | None = None
         yield result
 
 
+def stream_matrices(
+    store: xr.Dataset, view: View, function: Callable[[Float32], Any], progress: Progress | None = None
+) -> Iterator[tuple[int, int, int, Any]]:
+    """Apply a function to every (position, feature) matrix of a view, in one pass.
+
+    Parameters
+    ----------
+    store, view, progress : as in `stream_peaks`; the scale is not applied
+    function : of a (position, feature) float32 matrix; what it returns is held until a few sequences are done
+
+    Yields
+    ------
+    sequence, layer, site : indices within the view
+    result : of the function
+    """
+    data = view.select(activations(store, view.signal).to_dataset(name="x"))["x"].chunk({POSITION: -1, FEATURE: -1})
+    chunks = data.chunks
+    assert chunks is not None
+    task: Any = delayed(_apply, pure=False)
+    starts = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in chunks[:3]]
+    for step, (start, stop) in enumerate(itertools.pairwise(starts[0])):
+        blocks = data.isel(sequence=slice(int(start), int(stop))).data.to_delayed(optimize_graph=True)
+        places = list(np.ndindex(*blocks.shape[:3]))
+        for (_, i, j), results in zip(
+            places, compute(*(task(blocks[(*p, 0, 0)], function) for p in places)), strict=True
+        ):
+            for (n, layer, site), result in results:
+                yield int(start) + n, int(starts[1][i]) + layer, int(starts[2][j]) + site, result
+        if progress is not None:
+            progress(step + 1, len(chunks[0]))
+
+
+def _apply(block: Float32, function: Callable[[Float32], Any]) -> list[tuple[tuple[int, ...], Any]]:
+    return [(place, function(block[place])) for place in np.ndindex(*block.shape[:3])]
+
+
 def _workers() -> int:
     """Workers of the scheduler in force."""
     try:
-        from distributed import get_client
-
-        client: Any = get_client()
-        cores: dict[str, int] = client.ncores()
-        return max(1, sum(cores.values()))
-    except (ImportError, ValueError):
+        client = import_module("distributed").get_client()
+    except (ImportError, ValueError):  # not installed, or no cluster in force
         return os.cpu_count() or 1
+    return max(1, sum(int(cores) for cores in client.ncores().values()))
 
 
 def _merge(target: Float32, place: tuple[Any, ...], values: Float32, function: Any) -> None:

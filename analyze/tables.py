@@ -12,8 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from analyze.dettmers import DettmersTable
     from analyze.find import Outliers
     from analyze.info import Info
+    from analyze.null import Null
     from analyze.sweeps import Sweep
 
 _MOST_ROWS = 20
@@ -96,6 +98,38 @@ def print_info(info: Info) -> None:
     out.print(_facts([(name, plain(attributes[name])) for name in shown]))
 
 
+def print_metrics(rows: list[dict[str, Any]], table: DettmersTable, tokens: list[dict[str, Any]]) -> None:
+    """Layer by layer, then Table 4, then the tokens with the largest magnitudes."""
+    print_rows(rows)
+    quartiles = "-" if table.quartiles is None else " / ".join(f"{value:.4g}" for value in table.quartiles)
+    facts = [
+        ("Table 4 of Dettmers et al.", str(table.criteria)),
+        ("outliers, one-sided", f"{table.outliers:,}, {table.one_sided:,}"),
+        ("layers, positions", f"{cell('fraction', table.layers)}, {cell('fraction', table.positions)}"),
+        ("most common outlier", f"{table.most_common}, quartiles of its hits {quartiles}"),
+        ("largest outlier", f"{table.largest}, median magnitude of its hits {cell('', table.largest_median)}"),
+    ]
+    print()
+    console().print(_facts(facts if table.outliers else facts[:2]))
+    print()
+    print_rows(tokens, title="tokens with the largest magnitudes")
+
+
+def print_null(result: Null) -> None:
+    """Found, and found by chance."""
+    low, high = result.interval
+    console().print(
+        _facts(
+            [
+                ("criterion", str(result.criteria)),
+                ("outliers", f"{result.count:,} ({result.distinct_features:,} distinct features)"),
+                ("after permutation", f"{result.mean:,.1f} on average, 95% of {result.repeats} in {low:g} to {high:g}"),
+                ("p", f"{result.p_value:.3g} (share of permutations that find as many, the store counted as one)"),
+            ]
+        )
+    )
+
+
 def print_rows(rows: list[dict[str, Any]], title: str | None = None) -> None:
     """Dictionaries with the same keys as a table."""
     # Plain text: a rich table of a thousand rows takes longer than the sweep behind it.
@@ -116,9 +150,11 @@ def cell(name: str, value: Any) -> str:
     """A value for a reader; fractions as percentages."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.1%}" if name.endswith("fraction") else f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else plain(value)
+    return f"{value:,}" if isinstance(value, int) else plain(value)
 
 
 def size(count: float) -> str:
