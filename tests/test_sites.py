@@ -230,6 +230,20 @@ class ScaledBlock(nn.Module):
         return x + self.feed(torch.tanh(x))
 
 
+class InnerNormBlock(nn.Module):
+    """A norm within a sublayer whose modules lie open in the block, and a gate that reads the bare stream."""
+
+    def __init__(self, width: int, layer: int) -> None:
+        super().__init__()
+        self.before_attention, self.inner, self.before_feed = (nn.RMSNorm(width) for _ in range(3))
+        self.attention = Attention(width)
+        self.output, self.gate, self.feed = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.output(self.inner(self.attention(self.before_attention(x))))
+        return x + self.gate(x).sigmoid() * self.feed(self.before_feed(x))
+
+
 class Toy(nn.Module):
     def __init__(self, block: Any, width: int = 24) -> None:
         super().__init__()
@@ -252,6 +266,14 @@ def test_norms_inside_wrappers_are_found() -> None:
         ("ln_mlp", "layers.1.second.inner_norm"),
     ]
     assert found.final.module == "norm"
+
+
+def test_norms_within_a_sublayer_and_gates_beside_it_are_no_sites() -> None:
+    found = find_sites(Toy(InnerNormBlock))
+    assert [(site.name, site.module, site.feeds) for site in found.sites if site.layer == 0] == [
+        ("ln_attn", "layers.0.before_attention", ("layers.0.attention",)),
+        ("ln_mlp", "layers.0.before_feed", ("layers.0.feed",)),
+    ]
 
 
 def test_layers_with_other_sites_are_refused() -> None:
