@@ -11,16 +11,18 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.load import array_name, fingerprint
+from analyze.load import array_name, box, fingerprint
 from analyze.streaming import SequencePeaks
 from analyze.view import View
 from capture.schema import OutliersError
@@ -49,25 +51,63 @@ def _folders(store: xr.Dataset) -> list[Path]:
     return [source / FOLDER, user / "outlier-features" / "views"]
 
 
-def read(store: xr.Dataset, key: str, shapes: Shapes) -> dict[str, npt.NDArray[np.float32]] | None:
-    """Cached arrays, mapped from disk; None where there are none, or not whole."""
+class SavedArray:
+    """A float32 `.npy` file, read by parts of its first dimension, so that memory holds no more than is asked for.
+
+    Parameters
+    ----------
+    file : path of the file
+
+    Raises
+    ------
+    ValueError, OSError
+        No such file, not of this kind, or cut short.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with file.open("rb") as stream:
+            if np.lib.format.read_magic(stream) != (1, 0):
+                raise ValueError(f"{file} has another version of the npy format")
+            self.shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(stream)
+            self._offset = stream.tell()
+        self.ndim = len(self.shape)
+        self._row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        if fortran or self.dtype != np.float32 or file.stat().st_size != self._offset + self.shape[0] * self._row:
+            raise ValueError(f"{file} is not whole")
+
+    def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
+        (rows, *rest), inner = box(key, self.shape)
+        count = (rows.stop - rows.start) * self._row // self.dtype.itemsize
+        values = np.fromfile(self._file, self.dtype, count, offset=self._offset + rows.start * self._row)
+        whole = values.reshape(-1, *self.shape[1:])
+        return np.asarray(whole[(slice(None), *rest)][inner])
+
+
+def read(store: xr.Dataset, key: str, shapes: Shapes) -> dict[str, da.Array] | None:
+    """Cached arrays, one dask chunk for each sequence; None where there are none, or not whole."""
     for folder in _folders(store):
         place = folder / key
-        if not (place / "manifest.json").is_file():
-            continue
         try:
-            arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in shapes}
+            saved = {name: SavedArray(place / f"{name}.npy") for name in shapes}
         except (OSError, ValueError):
             continue
-        if all(arrays[name].shape == shape and arrays[name].dtype == np.float32 for name, shape in shapes.items()):
-            return arrays
+        if all(saved[name].shape == shape for name, shape in shapes.items()):
+            return {name: _lazy(array, f"outliers-view-{key}-{name}") for name, array in saved.items()}
     return None
+
+
+def _lazy(array: SavedArray, name: str) -> da.Array:
+    meta = np.empty((0,) * array.ndim, np.float32)
+    chunks = (1, *array.shape[1:])
+    lazy: da.Array = da.from_array(array, chunks, name=name, asarray=False, fancy=False, meta=meta)
+    return lazy
 
 
 def write(
     store: xr.Dataset, key: str, view: View, shapes: Shapes, parts: Iterable[SequencePeaks]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Write peaks as they come and give them their name when they are whole.
+) -> dict[str, da.Array]:
+    """Write peaks as they come, in order of sequences, and give them their name when they are whole.
 
     Raises
     ------
@@ -76,35 +116,41 @@ def write(
     """
     draft, folder = _draft(store, key)
     try:
-        targets: dict[str, Any] = {
-            name: np.lib.format.open_memmap(draft / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
-            for name, shape in shapes.items()
-        }
-        for part in parts:
-            place = slice(part.start, part.start + len(part.layer_high))
-            for name, target in targets.items():
-                target[place] = getattr(part, name)
-        for target in targets.values():
-            target.flush()
-        del targets
+        _write_parts(draft, shapes, parts)
         source = Path(store.encoding["source"])
         if fingerprint(source) != store.encoding["fingerprint"]:
             raise OutliersError(f"{source} changed while it was read; run the same command again")
-        (draft / "manifest.json").write_text(json.dumps({"view": asdict(view.view)}, indent=1))
+        (draft / "view.json").write_text(json.dumps(asdict(view.view), indent=1))
         final = folder / key
-        if final.exists():  # left unfinished, or by another process at the same time
-            shutil.rmtree(final, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)  # not whole, or by another process at the same time
         try:
             draft.rename(final)
-        except OSError:
-            if not (final / "manifest.json").is_file():
-                raise
+        except OSError as error:
+            if not final.exists():
+                raise OutliersError(f"cannot write {final}: {error.strerror}") from error
         arrays = read(store, key, shapes)
         if arrays is None:
             raise OutliersError(f"{final} was removed while it was written; run the same command again")
         return arrays
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_parts(draft: Path, shapes: Shapes, parts: Iterable[SequencePeaks]) -> None:
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((draft / f"{name}.npy").open("wb")) for name in shapes}
+        for name, file in files.items():
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": shapes[name]})
+        for part in parts:
+            for name, file in files.items():
+                try:
+                    file.write(np.ascontiguousarray(getattr(part, name)).data)
+                    file.flush()
+                except OSError as error:
+                    raise OutliersError(
+                        f"cannot write {draft}: {error.strerror}; free some space, or set XDG_CACHE_HOME"
+                    ) from error
 
 
 def _draft(store: xr.Dataset, key: str) -> tuple[Path, Path]:

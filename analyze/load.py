@@ -34,6 +34,31 @@ _NO_CHUNK: Final = np.iinfo(np.uint64).max
 _CHECKSUM_BYTES: Final = 4
 
 
+def box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
+    """Split a selection of integers and slices of any step, as dask makes them, into a box and what to take of it.
+
+    Parameters
+    ----------
+    key : index, or tuple of at most as many as there are dimensions
+    shape : of the array
+
+    Returns
+    -------
+    box : (start, stop) slices
+    inner : selection of the box
+    """
+    keys = key if isinstance(key, tuple) else (key,)
+    keys += (slice(None),) * (len(shape) - len(keys))
+    slices: list[slice] = []
+    inner: list[Any] = []
+    for part, size in zip(keys, shape, strict=True):
+        span = range(size)[part] if isinstance(part, slice) else range(int(part), int(part) + 1)
+        low, high = (min(span[0], span[-1]), max(span[0], span[-1])) if len(span) else (0, -1)
+        slices.append(slice(low, high + 1))
+        inner.append(slice(None, None, span.step) if isinstance(part, slice) else 0)
+    return tuple(slices), tuple(inner)
+
+
 class StoredArray:
     """One array of a store, read on demand and checked.
 
@@ -65,18 +90,11 @@ class StoredArray:
         self._open()
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
-        keys = key if isinstance(key, tuple) else (key,)
-        keys += (slice(None),) * (self.ndim - len(keys))
-        # dask folds integers and slices of any step into the key; what is read is the box around them.
-        slices, inner = [], []
-        for part, size in zip(keys, self.shape, strict=True):
-            span = range(size)[part] if isinstance(part, slice) else range(int(part), int(part) + 1)
-            low, high = (min(span[0], span[-1]), max(span[0], span[-1])) if len(span) else (0, -1)
-            slices.append(slice(low, high + 1))
-            inner.append(0 if not isinstance(part, slice) else slice(None, None, span.step))
-        self._require(tuple(slices))
+        slices, inner = box(key, self.shape)
+        self._require(slices)
         try:
-            return np.asarray(self._array[tuple(slices)])[tuple(inner)]
+            values: npt.NDArray[Any] = np.asarray(self._array[slices])[inner]
+            return values
         except (ValueError, RuntimeError, OSError) as error:
             reason = " ".join(str(error).split()).split(". ")[0]
             raise self._damage(slices, reason) from error

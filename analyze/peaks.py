@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import xarray as xr
 
 from analyze import cache
 from analyze.criteria import Criteria, rank_ready
-from analyze.streaming import Progress, stream_peaks
+from analyze.streaming import Progress, SequencePeaks, stream_peaks
 from analyze.view import View
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, SITE
 
@@ -56,18 +57,21 @@ def view_peaks(
     dims = {"layer_high": LAYER_DIMS, "layer_low": LAYER_DIMS, "position_peak": POSITION_DIMS}
     shapes = {name: tuple(frame.sizes[dim] for dim in places) for name, places in dims.items()}
     key = cache.cache_key(store, view) if use_cache else None
-    arrays = cache.read(store, key, shapes) if key is not None else None
+    arrays: Mapping[str, Any] | None = cache.read(store, key, shapes) if key is not None else None
     if arrays is None:
         parts = stream_peaks(store, view, progress)
-        if key is not None:
-            arrays = cache.write(store, key, view, shapes, parts)
-        else:
-            arrays = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-            for part in parts:
-                for name, target in arrays.items():
-                    values = getattr(part, name)
-                    target[part.start : part.start + len(values)] = values
+        arrays = _gathered(shapes, parts) if key is None else cache.write(store, key, view, shapes, parts)
     return xr.Dataset({name: (dims[name], values) for name, values in arrays.items()}, coords=frame.coords)
+
+
+def _gathered(shapes: dict[str, tuple[int, ...]], parts: Iterable[SequencePeaks]) -> dict[str, Float32]:
+    """Peaks in memory, for a Dataset that cannot be recognised again."""
+    arrays = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+    for part in parts:
+        for name, target in arrays.items():
+            values = getattr(part, name)
+            target[part.start : part.start + len(values)] = values
+    return arrays
 
 
 @dataclass(frozen=True)

@@ -156,17 +156,23 @@ def _lanes(blocks: npt.NDArray[Any], starts: list[Any], scale: str, lanes: int) 
 def _fold(state: Any, block: Float32, place: tuple[slice, slice], scale: str) -> Any:
     """Add one (sequence, layer, site, position, feature) block to the peaks of a lane."""
     corner, peak, pieces = state
-    high, low, rows = block_peaks(block, scale)
-    return corner, rows if peak is None else np.fmax(peak, rows), [*pieces, (place, high, low)]
+    if peak is not None and not peak.flags.writeable:  # it came from another process
+        peak = peak.copy()
+    # Peaks grow in place: no other task has this state, and a maximum taken twice is the same maximum.
+    high, low, peak = block_peaks(block, scale, peak)
+    return corner, peak, [*pieces, (place, high, low)]
 
 
-def block_peaks(block: Float32, scale: str = "absolute") -> tuple[Float32, Float32, Float32]:
+def block_peaks(
+    block: Float32, scale: str = "absolute", peak: Float32 | None = None
+) -> tuple[Float32, Float32, Float32]:
     """Peaks of one block.
 
     Parameters
     ----------
     block : (sequence, layer, site, position, feature) float32; whole (position, feature) matrices unless `absolute`
     scale : `absolute`, `rms` or `median`
+    peak : (sequence, position, feature) float32 of other layers and sites, which is changed in place
 
     Returns
     -------
@@ -180,18 +186,21 @@ def block_peaks(block: Float32, scale: str = "absolute") -> tuple[Float32, Float
     sequences, layers, sites, positions, features = block.shape
     high = np.empty((sequences, layers, sites, features), np.float32)
     low = np.empty_like(high)
-    peak = np.empty((sequences, positions, features), np.float32)
+    fresh = peak is None
+    if peak is None:
+        peak = np.empty((sequences, positions, features), np.float32)
     band = max(1, _ROWS // features)
+    buffer = np.empty((band, features), np.float32)
     for n, layer, site in np.ndindex(sequences, layers, sites):
         matrix = block[n, layer, site]
         unit = None if scale == "absolute" else scale_unit(matrix, scale)
-        first = layer == site == 0
+        first = fresh and layer == site == 0
         top, bottom = high[n, layer, site], low[n, layer, site]
         for start in range(0, positions, band):
             values = matrix[start : start + band]
             _reduce(np.fmax, values, top, start == 0)
             _reduce(np.fmin, values, bottom, start == 0)
-            magnitudes = scaled(np.abs(values), unit)
+            magnitudes = scaled(np.abs(values, out=buffer[: len(values)]), unit)
             target = peak[n, start : start + band]
             if first:
                 target[...] = magnitudes
