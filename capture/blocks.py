@@ -46,13 +46,9 @@ def block_calls(record: Record) -> list[Call]:
     return calls
 
 
-def refuse_other_kinds(model: torch.nn.Module, blocks: list[Call]) -> None:
-    """Refuse encoders and state-space models."""
+def refuse_encoder(model: torch.nn.Module, blocks: list[Call]) -> None:
+    """Refuse a model whose attention also looks ahead."""
     name = type(model).__name__
-    if not any("attention" in block.mixing for block in blocks):
-        raise OutliersError(
-            f"{name} is a state-space model without any attention; expected a transformer decoder; choose another model"
-        )
     # Whether a mask looks ahead is a matter of values, which a model without weights does not have: the attention
     # modules of an encoder say so themselves.
     causal = {getattr(module, "is_causal", None) for block in blocks for module in block.module.modules()} & {
@@ -103,6 +99,21 @@ class Reading:
 def tensor_keys(tensors: Iterable[torch.Tensor]) -> set[Key]:
     """Return the identities of tensors."""
     return {tensor_key(tensor) for tensor in tensors}
+
+
+def refuse_incomplete(model: torch.nn.Module, blocks: list[Call], parts: set[str]) -> None:
+    """Refuse blocks in whose sites one of the parts "attn" and "mlp" is missing."""
+    missing = sorted({"attn", "mlp"} - parts)
+    if "mlp" in missing and not any("attention" in block.mixing for block in blocks):
+        raise OutliersError(
+            f"{type(model).__name__} is a state-space model without attention and feed-forward; "
+            "expected a transformer decoder; choose another model"
+        )
+    if missing:
+        raise OutliersError(
+            f"nothing in {blocks[0].path} that could be its {' or '.join(missing)} reads the residual stream, "
+            f"normed or bare, as it is; expected attention and feed-forward; {REMEDY}"
+        )
 
 
 def passes_through(call: Call) -> bool:

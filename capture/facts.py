@@ -93,30 +93,51 @@ def _reading_beside(block: Call, experts_path: str, hidden_size: int) -> Iterato
         if call.mixing or not experts_path.startswith(parent + ".") or experts_path.startswith(call.path):
             continue
         weights = [parameter for parameter in call.module.parameters() if parameter.dim() == 2]
-        if any(weight.shape[0] == hidden_size != weight.shape[1] for weight in weights):
+        if any(weight.shape[0] == hidden_size for weight in weights):
             yield call
 
 
-def _mixture(block: Call, hidden_size: int) -> _Mixture | None:
-    """Find the mixture of experts of a block, told by a top-k over as many scores as there are experts."""
-    holders = _expert_parameters(block.module)
-    routers = [call for call in block.descendants() if not call.mixing and call.selections]
-    for experts, (path, size) in holders.items():
+def _mixture(block: Call, hidden_size: int, config: Any) -> _Mixture | None:
+    """Find the mixture of experts of a block.
+
+    It is told by a top-k over as many scores as there are experts. A router that chooses otherwise (PhiMoE draws one
+    after another) leaves the k to the configuration.
+    """
+    calls = list(block.descendants())
+    mixers = [call.path for call in calls if call.mixing]
+    routers = [call for call in calls if not call.mixing]
+    for experts, (path, size) in _expert_parameters(block.module).items():
+        inside = f"{block.path}.{path}"
+        if any(inside == mixer or inside.startswith(mixer + ".") for mixer in mixers):
+            continue
         # Grouped routing takes a top-k over groups first; the last over all experts chooses.
         chosen = [k for call in routers for width, k in call.selections if width == experts]
+        stacked = not isinstance(block.module.get_submodule(path), torch.nn.ModuleList)
+        if not chosen and stacked:
+            chosen = [_configured_top_k(config, inside)]
         if chosen:
             gates = set().union(*(call.gates for call in routers))
-            shared = any(True for _ in _reading_beside(block, f"{block.path}.{path}", hidden_size))
+            shared = any(True for _ in _reading_beside(block, inside, hidden_size))
             idle = size // experts * (experts - chosen[-1])
             return _Mixture(experts, chosen[-1], _routing(gates, experts, chosen[-1]), shared, idle)
     return None
+
+
+def _configured_top_k(config: Any, path: str) -> int:
+    top_k = getattr(config, "num_experts_per_tok", None)
+    if not isinstance(top_k, int):
+        raise OutliersError(
+            f"how many experts of {path} a token uses is seen neither in a probe pass nor in the configuration; "
+            "expected num_experts_per_tok; choose another model"
+        )
+    return top_k
 
 
 def _shared_count(config: Any, present: bool) -> int:
     """Shared experts of a layer; a configuration that does not count them has one, however wide."""
     if not present:
         return 0
-    counts = (getattr(config, name, None) for name in ("n_shared_experts", "num_shared_experts"))
+    counts = (value for name, value in config.to_dict().items() if "shared_expert" in name and "size" not in name)
     return next((count for count in counts if isinstance(count, int) and count > 0), 1)
 
 
@@ -136,7 +157,8 @@ def model_facts(
         model = meta_model(model_or_config, trust_remote_code=trust_remote_code)
     blocks = block_calls(probe(model))
     hidden_size = next(int(tensor.shape[-1]) for tensor in blocks[0].inputs.values() if tensor.dim() >= 2)
-    mixtures = [mixture for block in blocks if (mixture := _mixture(block, hidden_size))]
+    config = model.config.get_text_config()
+    mixtures = [mixture for block in blocks if (mixture := _mixture(block, hidden_size, config))]
     kinds = {(mixture.experts, mixture.top_k, mixture.routing, mixture.shared) for mixture in mixtures}
     if len(kinds) > 1:
         raise OutliersError(
@@ -156,7 +178,7 @@ def model_facts(
         embedding_parameters=embedding.numel(),
         head_parameters=0 if head is embedding else head.numel(),
         experts=experts,
-        shared_experts=_shared_count(model.config.get_text_config(), shared),
+        shared_experts=_shared_count(config, shared),
         top_k=top_k,
         routing=routing,
     )

@@ -258,7 +258,7 @@ def probe(model: torch.nn.Module) -> Record:
         )
     operations = _Operations(_probe_length(model))
     mode = _without_values(model)
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     handles = []
     for path, module in model.named_modules():
         watch = _Watch(path, operations)
@@ -291,5 +291,6 @@ def probe(model: torch.nn.Module) -> Record:
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
+        for module in training:
+            module.training = True
     return Record(root, frozenset(operations.sums), operations.length)

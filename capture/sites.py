@@ -31,7 +31,8 @@ from capture.blocks import (
     block_calls,
     passes_through,
     received,
-    refuse_other_kinds,
+    refuse_encoder,
+    refuse_incomplete,
     sublayer_readings,
     tensor_keys,
 )
@@ -209,7 +210,7 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
     """
     record = probe(model)
     blocks = block_calls(record)
-    refuse_other_kinds(model, blocks)
+    refuse_encoder(model, blocks)
     width = next(tensor.shape[-1] for tensor in blocks[0].inputs.values() if tensor.dim() >= 2)
     norms = Norms(width)
     overrides = dict(overrides or {})
@@ -219,12 +220,8 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
     else:
         layers = [_block_sites(index, block, record.sums, norms) for index, block in enumerate(blocks)]
     _uniform(layers)
-    missing = {"attn", "mlp"} - {part for site in layers[0] for part in site.name.split("_")[1:]}
-    if missing and not overrides:
-        raise OutliersError(
-            f"nothing in {blocks[0].path} that could be its {' or '.join(sorted(missing))} reads the residual stream, "
-            f"normed or bare, as it is; expected attention and feed-forward; {REMEDY}"
-        )
+    if not overrides:
+        refuse_incomplete(model, blocks, {part for site in layers[0] for part in site.name.split("_")[1:]})
     if final_path is None:
         final = _final_site(record, blocks, norms)
     else:

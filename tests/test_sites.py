@@ -166,6 +166,13 @@ def test_other_kinds_of_model_with_weights_are_refused(cls: str, reason: str) ->
         find_sites(getattr(transformers, cls)(config))
 
 
+def test_linear_attention_alone_is_no_state_space_model() -> None:
+    config = ARCHITECTURES["qwen3_next"].config()
+    config.num_hidden_layers = 2
+    config.layer_types = config.layer_types[:2]
+    assert sites_from_config(config).names == ("ln_attn", "ln_mlp")
+
+
 class Attention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -325,9 +332,11 @@ def test_overrides_that_are_not_understood_are_refused(text: str) -> None:
 def test_a_model_is_left_as_it_was() -> None:
     with torch.device("meta"):
         model = ARCHITECTURES["qwen3_moe"].build()
-    model.train()
+    model.model.layers[0].train()
     find_sites(model)
-    assert model.training
+    assert {path for path, module in model.named_modules() if module.training} == {
+        path for path, _ in model.named_modules() if path.startswith("model.layers.0")
+    }
     for module in model.modules():
         assert "forward" not in module.__dict__
         assert not module._forward_hooks
