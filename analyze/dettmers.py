@@ -12,6 +12,7 @@ import numpy as np
 from analyze.activations import has_activations
 from analyze.criteria import Criteria, threshold
 from analyze.find import Outlier, Outliers, Store, as_dataset, find_outliers
+from analyze.load import loaded
 from analyze.peaks import view_peaks
 from analyze.streaming import Float32, Progress, stream_matrices
 from capture.schema import FEATURE, LAYER, SEQUENCE, SITE, OutliersError
@@ -122,7 +123,7 @@ def _one_sided(store: Any, found: Outliers) -> int:
     dims = (SEQUENCE, LAYER, SITE)
     # fmax and fmin pass over NaN, as a NaN never hits.
     high, low = (
-        peaks[name].isel({FEATURE: features}).transpose(..., FEATURE).values for name in ("layer_high", "layer_low")
+        loaded(peaks[name].isel({FEATURE: features}).transpose(..., FEATURE)) for name in ("layer_high", "layer_low")
     )
     axes = tuple(range(len(dims)))
     above = np.fmax.reduce(high, axis=axes) >= limit

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.criteria import SATURATED, Criteria, critical_magnitude, required_hits, threshold
-from analyze.load import open_store
+from analyze.load import loaded, open_store
 from analyze.peaks import Group, group_keys, read_group, threads, view_peaks
 from analyze.streaming import Progress
 from capture.schema import FEATURE, POSITION, SEQUENCE, SIGNAL
@@ -286,7 +286,7 @@ def perplexity(store: xr.Dataset, criteria: Criteria) -> float:
     nll = store["nll"]
     if criteria.sequences is not None:
         nll = nll.isel({SEQUENCE: list(criteria.sequences)})
-    values = np.asarray(nll.isel({POSITION: slice(1, None)}).values, dtype=np.float64)
+    values = loaded(nll.isel({POSITION: slice(1, None)})).astype(np.float64)
     if values.size == 0:
         return math.nan
     with np.errstate(over="ignore"):
@@ -296,7 +296,7 @@ def perplexity(store: xr.Dataset, criteria: Criteria) -> float:
 def nonfinite_count(store: xr.Dataset, criteria: Criteria) -> int:
     """Number of NaN and infinite values of the view's signal, sequences, layers and sites, at all positions."""
     counts = criteria.select(store[["nonfinite_count"]].sel({SIGNAL: criteria.signal}))["nonfinite_count"]
-    return int(np.asarray(counts.values, dtype=np.int64).sum())
+    return int(loaded(counts).sum(dtype=np.int64))
 
 
 def percent(fraction: float) -> str:

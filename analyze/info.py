@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analyze.load import open_store
+from analyze.load import loaded, open_store
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE
 
 
@@ -64,15 +64,15 @@ def store_info(path: Path | str) -> Info:
     """
     path = Path(path)
     store = open_store(path, partial=True)
-    done = store["done"].values
+    done = loaded(store["done"])
     captured = np.flatnonzero(done)
     # Only captured sequences are read: of the others there is nothing on disk.
     counts = np.zeros(len(SIGNALS), np.int64)
     nll = np.empty(0)
     if len(captured):
         part = store[["nonfinite_count", "nll"]].isel(sequence=captured)
-        counts = part["nonfinite_count"].sum(dim=(SEQUENCE, LAYER, SITE), dtype=np.int64).values
-        nll = np.asarray(part["nll"].isel(position=slice(1, None)).values, dtype=np.float64)
+        counts = loaded(part["nonfinite_count"].sum(dim=(SEQUENCE, LAYER, SITE), dtype=np.int64))
+        nll = loaded(part["nll"].isel(position=slice(1, None))).astype(np.float64)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nll.mean())) if nll.size else math.nan
     return Info(

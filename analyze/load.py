@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
+from dask.local import get_sync
 
 from capture.schema import (
     COORDINATES,
@@ -242,13 +243,19 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
     store = xr.Dataset(data, coords=coordinates, attrs=attributes)
     store.encoding.update(source=str(path), fingerprint=mark)
     if not partial:
-        done = store["done"].values
+        done = loaded(store["done"])
         if not done.all():
             raise OutliersError(
                 f"{path}: the capture is unfinished, {int(done.sum())} of {done.size} sequences are done; "
                 "run the same outliers capture command again, and it goes on where it stopped"
             )
     return store
+
+
+def loaded(array: xr.DataArray) -> npt.NDArray[Any]:
+    """Values of a small array, read by this thread; a scheduler would cost more than it brings."""
+    # As a function: at the name of a scheduler dask imports all of dask.distributed, a second's work.
+    return np.asarray(array.compute(scheduler=get_sync).values)
 
 
 def array_name(mark: str, name: str) -> str:

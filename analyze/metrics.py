@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.find import Store, as_dataset
+from analyze.load import loaded
 from analyze.peaks import view_peaks
 from analyze.streaming import Float32, Progress, scale_unit, stream_matrices
 from analyze.view import View
@@ -146,7 +147,7 @@ def layer_metrics(
     for n, layer, site, found in stream_matrices(store, view, statistics, progress):
         _add(totals, (layer, site), n, found)
     positions = frame.sizes[SEQUENCE] * frame.sizes[POSITION]
-    token_id = frame["token_id"].values
+    token_id = loaded(frame["token_id"])
     columns: dict[str, npt.NDArray[Any]] = {}
     channels = np.empty((*shape, frame.sizes[FEATURE]), np.float32)
     for place in np.ndindex(*shape):
@@ -222,10 +223,10 @@ def extreme_tokens(store: Store, view: View | None = None, count: int = 10) -> l
     store = as_dataset(store)
     view = (View() if view is None else view).view.resolve(store)
     peaks = view_peaks(store, view)
-    token_id = view.select(store[["token_id"]])["token_id"].values
+    token_id = loaded(view.select(store[["token_id"]])["token_id"])
     found: list[tuple[float, int, int, int]] = []
     for n in range(peaks.sizes[SEQUENCE]):
-        magnitudes = np.asarray(peaks["position_peak"].isel({SEQUENCE: n}).values)
+        magnitudes = loaded(peaks["position_peak"].isel({SEQUENCE: n}))
         rows = np.fmax.reduce(magnitudes, axis=1)
         ranked = np.argsort(-np.nan_to_num(rows, nan=-np.inf), kind="stable")[:count]
         known = [int(p) for p in ranked if not np.isnan(rows[p])]

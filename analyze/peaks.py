@@ -13,6 +13,7 @@ import xarray as xr
 
 from analyze import cache
 from analyze.criteria import Criteria, rank_ready
+from analyze.load import loaded
 from analyze.streaming import Progress, SequencePeaks, stream_peaks
 from analyze.view import View
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, SITE
@@ -110,10 +111,10 @@ def read_group(peaks: xr.Dataset, criteria: Criteria, key: tuple[int | None, ran
     position = np.empty((len(features), len(numbers) * peaks.sizes[POSITION]), np.float32)
     for row, n in enumerate(numbers):
         part = peaks.isel({SEQUENCE: n, FEATURE: chosen})
-        magnitudes = np.fmax(np.abs(_values(part["layer_high"])), np.abs(_values(part["layer_low"])))
+        magnitudes = np.fmax(np.abs(loaded(part["layer_high"])), np.abs(loaded(part["layer_low"])))
         layer = magnitudes if layer is None else np.fmax(layer, magnitudes)
         start = row * peaks.sizes[POSITION]
-        transpose(_values(part["position_peak"]), position[:, start : start + peaks.sizes[POSITION]])
+        transpose(loaded(part["position_peak"]), position[:, start : start + peaks.sizes[POSITION]])
     assert layer is not None
     units = layer.reshape(-1, len(features)) if criteria.layer_unit == "site" else np.fmax.reduce(layer, axis=1)
     sequence = None if index is None else int(peaks[SEQUENCE].values[index])
@@ -129,11 +130,6 @@ def groups(peaks: xr.Dataset, criteria: Criteria) -> Iterator[Group]:
 def threads() -> int:
     """Threads for arithmetic on peaks; each holds the peaks of one group."""
     return min(4, os.cpu_count() or 1)
-
-
-def _values(array: xr.DataArray) -> Float32:
-    # One chunk or two: a pool of threads would cost more than it brings, and callers bring their own.
-    return np.asarray(array.compute(scheduler="synchronous").values)
 
 
 def transpose(source: Float32, target: Float32) -> None:

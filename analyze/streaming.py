@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
+import dask
+import dask.threaded
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -77,7 +79,7 @@ def stream_peaks(store: xr.Dataset, view: View, progress: Progress | None = None
             np.full((n, layers, sites, features), np.nan, np.float32),
             np.full((n, positions, features), np.nan, np.float32),
         )
-        for (p, f), peak, pieces in compute(*tasks):
+        for (p, f), peak, pieces in _compute(tasks):
             _merge(result.position_peak, (slice(None), p, f), peak, np.fmax)
             for place, high, low in pieces:
                 _merge(result.layer_high, (slice(None), *place, f), high, np.fmax)
@@ -111,7 +113,7 @@ def stream_matrices(
         blocks = data.isel(sequence=slice(int(start), int(stop))).data.to_delayed(optimize_graph=True)
         places = list(np.ndindex(*blocks.shape[:3]))
         for (_, i, j), results in zip(
-            places, compute(*(task(blocks[(*p, 0, 0)], function) for p in places)), strict=True
+            places, _compute(task(blocks[(*p, 0, 0)], function) for p in places), strict=True
         ):
             for (n, layer, site), result in results:
                 yield int(start) + n, int(starts[1][i]) + layer, int(starts[2][j]) + site, result
@@ -125,11 +127,21 @@ def _apply(block: Float32, function: Callable[[Float32], Any]) -> list[tuple[tup
 
 def _workers() -> int:
     """Workers of the scheduler in force."""
-    try:
-        client = import_module("distributed").get_client()
-    except (ImportError, ValueError):  # not installed, or no cluster in force
-        return os.cpu_count() or 1
-    return max(1, sum(int(cores) for cores in client.ncores().values()))
+    if "distributed" in sys.modules:
+        try:
+            client = sys.modules["distributed"].get_client()
+        except ValueError:
+            pass  # imported, and no cluster in force
+        else:
+            return max(1, sum(int(cores) for cores in client.ncores().values()))
+    return os.cpu_count() or 1
+
+
+def _compute(tasks: Iterable[Delayed]) -> tuple[Any, ...]:
+    """Results of tasks, by the scheduler in force."""
+    # Left alone, or given a scheduler's name, dask imports dask.distributed to find that no cluster is in force.
+    chosen = "distributed" in sys.modules or dask.config.get("scheduler", None) is not None
+    return tuple(compute(*tasks) if chosen else compute(*tasks, scheduler=dask.threaded.get))
 
 
 def _merge(target: Float32, place: tuple[Any, ...], values: Float32, function: Any) -> None:

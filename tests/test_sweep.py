@@ -47,15 +47,16 @@ def test_every_row_equals_a_loop_over_hits(
     assert next(rows, None) is None
 
 
-@settings(max_examples=40, deadline=None)
-@given(strategies.activations(), strategies.criteria())
-def test_a_row_equals_find_to_the_last_bit(x: np.ndarray, criterion: Criteria) -> None:
+@settings(max_examples=60, deadline=None)
+@given(strategies.activations(), strategies.criteria(), magnitudes)
+def test_a_row_equals_find_to_the_last_bit(x: np.ndarray, criterion: Criteria, magnitudes: list[float]) -> None:
     store = builders.dataset(x, x)
-    found, row = find_outliers(store, criterion), run(store, criterion).rows[0]
-    np.testing.assert_equal(
-        [found.count, found.distinct_features, found.mean_layer_fraction, found.mean_position_fraction],
-        [row["count"], row["distinct_features"], row["mean_layer_fraction"], row["mean_position_fraction"]],
-    )
+    for row in run(store, criterion, magnitudes).rows:
+        found = find_outliers(store, Criteria(**{**vars(criterion), "magnitude": row["magnitude"]}))
+        np.testing.assert_equal(
+            [found.count, found.distinct_features, found.mean_layer_fraction, found.mean_position_fraction],
+            [row["count"], row["distinct_features"], row["mean_layer_fraction"], row["mean_position_fraction"]],
+        )
 
 
 @settings(deadline=None)

@@ -10,7 +10,7 @@ import pytest
 
 from tests import builders
 
-HEAVY = ("torch", "transformers", "nnsight", "datasets")
+HEAVY = ("torch", "transformers", "nnsight", "datasets", "distributed")
 
 CHECK = f"""
 import contextlib, io, sys
