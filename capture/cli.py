@@ -201,7 +201,7 @@ def estimate_command(
         return
     sizes = found.sizes
     typer.echo(
-        f"{sizes.sequences} sequences of {sizes.positions} tokens, {sizes.layers} layers with {len(sizes.sites)} sites, "
+        f"{sizes.sequences} x {sizes.positions} tokens, {sizes.layers} layers with {len(sizes.sites)} sites, "
         f"{sizes.features} features, computed in {found.dtype}"
     )
     typer.echo(f"store            {found.store_bytes / 1e9:10.2f} GB on disk, about")

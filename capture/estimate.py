@@ -15,8 +15,8 @@ COMPRESSED_BYTES: Final = {"float32": 3.45, "bfloat16": 1.50, "float16": 1.85}
 """Bytes on disk for each activation, by the dtype it was computed in; measured with the codec `fast`."""
 
 _UNCOMPRESSED_BYTES: Final = 4.0
-MOST_BUFFERS: Final = 18
-"""Matrices in flight between device and disk, at the most; see `capture.pipeline.Pipeline`."""
+MOST_THREADS: Final = 8
+"""Compressing and writing threads beside a GPU, at the most."""
 
 _ARRAY_BYTES: Final = 2_900  # metadata of one array, which stand in its folder and at the root
 _SITE_BYTES: Final = 330  # one row of the table of sites
@@ -77,7 +77,7 @@ def estimate(
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     matrix = length * placed.hidden_size
     vocabulary = int(config.get_text_config().vocab_size)
-    working = batch_size * (length * vocabulary + 2 * matrix) + MOST_BUFFERS * matrix
+    working = batch_size * (length * vocabulary + 2 * matrix) + (2 * MOST_THREADS + 2) * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
         model_facts(network).total_parameters * _DTYPE_BYTES[chosen],

