@@ -30,8 +30,9 @@ def block_calls(record: Record) -> list[Call]:
     collect(record.root)
     stacks = {path: calls for path, calls in groups.items() if any(call.mixing for call in calls)}
     if not stacks:
+        reason = f" ({record.failures[0]})" if record.failures else ""
         raise OutliersError(
-            f"no list of blocks that mix positions in {type(record.root.module).__name__}; "
+            f"no list of blocks that mix positions in {type(record.root.module).__name__}{reason}; "
             "expected a decoder-only transformer; choose another model"
         )
     if len(stacks) > 1:

@@ -75,11 +75,13 @@ class Record:
     root : the call of the model, whose descendants are all others
     sums : keys of the tensors that an addition made
     length : number of positions of the probe
+    failures : what went wrong in the modules that an empty tensor stood in for, without values
     """
 
     root: Call
     sums: frozenset[Key]
     length: int
+    failures: tuple[str, ...]
 
 
 def _floating(value: object) -> Iterator[torch.Tensor]:
@@ -181,13 +183,18 @@ def _visible_attention(model: torch.nn.Module) -> Iterator[None]:
             config._attn_implementation = name
 
 
-def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _guarded(forward: Callable[..., Any], failures: list[str]) -> Callable[..., Any]:
     """Let an empty tensor stand in for the result where `forward` cannot run without values."""
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         try:
             return forward(*args, **kwargs)
-        except Exception:
+        except Exception as error:
+            failures.append(_in_one_line(error))
             hidden = next(_floating([*args, *kwargs.values()]), None)
             if hidden is None:
                 raise
@@ -197,14 +204,14 @@ def _guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _guards(modules: list[torch.nn.Module]) -> Iterator[None]:
+def _guards(modules: list[torch.nn.Module], failures: list[str]) -> Iterator[None]:
     before = [(module, module.__dict__.get("forward", _MISSING)) for module in modules]
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled = logger.disabled
     logger.disabled = True
     try:
         for module in modules:
-            module.__dict__["forward"] = _guarded(module.forward)
+            module.__dict__["forward"] = _guarded(module.forward, failures)
         yield
     finally:
         logger.disabled = disabled
@@ -259,6 +266,7 @@ def probe(model: torch.nn.Module) -> Record:
     operations = _Operations(_probe_length(model))
     mode = _without_values(model)
     training = [module for module in model.modules() if module.training]
+    failures: list[str] = []
     handles = []
     for path, module in model.named_modules():
         watch = _Watch(path, operations)
@@ -273,7 +281,7 @@ def probe(model: torch.nn.Module) -> Record:
             context.enter_context(_visible_attention(model))
             if mode is not None:
                 context.enter_context(mode)
-                context.enter_context(_guards(within_blocks(model)))
+                context.enter_context(_guards(within_blocks(model), failures))
             embedding: Any = model.get_input_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
             device = next((embedding or model).parameters()).device
             rows = embedding.weight.shape[0] if embedding is not None else BATCH * operations.length + 1
@@ -283,9 +291,8 @@ def probe(model: torch.nn.Module) -> Record:
     except OutliersError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise OutliersError(
-            f"{type(model).__name__} failed on a probe of {operations.length} token ids ({reason}); "
+            f"{type(model).__name__} failed on a probe of {operations.length} token ids ({_in_one_line(error)}); "
             "expected a decoder that reads input_ids alone; choose another model"
         ) from error
     finally:
@@ -293,4 +300,4 @@ def probe(model: torch.nn.Module) -> Record:
             handle.remove()
         for module in training:
             module.training = True
-    return Record(root, frozenset(operations.sums), operations.length)
+    return Record(root, frozenset(operations.sums), operations.length, tuple(failures))

@@ -237,6 +237,28 @@ class ScaledBlock(nn.Module):
         return x + self.feed(torch.tanh(x))
 
 
+class FusedMixer(nn.Module):
+    """A token mixer whose kernel takes the weights of its short convolution and shows nothing of what it does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, 3, groups=width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cumsum(1) * self.convolution.weight[:, 0, 0]
+
+
+class FusedBlock(nn.Module):
+    def __init__(self, width: int, layer: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.RMSNorm(width) for _ in range(2))
+        self.mixer, self.feed = FusedMixer(width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.mixer(self.first(x))
+        return x + self.feed(self.second(x))
+
+
 class InnerNormBlock(nn.Module):
     """A norm within a sublayer whose modules lie open in the block, and a gate that reads the bare stream."""
 
@@ -281,6 +303,22 @@ def test_norms_within_a_sublayer_and_gates_beside_it_are_no_sites() -> None:
         ("ln_attn", "layers.0.before_attention", ("layers.0.attention",)),
         ("ln_mlp", "layers.0.before_feed", ("layers.0.feed",)),
     ]
+
+
+def test_a_mixer_is_known_by_its_convolution_where_a_kernel_hides_it() -> None:
+    found = find_sites(Toy(FusedBlock))
+    assert [(site.name, site.module) for site in found.sites[:2]] == [
+        ("ln_attn", "layers.0.first"),
+        ("ln_mlp", "layers.0.second"),
+    ]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_placement_does_not_depend_on_the_kind_of_attention(implementation: str) -> None:
+    model = ARCHITECTURES["qwen3"].build()
+    model.set_attn_implementation(implementation)
+    assert find_sites(model) == sites_from_config(ARCHITECTURES["qwen3"].config())
+    assert model.config._attn_implementation == implementation
 
 
 def test_layers_with_other_sites_are_refused() -> None:
