@@ -1,4 +1,4 @@
-"""Peaks of views that have been computed once, kept on disk.
+"""Peaks of views, and step functions of sweeps, that have been computed once, kept on disk.
 
 A cached view is found by the fingerprint of the store and the view. It lives in the store's folder `.views` where that
 can be written, else in the user's cache folder; Zarr readers of the store do not see it.
@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.load import array_name, box, fingerprint
+from analyze.steps import Steps
 from analyze.streaming import SequencePeaks
 from analyze.view import View
 from capture.schema import OutliersError
@@ -33,15 +35,15 @@ FOLDER: Final = ".views"
 Shapes = dict[str, tuple[int, ...]]
 
 
-def cache_key(store: xr.Dataset, view: View) -> str | None:
-    """Name of a cached view; None where the Dataset is not exactly what `open_store` gave."""
+def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
+    """Name of a view, or of what more was made of it; None where the Dataset is not just what `open_store` gave."""
     mark = store.encoding.get("fingerprint")
     if mark is None:
         return None
     for name, variable in store.data_vars.items():
         if getattr(variable.data, "name", None) != array_name(mark, str(name)):
             return None
-    text = json.dumps({"version": _VERSION, "store": mark, "view": asdict(view.view)}, sort_keys=True)
+    text = json.dumps({"version": _VERSION, "store": mark, "view": asdict(view.view), "more": more}, sort_keys=True)
     return sha256(text.encode()).hexdigest()[:32]
 
 
@@ -151,6 +153,34 @@ def _write_parts(draft: Path, shapes: Shapes, parts: Iterable[SequencePeaks]) ->
                     raise OutliersError(
                         f"cannot write {draft}: {error.strerror}; free some space, or set XDG_CACHE_HOME"
                     ) from error
+
+
+def read_steps(store: xr.Dataset, key: str) -> Steps | None:
+    """Kept step functions; None where there are none, or not whole (each array has a checksum)."""
+    for folder in _folders(store):
+        try:
+            with np.load(folder / f"{key}.npz", allow_pickle=False) as file:
+                return Steps.of_arrays(file.__getitem__)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            continue
+    return None
+
+
+def write_steps(store: xr.Dataset, key: str, steps: Steps) -> None:
+    """Keep step functions where that is possible; a sweep is complete without."""
+    if fingerprint(Path(store.encoding["source"])) != store.encoding["fingerprint"]:
+        return
+    for folder in _folders(store):
+        draft = folder / f".{key}.{secrets.token_hex(4)}.partial"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as file:
+                np.savez(file, allow_pickle=False, **steps.arrays)
+            draft.replace(folder / f"{key}.npz")
+        except OSError:
+            draft.unlink(missing_ok=True)
+            continue
+        return
 
 
 def _draft(store: xr.Dataset, key: str) -> tuple[Path, Path]:

@@ -55,9 +55,14 @@ class Null:
         return float(low), float(high)
 
     @property
-    def p_value(self) -> float:
+    def p_more(self) -> float:
         """Share of permutations with at least this count, the store counted as one (Phipson and Smyth 2010)."""
         return float(1 + np.count_nonzero(self.null_counts >= self.count)) / (1 + self.repeats)
+
+    @property
+    def p_fewer(self) -> float:
+        """Share of permutations with at most this count: small where hits crowd into few features."""
+        return float(1 + np.count_nonzero(self.null_counts <= self.count)) / (1 + self.repeats)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers null --json` prints."""
@@ -69,7 +74,8 @@ class Null:
             "null_interval": list(self.interval),
             "null_distinct_mean": float(self.null_distinct.mean()),
             "null_distinct_interval": [float(low), float(high)],
-            "p_value": self.p_value,
+            "p_more": self.p_more,
+            "p_fewer": self.p_fewer,
             "repeats": self.repeats,
             "seed": self.seed,
             "criteria": self.criteria.to_dict(),
@@ -87,7 +93,9 @@ def permutation_null(
     """Count outliers after permuting features independently at each (sequence, layer, site, position).
 
     A permutation keeps how many hits each token has at each site and breaks which features they fall on, so what the
-    criterion still finds is what it finds without any coordination across layers and positions. One pass counts the
+    criterion still finds is what it finds without any coordination across layers and positions. Where hits are many,
+    permutation spreads them over all features and finds more than the store has; coordination then shows in fewer
+    outliers than by chance. One pass counts the
     hits; a permutation then draws as many features at random, without the activations.
 
     Parameters

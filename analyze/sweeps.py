@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.criteria import Criteria, check_fraction, check_magnitude, kth_largest, required_hits, tails, threshold
+from analyze import cache
+from analyze.criteria import (
+    Criteria,
+    check_fraction,
+    check_magnitude,
+    critical_magnitude,
+    kth_largest,
+    required_hits,
+    tails,
+    threshold,
+)
 from analyze.find import Store, all_jsonable, as_dataset
 from analyze.peaks import group_keys, read_group, threads, view_peaks
+from analyze.steps import Steps, histogram, hit_steps
 from analyze.streaming import Progress
 from capture.schema import FEATURE, OutliersError
 
@@ -111,49 +122,113 @@ def sweep(
                 check_magnitude(value)
             else:
                 check_fraction(name, value)
-    peaks = view_peaks(store, criteria, use_cache=use_cache, progress=progress)
     thresholds, place = np.unique(threshold(chosen["magnitude"]), return_inverse=True)
-    limits = Limits(thresholds)
-
-    def count(key: tuple[int | None, range]) -> _Part:
-        group = read_group(peaks, criteria, key)
-        return _count(group.layer, group.position, chosen["layers"], chosen["positions"], limits)
-
-    keys = group_keys(peaks, criteria)
-    with ThreadPoolExecutor(threads()) as pool:
-        parts = list(pool.map(count, keys))
-    critical = np.concatenate([part.critical for part in parts], axis=-1)
-    width = peaks.sizes[FEATURE]
+    counted = _from_steps(store, criteria, chosen, thresholds, use_cache, progress) or _from_peaks(
+        view_peaks(store, criteria, use_cache=use_cache, progress=progress), criteria, chosen, thresholds
+    )
+    width = store.sizes[FEATURE]
     # Groups are whole sequences, or the features of all sequences in order: either way rows of `width` features.
-    best = critical.reshape(*critical.shape[:2], -1, width).max(axis=2)
-    counted, distinct = _passing(critical, thresholds), _passing(best, thresholds)
+    best = counted.critical.reshape(*counted.critical.shape[:2], -1, width).max(axis=2)
+    count, distinct = _passing(counted.critical, thresholds), _passing(best, thresholds)
+    means = [
+        _means(hits, total, count)
+        for hits, total in (
+            (counted.layer_hits, counted.layer_units),
+            (counted.position_hits, counted.positions),
+        )
+    ]
     table = xr.Dataset(
         {
-            "count": _array(counted, place, "outliers, summed over sequences unless pooled"),
+            "count": _array(count, place, "outliers, summed over sequences unless pooled"),
             "distinct_features": _array(distinct, place, "different features among the outliers"),
-            "mean_layer_fraction": _array(
-                _means(parts, "layer_hits", parts[0].layer_units, counted),
-                place,
-                "mean share of layer units with a hit",
-            ),
-            "mean_position_fraction": _array(
-                _means(parts, "position_hits", parts[0].positions, counted), place, "mean share of positions with a hit"
-            ),
+            "mean_layer_fraction": _array(means[0], place, "mean share of layer units with a hit"),
+            "mean_position_fraction": _array(means[1], place, "mean share of positions with a hit"),
         },
         coords={name: np.asarray(values, dtype=np.float64) for name, values in chosen.items()},
         attrs={"criterion": str(criteria), "hidden_size": width, "model_id": str(store.attrs.get("model_id") or "")},
     )
     ordered = {
-        (float(a), float(b)): np.sort(critical[j, k])
+        (float(a), float(b)): np.sort(counted.critical[j, k])
         for j, a in enumerate(chosen["layers"])
         for k, b in enumerate(chosen["positions"])
     }
     return Sweep(criteria, table, width, ordered)
 
 
+def _from_steps(
+    store: xr.Dataset,
+    criteria: Criteria,
+    chosen: dict[str, list[float]],
+    limits: Float32,
+    use_cache: bool,
+    progress: Progress | None,
+) -> _Part | None:
+    """Counts from kept step functions, made if need be; None where they cannot be kept."""
+    if not use_cache or len(chosen["layers"]) * len(chosen["positions"]) > 1:
+        return None
+    single = replace(criteria, layers=chosen["layers"][0], positions=chosen["positions"][0])
+    key = cache.cache_key(store, single, single.counting, single.layer_unit, single.layers, single.positions)
+    if key is None:
+        return None
+    steps = cache.read_steps(store, key)
+    if steps is None:
+        steps = _steps(view_peaks(store, single, progress=progress), single)
+        if steps is None:
+            return None
+        cache.write_steps(store, key, steps)
+    hits = [kind.at(limits)[None, None] for kind in (steps.layer, steps.position)]
+    return _Part(steps.critical.reshape(1, 1, -1), hits[0], hits[1], steps.layer_units, steps.positions)
+
+
+def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
+    """Step functions of a pair of fractions; None where the peaks have too many bits."""
+
+    def of_group(key: tuple[int | None, range]) -> tuple[Float32, Counts, Counts, int, int] | None:
+        group = read_group(peaks, criteria, key)
+        critical = critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions)
+        layer, position = histogram(group.layer, critical), histogram(group.position, critical)
+        if layer is None or position is None:
+            return None
+        return critical, layer, position, group.layer.shape[1], group.position.shape[1]
+
+    first, *others = group_keys(peaks, criteria)
+    found = of_group(first)  # alone: where one group has too many bits, so have nearly always all
+    if found is None:
+        return None
+    critical, layer, position, units, positions = [found[0]], found[1], found[2], found[3], found[4]
+    with ThreadPoolExecutor(threads()) as pool:
+        for part in pool.map(of_group, others):
+            if part is None:
+                pool.shutdown(wait=True, cancel_futures=True)
+                return None
+            critical.append(part[0])
+            layer += part[1]
+            position += part[2]
+    return Steps(np.concatenate(critical), hit_steps(layer), hit_steps(position), units, positions)
+
+
+def _from_peaks(peaks: xr.Dataset, criteria: Criteria, chosen: dict[str, list[float]], thresholds: Float32) -> _Part:
+    """Counts from the peaks of every group."""
+    limits = Limits(thresholds)
+
+    def count(key: tuple[int | None, range]) -> _Part:
+        group = read_group(peaks, criteria, key)
+        return _count(group.layer, group.position, chosen["layers"], chosen["positions"], limits)
+
+    with ThreadPoolExecutor(threads()) as pool:
+        parts = list(pool.map(count, group_keys(peaks, criteria)))
+    return _Part(
+        np.concatenate([part.critical for part in parts], axis=-1),
+        np.sum([part.layer_hits for part in parts], axis=0),
+        np.sum([part.position_hits for part in parts], axis=0),
+        parts[0].layer_units,
+        parts[0].positions,
+    )
+
+
 @dataclass(frozen=True)
 class _Part:
-    """One group: critical magnitudes (layers, positions, feature), hits of outliers (layers, positions, limit)."""
+    """Some groups: critical magnitudes (layers, positions, feature), hits of outliers (layers, positions, limit)."""
 
     critical: Float32
     layer_hits: Counts
@@ -236,8 +311,7 @@ def _passing(critical: Float32, limits: Float32) -> Counts:
     return result
 
 
-def _means(parts: list[_Part], name: str, total: int, count: Counts) -> npt.NDArray[np.float64]:
-    hits = sum((getattr(part, name) for part in parts), start=np.zeros_like(count))
+def _means(hits: Counts, total: int, count: Counts) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(hits / (total * count), dtype=np.float64)
 

@@ -124,7 +124,7 @@ def print_null(result: Null) -> None:
                 ("criterion", str(result.criteria)),
                 ("outliers", f"{result.count:,} ({result.distinct_features:,} distinct features)"),
                 ("after permutation", f"{result.mean:,.1f} on average, 95% of {result.repeats} in {low:g} to {high:g}"),
-                ("p", f"{result.p_value:.3g} (share of permutations that find as many, the store counted as one)"),
+                ("p", f"{result.p_more:.3g} that chance finds as many, {result.p_fewer:.3g} that it finds as few"),
             ]
         )
     )

@@ -45,7 +45,17 @@ def test_coordination_is_told_from_chance() -> None:
     assert (result.count, result.distinct_features) == (4, 1)
     assert result.mean == 0
     assert result.interval == (0, 0)
-    assert result.p_value == pytest.approx(1 / 31)
+    assert result.p_more == pytest.approx(1 / 31)
+    assert result.p_fewer == 1
+
+
+def test_hits_that_crowd_are_fewer_outliers_than_by_chance() -> None:
+    x = np.zeros((2, 4, 2, 30, 20), np.float32)
+    x[..., :10] = 50
+    result = permutation_null(builders.dataset(x), Criteria(layers=0.9, positions=0.9), repeats=10)
+    assert result.count == 20
+    assert result.mean == 40  # each feature is hit nearly everywhere by chance
+    assert (result.p_more, result.p_fewer) == (1, pytest.approx(1 / 11))
 
 
 def test_without_structure_the_null_finds_as_many() -> None:
