@@ -148,8 +148,10 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
     source = find_source(model)
     import torch
     from nnsight import NNsight
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
+
+    from capture.skeleton import model_class
 
     logging.disable_progress_bar()
     placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
@@ -169,7 +171,11 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         tokenizer = AutoTokenizer.from_pretrained(
             source.model, trust_remote_code=trust_remote_code, **source.arguments()
         )
-        network: Any = AutoModelForCausalLM.from_pretrained(
+        maker: Any = AutoModelForCausalLM
+        if source.gguf is None:  # a GGUF file is parsed anew for each question, and holds a language model anyway
+            config = AutoConfig.from_pretrained(source.model, trust_remote_code=trust_remote_code, **source.arguments())
+            maker = model_class(config, trust_remote_code=trust_remote_code)
+        network = maker.from_pretrained(
             source.model, trust_remote_code=trust_remote_code, **options, **placement, **source.arguments()
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

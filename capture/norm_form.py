@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from capture.norms import ROUNDINGS, derive_norm_output
+from analyze.norms import ROUNDINGS, derive_norm_output
 
 _ROWS = 32
 _SCALES = (1e-4, 1e-3, 1.0, 100.0)
@@ -30,7 +30,7 @@ class NormForm:
     kind : "rms" or "layer"
     epsilon : as the norm's own attribute has it, where one agrees with the behaviour
     weight_offset : what is added to the weight
-    rounding : one of `capture.norms.ROUNDINGS`, or "unknown" where none reproduces the norm in bfloat16
+    rounding : one of `analyze.norms.ROUNDINGS`, or "unknown" where none reproduces the norm in bfloat16
     weight, bias : names of the parameters; None where there is none
     """
 

@@ -105,7 +105,7 @@ def capture(
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
         **loaded.attributes,
-        **model_facts(loaded.model).as_attributes(),
+        **model_facts(loaded.model.config, trust_remote_code=trust_remote_code).as_attributes(),
         **_site_attributes(placed),
         **_text_attributes(corpus, loaded.tokenizer, use_bos),
         **_circumstances(loaded),

@@ -55,7 +55,7 @@ class Site:
     module : dotted path of the norm; for kind "none", of the sublayer that reads the residual stream itself
     kind : "rms", "layer" or "none"
     feeds : dotted paths of the modules that receive the norm's output
-    epsilon, weight_offset, rounding : of the norm, as `capture.norms.derive_norm_output` takes them
+    epsilon, weight_offset, rounding : of the norm, as `analyze.norms.derive_norm_output` takes them
     argument : position or keyword under which `module` receives the residual stream
     width : number of features
     """

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capture.norms import derive_norm_output, rounded
+from analyze.norms import derive_norm_output, rounded
 from capture.schema import OutliersError
 
 torch = pytest.importorskip("torch")

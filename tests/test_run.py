@@ -19,6 +19,8 @@ from capture import run  # noqa: E402
 from capture.run import capture  # noqa: E402
 from capture.schema import OutliersError  # noqa: E402
 from capture.store import SequenceWriter, StoreWriter  # noqa: E402
+from capture.verify import verify  # noqa: E402
+from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
 Capture = Callable[..., Path]
@@ -284,6 +286,21 @@ def test_what_cannot_be_done_is_refused_in_one_line(
         do(**options)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_moe", "opt"])
+def test_other_kinds_of_models_go_all_the_way(do: Capture, tmp_path: Path, name: str) -> None:
+    """A multimodal wrapper's text tower, a mixture of experts, and a block that flattens its positions."""
+    folder = tmp_path / "model"
+    model = ARCHITECTURES[name].build()
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    dataset = xr.open_zarr(do(model=folder))
+    assert dataset.attrs["total_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert (dataset.attrs["experts"] > 0) == (name == "qwen3_moe")
+    assert len(dataset.attrs["sites"]) == dataset.sizes["layer"] * dataset.sizes["site"] + 1
+    assert np.isfinite(dataset.norm_input).all()
+    assert verify(tmp_path / "s.zarr").damage == ()
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
