@@ -74,12 +74,14 @@ class Record:
     ----------
     root : the call of the model, whose descendants are all others
     sums : keys of the tensors that an addition made
+    addends : keys of the tensors that an addition took
     length : number of positions of the probe
     failures : what went wrong in the modules that an empty tensor stood in for, without values
     """
 
     root: Call
     sums: frozenset[Key]
+    addends: frozenset[Key]
     length: int
     failures: tuple[str, ...]
 
@@ -103,6 +105,7 @@ class _Operations(TorchDispatchMode):
         self.length = length
         self.stack: list[Call] = []
         self.sums: dict[Key, torch.Tensor] = {}
+        self.addends: dict[Key, torch.Tensor] = {}  # held, so that no later tensor takes the same place in memory
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,6 +114,7 @@ class _Operations(TorchDispatchMode):
         name = str(func.__name__).partition(".")[0]
         if name in ("add", "add_"):
             self.sums[tensor_key(result)] = result
+            self.addends.update({tensor_key(tensor): tensor for tensor in _floating(args[:2])})
         mixing = self._mixing(name, args, result)
         for call in self.stack:
             if mixing:
@@ -300,4 +304,4 @@ def probe(model: torch.nn.Module) -> Record:
             handle.remove()
         for module in training:
             module.training = True
-    return Record(root, frozenset(operations.sums), operations.length, tuple(failures))
+    return Record(root, frozenset(operations.sums), frozenset(operations.addends), operations.length, tuple(failures))

@@ -16,7 +16,7 @@ the stream, not received by a module; so neither is taken for a site.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -142,11 +142,16 @@ def _bare_site(layer: int, name: str, feeds: tuple[str, ...], argument: int | st
     return Site(layer, name, feeds[0], "none", feeds, argument=argument, width=norms.width)
 
 
-def _block_sites(layer: int, block: Call, sums: frozenset[Key], norms: Norms) -> list[Site]:
+def _block_sites(layer: int, block: Call, record: Record, norms: Norms) -> list[Site]:
     """Sites of one block, in the order in which their modules ran."""
-    residual = tensor_keys(tuple(tensor for tensor in block.inputs.values() if tensor.shape[-1] == norms.width)) | sums
+    stream = tuple(tensor for tensor in block.inputs.values() if tensor.shape[-1] == norms.width)
+    residual = tensor_keys(stream) | record.sums
     grouped: dict[tuple[Key, bool], list[Reading]] = {}
     for reading in sublayer_readings(block, residual, {}, norms):
+        if reading.tensor in record.addends:
+            # A norm whose output the sublayer's own is added to makes the residual stream (OPT-350m), and is not
+            # before the sublayer but after the last one.
+            reading = replace(reading, norm=None)
         grouped.setdefault((reading.tensor, reading.norm is None), []).append(reading)
     named = [(_role([reading.consumer for reading in group]), group) for group in grouped.values()]
     served = {part for name, group in named if group[0].norm for part in name.split("_")[1:]}
@@ -218,7 +223,7 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
     if overrides:
         layers = [_overridden(index, block, overrides, norms) for index, block in enumerate(blocks)]
     else:
-        layers = [_block_sites(index, block, record.sums, norms) for index, block in enumerate(blocks)]
+        layers = [_block_sites(index, block, record, norms) for index, block in enumerate(blocks)]
     _uniform(layers)
     if not overrides:
         refuse_incomplete(model, blocks, {part for site in layers[0] for part in site.name.split("_")[1:]})

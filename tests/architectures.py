@@ -207,7 +207,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "model.decoder.layers.{}",
         {
             "ln_attn": Expected("self_attn", "none", ("self_attn",)),
-            "ln_mlp": Expected("self_attn_layer_norm", "layer", ("fc1",)),
+            "ln_mlp": Expected("fc1", "none", ("fc1",)),
         },
         "model.decoder.project_out",
         final_kind="none",
