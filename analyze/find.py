@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import xarray as xr
 
 from analyze.criteria import SATURATED, Criteria, critical_magnitude, required_hits, threshold
 from analyze.load import loaded, open_store
-from analyze.peaks import Group, group_keys, read_group, threads, view_peaks
+from analyze.peaks import Group, group_keys, in_threads, read_group, view_peaks
 from analyze.streaming import Progress
 from capture.schema import FEATURE, POSITION, SEQUENCE, SIGNAL
 
@@ -171,10 +170,8 @@ def find_outliers(
     store = as_dataset(store)
     criteria = (Criteria() if criteria is None else criteria).resolve(store)
     peaks = view_peaks(store, criteria, use_cache=use_cache, progress=progress)
-    with ThreadPoolExecutor(threads()) as pool:
-        found = list(
-            pool.map(lambda key: _find(read_group(peaks, criteria, key), criteria), group_keys(peaks, criteria))
-        )
+    keys = group_keys(peaks, criteria)
+    found = list(in_threads(lambda key: _find(read_group(peaks, criteria, key), criteria), keys))
     rows = sorted(
         (row for part in found for row in part.rows),
         key=lambda row: (-row.critical_magnitude, -1 if row.sequence is None else row.sequence, row.feature),
@@ -262,8 +259,7 @@ def critical_magnitudes(
         group = read_group(peaks, criteria, key)
         return critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions)
 
-    with ThreadPoolExecutor(threads()) as pool:
-        parts = list(pool.map(critical, group_keys(peaks, criteria)))
+    parts = list(in_threads(critical, group_keys(peaks, criteria)))
     attributes = {"long_name": "critical magnitude", "criterion": str(criteria)}
     if criteria.counting == "pooled":
         return xr.DataArray(

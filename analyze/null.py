@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import xarray as xr
 
 from analyze.criteria import Criteria, required_hits, threshold
 from analyze.find import Store, as_dataset, find_outliers
-from analyze.peaks import threads
+from analyze.peaks import in_threads
 from analyze.streaming import Float32, Progress, scale_unit, scaled, stream_matrices
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, OutliersError
 
@@ -125,11 +124,10 @@ def permutation_null(
         return _permuted(hits, criteria, width, seed, number)
 
     counts = np.empty((repeats, 2), np.int64)
-    with ThreadPoolExecutor(threads()) as pool:
-        for number, result in enumerate(pool.map(repeat, range(repeats))):
-            counts[number] = result
-            if progress is not None:
-                progress(number + 1, repeats)
+    for number, result in enumerate(in_threads(repeat, range(repeats))):
+        counts[number] = result
+        if progress is not None:
+            progress(number + 1, repeats)
     return Null(criteria, repeats, seed, found.count, found.distinct_features, counts[:, 0], counts[:, 1])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from analyze.view import View
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, SITE
 
 Float32 = npt.NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LAYER_DIMS = (SEQUENCE, LAYER, SITE, FEATURE)
 POSITION_DIMS = (SEQUENCE, POSITION, FEATURE)
@@ -130,6 +133,18 @@ def groups(peaks: xr.Dataset, criteria: Criteria) -> Iterator[Group]:
 def threads() -> int:
     """Threads for arithmetic on peaks; each holds the peaks of one group."""
     return min(4, os.cpu_count() or 1)
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results of a function of every item, in order, computed by a few threads.
+
+    Where the caller stops early, for an error or Ctrl-C, what has not begun does not begin.
+    """
+    pool = ThreadPoolExecutor(threads())
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def transpose(source: Float32, target: Float32) -> None:

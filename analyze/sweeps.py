@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from analyze.criteria import (
     threshold,
 )
 from analyze.find import Store, all_jsonable, as_dataset
-from analyze.peaks import group_keys, read_group, threads, view_peaks
+from analyze.peaks import group_keys, in_threads, read_group, view_peaks
 from analyze.steps import Steps, histogram, hit_steps
 from analyze.streaming import Progress
 from capture.schema import FEATURE, OutliersError
@@ -196,14 +195,12 @@ def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
     if found is None:
         return None
     critical, layer, position, units, positions = [found[0]], found[1], found[2], found[3], found[4]
-    with ThreadPoolExecutor(threads()) as pool:
-        for part in pool.map(of_group, others):
-            if part is None:
-                pool.shutdown(wait=True, cancel_futures=True)
-                return None
-            critical.append(part[0])
-            layer += part[1]
-            position += part[2]
+    for part in in_threads(of_group, others):
+        if part is None:
+            return None
+        critical.append(part[0])
+        layer += part[1]
+        position += part[2]
     return Steps(np.concatenate(critical), hit_steps(layer), hit_steps(position), units, positions)
 
 
@@ -215,8 +212,7 @@ def _from_peaks(peaks: xr.Dataset, criteria: Criteria, chosen: dict[str, list[fl
         group = read_group(peaks, criteria, key)
         return _count(group.layer, group.position, chosen["layers"], chosen["positions"], limits)
 
-    with ThreadPoolExecutor(threads()) as pool:
-        parts = list(pool.map(count, group_keys(peaks, criteria)))
+    parts = list(in_threads(count, group_keys(peaks, criteria)))
     return _Part(
         np.concatenate([part.critical for part in parts], axis=-1),
         np.sum([part.layer_hits for part in parts], axis=0),

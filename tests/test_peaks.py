@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from analyze import Criteria, OutliersError, open_store, view_peaks
 from analyze import cache as cache_module
-from analyze.peaks import group_keys, groups, transpose
+from analyze.peaks import group_keys, groups, in_threads, transpose
 from analyze.streaming import block_peaks, scale_unit, scaled, stream_peaks
 from analyze.view import View
 from tests import builders, strategies
@@ -244,3 +245,20 @@ def test_transpose(shape: tuple[int, int]) -> None:
     target = np.empty(shape[::-1], np.float32)
     transpose(source, target)
     np.testing.assert_array_equal(target, source.T)
+
+
+def test_work_that_has_not_begun_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyze.peaks.threads", lambda: 1)
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        list(in_threads(work, range(1000)))
+    assert len(begun) < 100
+    assert list(in_threads(lambda item: item * item, range(50))) == [n * n for n in range(50)]
