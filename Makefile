@@ -28,9 +28,8 @@ demo: $(VENV)/.installed
 	  || $(BIN)/outliers capture smollm2-135m $(CAPTURE) --out $(STORE)
 	@echo; echo "== the study's convention"; $(BIN)/outliers find $(STORE) --preset study
 	@echo; echo "== Dettmers' convention"; $(BIN)/outliers find $(STORE) --preset dettmers
-	@echo; echo "== norm inputs, every threshold from 3 to 1000"
-	$(BIN)/outliers sweep $(STORE) --magnitude 3:1000:1 --csv data/sweep.csv --plot data/sweep.png > data/sweep.txt
-	@head -12 data/sweep.txt
+	@echo; echo "== norm inputs at fourteen thresholds; the figure has every one in between"
+	@$(BIN)/outliers sweep $(STORE) --magnitude 6:396:30 --csv data/sweep.csv --plot data/sweep.png
 	@echo; echo "The figure is data/sweep.png. Next, try:"
 	@echo "  $(BIN)/outliers find $(STORE) --magnitude 50"
 	@echo "  $(BIN)/outliers find $(STORE) --magnitude 50 --skip-first 1"
