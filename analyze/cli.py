@@ -190,7 +190,9 @@ def sweep(
     with running(scheduler, workers), shown("reading activations") as progress:
         result = run(store, criteria, *chosen, progress=progress)
     if csv is not None:
-        _write_csv(csv, result.rows)
+        from analyze.tables import write_csv
+
+        write_csv(csv, result.rows)
     if plot is not None:
         from analyze.figures import save, sweep_figure
 
@@ -249,7 +251,9 @@ def metrics(
         table = dettmers_table(data, criteria, progress=progress)
         tokens = extreme_tokens(data, criteria)
     if csv is not None:
-        _write_csv(csv, rows)
+        from analyze.tables import write_csv
+
+        write_csv(csv, rows)
     if json_:
         from analyze.find import all_jsonable
 
@@ -337,21 +341,6 @@ def _print_rows(rows: list[dict[str, Any]], criteria: Any, json_: bool) -> None:
 
 def _print_json(result: dict[str, Any]) -> None:
     print(json.dumps(result, allow_nan=False, indent=1))
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    import csv
-    import math
-
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                blank = {name: "" for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
-                writer.writerow({**row, **blank})
-    except OSError as error:
-        raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,6 +66,8 @@ class Criteria(View):
         check_fraction("positions", self.positions)
         check_choice("counting", self.counting, COUNTINGS)
         check_choice("layer_unit", self.layer_unit, LAYER_UNITS)
+        for name in ("magnitude", "layers", "positions"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
     def preset(cls, name: str | None, **changes: Any) -> Self:

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import xarray as xr
 
 from analyze.criteria import SATURATED, Criteria, critical_magnitude, required_hits, threshold
 from analyze.load import loaded, open_store
-from analyze.peaks import Group, group_keys, in_threads, read_group, view_peaks
+from analyze.peaks import Group, of_groups, view_peaks
 from analyze.streaming import Progress
 from capture.schema import FEATURE, POSITION, SEQUENCE, SIGNAL
 
@@ -170,8 +171,7 @@ def find_outliers(
     store = as_dataset(store)
     criteria = (Criteria() if criteria is None else criteria).resolve(store)
     peaks = view_peaks(store, criteria, use_cache=use_cache, progress=progress)
-    keys = group_keys(peaks, criteria)
-    found = list(in_threads(lambda key: _find(read_group(peaks, criteria, key), criteria), keys))
+    found = list(of_groups(partial(_find, criteria=criteria), peaks, criteria))
     rows = sorted(
         (row for part in found for row in part.rows),
         key=lambda row: (-row.critical_magnitude, -1 if row.sequence is None else row.sequence, row.feature),
@@ -255,11 +255,10 @@ def critical_magnitudes(
     criteria = (Criteria() if criteria is None else criteria).resolve(store)
     peaks = view_peaks(store, criteria, use_cache=use_cache, progress=progress)
 
-    def critical(key: tuple[int | None, range]) -> npt.NDArray[np.float32]:
-        group = read_group(peaks, criteria, key)
+    def critical(group: Group) -> npt.NDArray[np.float32]:
         return critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions)
 
-    parts = list(in_threads(critical, group_keys(peaks, criteria)))
+    parts = list(of_groups(critical, peaks, criteria))
     attributes = {"long_name": "critical magnitude", "criterion": str(criteria)}
     if criteria.counting == "pooled":
         return xr.DataArray(

@@ -124,23 +124,27 @@ def read_group(peaks: xr.Dataset, criteria: Criteria, key: tuple[int | None, ran
     return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position))
 
 
-def groups(peaks: xr.Dataset, criteria: Criteria) -> Iterator[Group]:
-    """Every group of a criterion, one at a time."""
-    for key in group_keys(peaks, criteria):
-        yield read_group(peaks, criteria, key)
+def of_groups(function: Callable[[Group], Result], peaks: xr.Dataset, criteria: Criteria) -> Iterator[Result]:
+    """Results of a function of every group of a criterion, in order, computed by a few threads.
+
+    Memory is bounded by the peaks of a few groups, and what the function makes of them.
+    """
+    keys = group_keys(peaks, criteria)
+    # A pooled group is as large as it may be, whereas a sequence is as long as it is.
+    return in_threads(lambda key: function(read_group(peaks, criteria, key)), keys, 2 if keys[0][0] is None else 4)
 
 
-def threads() -> int:
-    """Threads for arithmetic on peaks; each holds the peaks of one group."""
-    return min(4, os.cpu_count() or 1)
+def threads(most: int) -> int:
+    """Threads for arithmetic on peaks, at most so many."""
+    return min(most, os.cpu_count() or 1)
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], most: int = 4) -> Iterator[Result]:
     """Results of a function of every item, in order, computed by a few threads.
 
     Where the caller stops early, for an error or Ctrl-C, what has not begun does not begin.
     """
-    pool = ThreadPoolExecutor(threads())
+    pool = ThreadPoolExecutor(threads(most))
     try:
         yield from pool.map(function, items)
     finally:

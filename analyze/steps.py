@@ -18,7 +18,7 @@ Float32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
 _DROPPED: Final = 13
-_BINS: Final = 2 ** (32 - _DROPPED)
+BINS: Final = 2 ** (32 - _DROPPED)
 _BAND: Final = 2**20  # peaks handled at once: their keys take 8 MiB
 
 
@@ -93,19 +93,19 @@ def histogram(peaks: Float32, critical: Float32) -> Counts | None:
     -------
     (bin,) int64; None where a peak has more bits than a bin stands for
     """
-    counts = np.zeros(_BINS, np.int64)
+    counts = np.zeros(BINS, np.int64)
     step = max(1, _BAND // peaks.shape[1])
     for start in range(0, len(peaks), step):
         values = np.minimum(peaks[start : start + step], critical[start : start + step, None]).ravel()
         bits = values.view(np.uint32)
         if (bits & np.uint32(2**_DROPPED - 1)).any():
             return None
-        counts += np.bincount(bits >> np.uint32(_DROPPED), minlength=_BINS)
+        counts += np.bincount(bits >> np.uint32(_DROPPED), minlength=BINS)
     return counts
 
 
 def hit_steps(counts: Counts) -> HitSteps:
     """Step function of a histogram."""
-    used = np.flatnonzero(counts[: _BINS // 2])  # the other half has the sign bit: -inf, which is no hit
+    used = np.flatnonzero(counts[: BINS // 2])  # the other half has the sign bit: -inf, which is no hit
     value = (used.astype(np.uint32) << np.uint32(_DROPPED)).view(np.float32)
     return HitSteps(value, np.cumsum(counts[used][::-1])[::-1])

@@ -22,8 +22,8 @@ from analyze.criteria import (
     threshold,
 )
 from analyze.find import Store, all_jsonable, as_dataset
-from analyze.peaks import group_keys, in_threads, read_group, view_peaks
-from analyze.steps import Steps, histogram, hit_steps
+from analyze.peaks import Group, group_keys, of_groups, read_group, view_peaks
+from analyze.steps import BINS, Steps, histogram, hit_steps
 from analyze.streaming import Progress
 from capture.schema import FEATURE, OutliersError
 
@@ -121,6 +121,7 @@ def sweep(
                 check_magnitude(value)
             else:
                 check_fraction(name, value)
+        chosen[name] = [float(value) for value in values]
     thresholds, place = np.unique(threshold(chosen["magnitude"]), return_inverse=True)
     counted = _from_steps(store, criteria, chosen, thresholds, use_cache, progress) or _from_peaks(
         view_peaks(store, criteria, use_cache=use_cache, progress=progress), criteria, chosen, thresholds
@@ -182,37 +183,35 @@ def _from_steps(
 def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
     """Step functions of a pair of fractions; None where the peaks have too many bits."""
 
-    def of_group(key: tuple[int | None, range]) -> tuple[Float32, Counts, Counts, int, int] | None:
-        group = read_group(peaks, criteria, key)
+    def of_group(group: Group) -> tuple[Float32, Counts, Counts] | None:
         critical = critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions)
         layer, position = histogram(group.layer, critical), histogram(group.position, critical)
-        if layer is None or position is None:
-            return None
-        return critical, layer, position, group.layer.shape[1], group.position.shape[1]
+        return None if layer is None or position is None else (critical, layer, position)
 
-    first, *others = group_keys(peaks, criteria)
-    found = of_group(first)  # alone: where one group has too many bits, so have nearly always all
-    if found is None:
+    # The first group alone: where one has too many bits, so have nearly always all.
+    first = read_group(peaks, criteria, group_keys(peaks, criteria)[0])
+    if of_group(first) is None:
         return None
-    critical, layer, position, units, positions = [found[0]], found[1], found[2], found[3], found[4]
-    for part in in_threads(of_group, others):
+    critical: list[Float32] = []
+    totals = [np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)]
+    for part in of_groups(of_group, peaks, criteria):
         if part is None:
             return None
         critical.append(part[0])
-        layer += part[1]
-        position += part[2]
-    return Steps(np.concatenate(critical), hit_steps(layer), hit_steps(position), units, positions)
+        for total, counts in zip(totals, part[1:], strict=True):
+            total += counts
+    units, positions = first.layer.shape[1], first.position.shape[1]
+    return Steps(np.concatenate(critical), hit_steps(totals[0]), hit_steps(totals[1]), units, positions)
 
 
 def _from_peaks(peaks: xr.Dataset, criteria: Criteria, chosen: dict[str, list[float]], thresholds: Float32) -> _Part:
     """Counts from the peaks of every group."""
     limits = Limits(thresholds)
 
-    def count(key: tuple[int | None, range]) -> _Part:
-        group = read_group(peaks, criteria, key)
+    def count(group: Group) -> _Part:
         return _count(group.layer, group.position, chosen["layers"], chosen["positions"], limits)
 
-    parts = list(in_threads(count, group_keys(peaks, criteria)))
+    parts = list(of_groups(count, peaks, criteria))
     return _Part(
         np.concatenate([part.critical for part in parts], axis=-1),
         np.sum([part.layer_hits for part in parts], axis=0),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from capture.schema import OutliersError
 
 if TYPE_CHECKING:
     from analyze.dettmers import DettmersTable
@@ -144,6 +148,25 @@ def print_rows(rows: list[dict[str, Any]], title: str | None = None) -> None:
         ]
         lines.append("  ".join(padded).rstrip())
     print("\n".join(lines))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Dictionaries with the same keys as a CSV file; blank where a number is missing.
+
+    Raises
+    ------
+    OutliersError
+        The file cannot be written.
+    """
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                blank = {name: "" for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
+                writer.writerow({**row, **blank})
+    except OSError as error:
+        raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def cell(name: str, value: Any) -> str:

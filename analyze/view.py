@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -43,11 +44,16 @@ class View:
     def __post_init__(self) -> None:
         check_choice("signal", self.signal, SIGNALS)
         check_choice("scale", self.scale, SCALES)
-        if isinstance(self.skip_first, bool) or not isinstance(self.skip_first, int) or self.skip_first < 0:
-            raise OutliersError(f"skip-first is {self.skip_first!r}; expected a whole number of positions, 0 or more")
-        for name in ("layer_range", "sites", "sequences"):  # lists, as JSON has them, are welcome
+        # Lists, as JSON has them, and NumPy's integers are welcome.
+        object.__setattr__(self, "skip_first", _whole("skip-first", self.skip_first))
+        if self.skip_first < 0:
+            raise OutliersError(f"skip-first is {self.skip_first}; expected a whole number of positions, 0 or more")
+        if self.sites is not None:
+            object.__setattr__(self, "sites", tuple(self.sites))
+        for name in ("layer_range", "sequences"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+                numbers = tuple(_whole(name.replace("_", "-"), number) for number in getattr(self, name))
+                object.__setattr__(self, name, numbers)
         if self.layer_range is not None:
             if len(self.layer_range) != 2:
                 raise OutliersError(f"layer-range is {self.layer_range}; expected two numbers, FIRST and STOP")
@@ -116,6 +122,15 @@ class View:
         if self.skip_first:
             chosen[POSITION] = slice(self.skip_first, None)
         return data.isel(chosen, missing_dims="ignore")
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise OutliersError(f"{name} has {value!r}; expected a whole number") from error
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

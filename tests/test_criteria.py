@@ -118,7 +118,9 @@ def test_criteria_survive_json_and_hash() -> None:
         ({"signal": "middle"}, "signal is 'middle'; expected one of input, output"),
         ({"scale": "log"}, "scale is 'log'; expected one of absolute, rms, median"),
         ({"skip_first": -1}, "skip-first is -1"),
-        ({"skip_first": 1.5}, "skip-first is 1.5"),
+        ({"skip_first": 1.5}, "skip-first has 1.5; expected a whole number"),
+        ({"skip_first": True}, "skip-first has True"),
+        ({"sequences": (0.5,)}, "sequences has 0.5"),
         ({"layer_range": (3, 3)}, "layer-range is 3:3"),
         ({"layer_range": (3,)}, "layer-range is"),
         ({"sites": ()}, "sites is ''; expected one or more, each once"),
@@ -133,3 +135,17 @@ def test_bad_settings_are_refused(settings: dict, message: str) -> None:
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(OutliersError, match="preset is 'mine'; expected one of study, dettmers"):
         Criteria.preset("mine")
+
+
+def test_numpy_numbers_are_welcome() -> None:
+    import json
+
+    criteria = Criteria(
+        magnitude=np.float32(6),
+        layers=np.float64(0.25),
+        skip_first=np.int64(1),
+        sequences=np.arange(2),
+        layer_range=np.array([0, 3]),
+    )
+    assert criteria == Criteria(skip_first=1, sequences=(0, 1), layer_range=(0, 3))
+    json.dumps(criteria.to_dict())

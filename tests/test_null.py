@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_counts(monkeypatch: pytest.MonkeyPatch) ->
     store = builders.dataset(np.random.default_rng(0).normal(size=(2, 3, 2, 9, 20)).astype(np.float32))
     criterion = Criteria(magnitude=1, layers=0.9, positions=0.5)
     first = permutation_null(store, criterion, repeats=8, seed=3)
-    monkeypatch.setattr("analyze.peaks.threads", lambda: 1)
+    monkeypatch.setattr("analyze.peaks.threads", lambda most: 1)
     again = permutation_null(store, criterion, repeats=8, seed=3)
     other = permutation_null(store, criterion, repeats=8, seed=4)
     assert first.null_counts.tolist() == again.null_counts.tolist()

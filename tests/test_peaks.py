@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from analyze import Criteria, OutliersError, open_store, view_peaks
 from analyze import cache as cache_module
-from analyze.peaks import group_keys, groups, in_threads, transpose
+from analyze.peaks import group_keys, in_threads, of_groups, transpose
 from analyze.streaming import block_peaks, scale_unit, scaled, stream_peaks
 from analyze.view import View
 from tests import builders, strategies
@@ -229,11 +229,11 @@ def test_progress_is_told(path: Path) -> None:
 def test_pooled_groups_cover_all_features_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x = builders.random_activations()
     peaks = view_peaks(builders.dataset(x), View())
-    whole = list(groups(peaks, Criteria(counting="pooled")))
+    whole = list(of_groups(lambda group: group, peaks, Criteria(counting="pooled")))
     monkeypatch.setattr("analyze.peaks._BLOCK", 2 * 3 * 7)
     criteria = Criteria(counting="pooled")
     assert [key[1] for key in group_keys(peaks, criteria)] == [range(2), range(2, 4), range(4, 5)]
-    parts = list(groups(peaks, criteria))
+    parts = list(of_groups(lambda group: group, peaks, criteria))
     for name in ("layer", "position"):
         np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole[0], name))
     np.testing.assert_array_equal(whole[0].position, np.abs(x).max(axis=(1, 2)).reshape(21, 5).T)
@@ -248,7 +248,7 @@ def test_transpose(shape: tuple[int, int]) -> None:
 
 
 def test_work_that_has_not_begun_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analyze.peaks.threads", lambda: 1)
+    monkeypatch.setattr("analyze.peaks.threads", lambda most: 1)
     begun: list[int] = []
 
     def work(item: int) -> int:
