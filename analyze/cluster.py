@@ -44,13 +44,15 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
                 n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
             )
         try:
-            client = distributed.Client(cluster if address is None else address, timeout="10s")
+            # A default client outlives its failure to connect, and everything after would wait for it.
+            client = distributed.Client(cluster if address is None else address, timeout="10s", set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             raise OutliersError(
                 f"no scheduler answers at {address}; start one with: dask scheduler, or pass --workers N"
             ) from error
         try:
-            yield
+            with client.as_current():
+                yield
         finally:
             client.close()
     finally:

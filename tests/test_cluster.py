@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from analyze import Criteria, OutliersError, find_outliers, layer_metrics, open_store, scheduler, view_peaks
 from analyze.cli import main
+from analyze.streaming import stream_matrices
 from analyze.view import View
 from tests import builders
 
@@ -31,6 +33,9 @@ def test_distributed_equals_threaded_equals_memory(path: Path) -> None:
     damaged = path / "norm_output" / "c.1.0.0.0.0"
     damaged.write_bytes(b"\0" * damaged.stat().st_size)
     with scheduler(workers=2):
+        processes = {process for *_, process in stream_matrices(open_store(path), View(), lambda _: os.getpid())}
+        assert processes
+        assert os.getpid() not in processes
         distributed = view_peaks(open_store(path), view, use_cache=False)
         assert measures.identical(layer_metrics(path))
         rechunked = open_store(path).chunk({"layer": 3, "feature": 2, "position": 4})
@@ -74,3 +79,5 @@ def test_a_scheduler_that_does_not_answer_is_refused(address: str) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(OutliersError, match="no scheduler answers at"), scheduler(address):
         pass
+    # What follows runs on threads again, and does not wait for whom nobody reached.
+    assert layer_metrics(builders.dataset(builders.random_activations()))["kurtosis"].shape == (4, 2)

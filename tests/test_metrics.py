@@ -47,6 +47,14 @@ def test_layer_metrics_equal_their_definitions() -> None:
             assert (got["extreme_sequence"], got["extreme_token_id"]) == (0, 0)
 
 
+def test_massive_activations_need_both_their_magnitude_and_their_ratio() -> None:
+    matrix = np.full((4, 4), 0.1, np.float32)
+    matrix[0] = [99, 101, 2000, 100]
+    tame, wild = matrix_statistics(matrix), matrix_statistics(np.where(matrix < 1, np.float32(1), matrix))
+    assert tame.massive.tolist() == [0, 1, 1, 0]  # the median is 0.1: all four have the ratio, two the magnitude
+    assert wild.massive.tolist() == [0, 0, 1, 0]  # the median is 1: one has the ratio
+
+
 def test_metrics_of_a_view_and_whatever_the_chunks() -> None:
     x = activations()
     view = View(skip_first=1, layer_range=(1, 2), sequences=(1,))
