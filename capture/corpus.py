@@ -224,6 +224,18 @@ def token_blocks(corpus: Corpus, tokenizer: Any, *, sequences: int, length: int,
     return np.hstack([np.full((sequences, len(start)), start, dtype=np.int32).reshape(sequences, len(start)), blocks])
 
 
+def token_texts(tokenizer: Any, token_id: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """Each token as text by itself, for readers without the tokenizer.
+
+    Returns
+    -------
+    array of strings, shaped as `token_id`
+    """
+    known, places = np.unique(token_id, return_inverse=True)
+    texts = np.array([tokenizer.decode([number]) for number in known.tolist()], dtype=np.dtypes.StringDType())
+    return texts[places].reshape(token_id.shape)
+
+
 def _pieces(document: str) -> Iterator[str]:
     """Cut a very long document behind line ends; a shorter one stays whole."""
     begin = 0

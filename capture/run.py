@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks
+from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, token_texts
 from capture.estimate import MOST_THREADS, check_free_space, store_bytes
 from capture.models import Loaded, load_model
 from capture.progress import Reporter, Silence
@@ -128,6 +128,7 @@ def capture(
                 token_id=token_id,
                 norm_weight=weight,
                 norm_bias=bias,
+                token_text=token_texts(loaded.tokenizer, token_id),
                 compression=compression,
             )
         store = StoreWriter(out)

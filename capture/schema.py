@@ -84,6 +84,7 @@ VARIABLES: Final[dict[str, Variable]] = {
         "Number of values that are NaN or infinite, over positions and features",
     ),
     "token_id": Variable((SEQUENCE, POSITION), "int32", "1", "Token that the model read"),
+    "token_text": Variable((SEQUENCE, POSITION), "str", "1", "The same as text, each token decoded by itself"),
     "nll": Variable(
         (SEQUENCE, POSITION),
         "float32",
@@ -140,12 +141,14 @@ class Sizes:
         return tuple(lengths[dim] for dim in dims)
 
 
-def stored_variables(raw: str, *, bias: bool) -> tuple[str, ...]:
-    """Names of the variables of a store captured with `--raw raw`, in the order of `VARIABLES`.
+def stored_variables(raw: str, *, bias: bool, text: bool = False) -> tuple[str, ...]:
+    """Names of the variables of a store, in the order of `VARIABLES`.
 
-    A store without raw activations keeps no `final_input` either.
+    Parameters
+    ----------
+    raw : as given to the capture; a store without raw activations keeps no `final_input` either
+    bias, text : whether there is a `norm_bias` and a `token_text`; both are optional
     """
     absent = set(RAW_VARIABLES["both"]) - set(RAW_VARIABLES[raw])
-    if not bias:
-        absent.add("norm_bias")
+    absent |= {name for name, present in (("norm_bias", bias), ("token_text", text)) if not present}
     return tuple(name for name in VARIABLES if name not in absent)

@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs.blosc import Blosc
 
+from capture.schema import OutliersError
+
 COMPRESSION: dict[str, tuple[int, int] | None] = {
     "fast": (3, Blosc.SHUFFLE),
     "small": (9, Blosc.BITSHUFFLE),
@@ -82,7 +84,13 @@ class AtomicFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._partial, self._path)
+        try:
+            os.replace(self._partial, self._path)
+        except FileNotFoundError as error:
+            raise OutliersError(
+                f"another capture writes {self._path} too and took its unfinished file away; let one of them finish, "
+                "or give each its own --part"
+            ) from error
         sync_folder(self._path.parent)
 
     def discard(self) -> None:

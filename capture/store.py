@@ -7,6 +7,7 @@ stopped. No two sequences of different parts share a file, so that parts need no
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ from capture.shards import (
     COMPRESSION,
     AtomicFile,
     ShardFile,
+    decode,
     encode,
     read_chunks,
     remove_partials,
@@ -62,6 +64,10 @@ _LARGEST_CHUNK = 2**31 - 2**16  # what one Blosc buffer can hold
 _TOKEN_CHUNK_BYTES = 4 * 2**20
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class StoreExistsError(OutliersError):
+    """Something stands already where a store was to be created."""
 
 
 def sequences_per_group(sequences: int) -> int:
@@ -89,6 +95,7 @@ def create(
     token_id: npt.NDArray[np.int32],
     norm_weight: npt.NDArray[np.float32],
     norm_bias: npt.NDArray[np.float32] | None = None,
+    token_text: npt.NDArray[Any] | None = None,
     compression: str = "fast",
 ) -> None:
     """Create a store without any captured sequence.
@@ -101,16 +108,19 @@ def create(
     attributes : JSON-able facts about model, text and capture
     token_id : (sequence, position) int32
     norm_weight, norm_bias : (layer, site, feature) float32
+    token_text : (sequence, position) strings, None where no tokenizer is at hand
     compression : `fast`, `small` or `none`
 
     Raises
     ------
+    StoreExistsError
+        Something exists at `path`.
     OutliersError
-        Something exists at `path`, or one (position, feature) matrix is larger than a chunk can be.
+        One (position, feature) matrix is larger than a chunk can be.
     """
     path = Path(path)
-    if path.exists():
-        raise OutliersError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
+    if os.path.lexists(path):
+        raise StoreExistsError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
     if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
         raise OutliersError(
             f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
@@ -129,7 +139,7 @@ def create(
                 **attributes,
             },
         )
-        for name in stored_variables(raw, bias=norm_bias is not None):
+        for name in stored_variables(raw, bias=norm_bias is not None, text=token_text is not None):
             _create_variable(group, name, sizes, compression)
         for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
             coordinate = COORDINATES[name]
@@ -148,6 +158,8 @@ def create(
         _fill(group, "norm_weight", norm_weight)
         if norm_bias is not None:
             _fill(group, "norm_bias", norm_bias)
+        if token_text is not None:
+            _fill(group, "token_text", token_text)
         with warnings.catch_warnings():
             # Consolidated metadata is an extension that zarr-python and xarray agree upon; without it a remote store
             # costs one request for each array.
@@ -168,9 +180,9 @@ def create(
         try:
             os.rename(draft, path)
         except OSError as error:
-            raise OutliersError(
-                f"{path} was created by another process; run the same command again to join it"
-            ) from error
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise StoreExistsError(f"{path} was created by another process meanwhile; choose another --out") from error
         sync_folder(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -187,6 +199,7 @@ _KEYS = DefaultChunkKeyEncoding(separator=".")  # files side by side: one folder
 
 def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:
     variable = VARIABLES[name]
+    text = variable.dtype == "str"
     chunks, shards = _layout(name, sizes)
     compressors: list[Any] = [Crc32cCodec()]
     chosen = COMPRESSION[compression]
@@ -198,17 +211,17 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
                 cname="zstd",
                 clevel=level,
                 shuffle="shuffle" if shuffle == 1 else "bitshuffle",
-                typesize=np.dtype(variable.dtype).itemsize,
+                typesize=1 if text else np.dtype(variable.dtype).itemsize,
             ),
         )
-    fill: Any = {"float32": np.nan, "int32": -1, "bool": False}[variable.dtype]
+    fill: Any = {"float32": np.nan, "int32": -1, "bool": False, "str": ""}[variable.dtype]
     group.create_array(
         name,
         shape=sizes.shape(variable.dims),
         chunks=chunks,
         shards=shards,
-        dtype=variable.dtype,
-        serializer=BytesCodec(endian="little"),
+        dtype="string" if text else variable.dtype,
+        serializer="auto" if text else BytesCodec(endian="little"),
         compressors=compressors,
         fill_value=fill,
         dimension_names=variable.dims,
@@ -219,13 +232,14 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
 
 
 def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    array = _array(group, name)
+    array = stored_array(group, name)
     if values.shape != array.shape:
         raise ValueError(f"{name} has shape {values.shape}, and the store expects {array.shape}")
     array[...] = values
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+def stored_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of a store; a group in its place is refused."""
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise OutliersError(f"{name} is a group and not an array; expected a store made by outliers capture")
@@ -233,14 +247,14 @@ def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    return np.asarray(_array(group, name)[...])
+    return np.asarray(stored_array(group, name)[...])
 
 
 def _layout(name: str, sizes: Sizes) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Chunk shape and shard shape of a variable; no shards for what is written once, at the start."""
     shape = sizes.shape(VARIABLES[name].dims)
     group = sequences_per_group(sizes.sequences)
-    if name == "token_id":
+    if name in ("token_id", "token_text"):
         rows = max(1, _TOKEN_CHUNK_BYTES // (4 * sizes.positions))
         return (min(rows, sizes.sequences), sizes.positions), None
     if name == "done":
@@ -313,8 +327,8 @@ class StoreWriter:
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.raw: str = self.attributes["raw"]
         self.compression: str = self.attributes["compression"]
-        input_shape = _array(group, "norm_weight").shape
-        sequences, positions = _array(group, "token_id").shape
+        input_shape = stored_array(group, "norm_weight").shape
+        sequences, positions = stored_array(group, "token_id").shape
         sites = tuple(str(name) for name in _read(group, SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
@@ -325,8 +339,20 @@ class StoreWriter:
         return self.read("token_id")
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """A whole array, as the disk says now."""
-        return _read(open_group(self.path), name)
+        """A whole array, as the disk says now.
+
+        Raises
+        ------
+        OutliersError
+            A chunk of it is damaged.
+        """
+        try:
+            return _read(open_group(self.path), name)
+        except (ValueError, RuntimeError) as error:
+            raise OutliersError(
+                f"{name} of {self.path} is damaged ({str(error).splitlines()[0]}); "
+                f"see what can be mended with: outliers verify {self.path} --repair"
+            ) from error
 
     def done(self) -> npt.NDArray[np.bool_]:
         """Which sequences are captured, (sequence,) bool, as the disk says now."""
@@ -379,7 +405,7 @@ class StoreWriter:
         grid, axis = self.grid(name), dims.index(SEQUENCE)
         file = self.file(name, number)
         own = number % self._group if grid[axis] > 1 else 0
-        kept = {place: data for place, data in read_chunks(file, grid) if place[axis] != own} if file.exists() else {}
+        kept = self._kept(name, number) if grid[axis] > 1 else {}
         shard = ShardFile(file, grid)
         try:
             for place in np.ndindex(*grid):
@@ -395,6 +421,23 @@ class StoreWriter:
             shard.discard()
             raise
 
+    def _kept(self, name: str, number: int) -> dict[tuple[int, ...], bytes]:
+        """What a shard holds of other sequences than `number`, still encoded."""
+        file, grid, axis = self.file(name, number), self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
+        if not file.exists():
+            return {}
+        try:
+            return {place: data for place, data in read_chunks(file, grid) if place[axis] != number % self._group}
+        except (OSError, ValueError) as error:
+            start = number // self._group * self._group
+            others = [n for n in range(start, start + self._group) if n != number and self.done()[n : n + 1].any()]
+            if others:
+                raise OutliersError(
+                    f"{file} is damaged ({error}) and holds sequences {', '.join(map(str, others))} too; "
+                    f"take them back with: outliers verify {self.path} --repair"
+                ) from error
+            return {}  # nothing that counts is lost
+
     def _blank(self, name: str, chunks: tuple[int, ...]) -> bytes:
         fill = {"float32": np.nan, "int32": -1}[VARIABLES[name].dtype]
         return encode(np.full(chunks, fill, dtype=VARIABLES[name].dtype), self.compression)
@@ -407,6 +450,22 @@ class StoreWriter:
         known = self.done()[start : start + self._group]
         flags[: known.size] = known
         flags[number - start] = value
+        self._write_flags(file, flags)
+
+    def clear_damaged_flags(self) -> list[int]:
+        """Write the unreadable chunks of `done` anew, as not captured; return their first sequences."""
+        cleared = []
+        for start in range(0, self.sizes.sequences, self._group):
+            file = self.file("done", start)
+            try:
+                if file.exists():
+                    decode(file.read_bytes(), "bool", (self._group,), "none")
+            except (OSError, ValueError):
+                self._write_flags(file, np.zeros(self._group, dtype=bool))
+                cleared.append(start)
+        return cleared
+
+    def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(file.parent, file.name)
         with AtomicFile(file) as output:
             output.write(encode(flags, "none"))

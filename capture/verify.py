@@ -22,7 +22,7 @@ from capture.schema import (
     stored_variables,
 )
 from capture.shards import decode, index_bytes, read_chunks, read_index
-from capture.store import CHECKSUMS, StoreWriter, file_digest, open_group
+from capture.store import CHECKSUMS, StoreWriter, file_digest, open_group, stored_array
 
 Array = npt.NDArray[Any]
 
@@ -80,31 +80,33 @@ def verify(
         The store cannot be opened at all.
     """
     path = Path(path)
+    open_group(path)
     damage = list(_fixed_damage(path))
-    if any("/c" not in item.place or item.place.startswith(SITE) for item in damage):
+    if any("/c" not in item.place or item.place.startswith((SITE, "token_id")) for item in damage):
         return Verification(tuple(damage), 0, 0)  # shapes, codecs and names cannot be trusted: nothing can be read
     store = StoreWriter(path)
-    try:
-        done = store.done()
-    except ValueError:
-        done = np.array([_flag(store, number) for number in range(store.sizes.sequences)])
-        damage.append(Damage(None, "done", "a chunk does not match its checksum"))
+    if repair:
+        damage += [
+            Damage(number, "done", "the flags could not be read, and are taken back")
+            for number in store.clear_damaged_flags()
+        ]
+    done = store.done()
     for number in range(store.sizes.sequences):
-        if done[number]:
-            found = _sequence_damage(store, number)
-            damage += found
-            if repair and found:
-                store.mark_done(number, False)
+        found = _sequence_damage(store, number) if done[number] else _orphan(store, number)
+        damage += found
+        if repair and found and done[number]:
+            store.mark_done(number, False)
         if progress is not None:
             progress(number + 1, store.sizes.sequences)
     return Verification(tuple(damage), int(done.sum()), store.sizes.sequences)
 
 
-def _flag(store: StoreWriter, number: int) -> bool:
-    try:
-        return bool(open_group(store.path)["done"][number])  # type: ignore[index]
-    except ValueError:
-        return False
+def _orphan(store: StoreWriter, number: int) -> list[Damage]:
+    """Tell of a sequence whose flag is gone though everything of it stands: the flag is written last."""
+    file = store.file("done", number)
+    if file.exists() or _sequence_damage(store, number):
+        return []
+    return [Damage(number, "done", "the flag is missing though the sequence is whole; the same capture redoes it")]
 
 
 def _fixed_damage(path: Path) -> Iterator[Damage]:
@@ -123,10 +125,14 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
         if "zarr.json" not in listed:
             yield Damage(None, "zarr.json", f"is not listed in {CHECKSUMS}; restore both from a copy")
         return
-    bias = "norm_bias/zarr.json" in listed
-    for name in (*stored_variables(str(open_group(path).attrs["raw"]), bias=bias), *COORDINATES):
-        if f"{name}/zarr.json" not in listed:
-            yield Damage(None, name, f"is not listed in {CHECKSUMS}; restore both from a copy")
+    group = open_group(path)
+    bias, text = (name in group for name in ("norm_bias", "token_text"))
+    for name in (*stored_variables(str(group.attrs["raw"]), bias=bias, text=text), *COORDINATES):
+        chunks = 0
+        if name in COORDINATES or SEQUENCE not in VARIABLES[name].dims or name.startswith("token_"):
+            chunks = stored_array(group, name).nchunks
+        if f"{name}/zarr.json" not in listed or sum(entry.startswith(f"{name}/c.") for entry in listed) != chunks:
+            yield Damage(None, name, f"is not listed whole in {CHECKSUMS}; restore both from a copy")
 
 
 def _file_damage(path: Path, name: str, digest: str) -> str | None:

@@ -58,6 +58,7 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
     words = text_file.read_text().split()
     ids = np.array([3 + WORDS.index(word) for word in words[:40]]).reshape(5, 8)
     np.testing.assert_array_equal(dataset.token_id, ids)
+    assert dataset.token_text.values.ravel().tolist() == words[:40]
     model = tiny_llama()
     seen: dict[str, list[Any]] = {}
     for name, module in model.named_modules():
