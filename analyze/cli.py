@@ -367,6 +367,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OutliersError as error:
         return _complain(str(error))
+    except OSError as error:
+        # Permissions, a file in place of a folder, a disk that is gone: the user's to mend, wherever it surfaces.
+        where = "" if error.filename is None else f" {error.filename}"
+        return _complain(f"cannot use{where} ({error.strerror or error}); check the path, its permissions and its disk")
     except (KeyboardInterrupt, typer.Abort):
         print("outliers: interrupted", file=sys.stderr)
         return 130

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import dask.array as da
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
 from dask.local import get_sync
+from numcodecs.blosc import Blosc
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
 from capture.schema import (
     COORDINATES,

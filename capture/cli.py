@@ -114,6 +114,7 @@ def capture_command(
     _prepare()
     from capture.progress import Display
     from capture.run import capture
+    from capture.store import StoreWriter
 
     try:
         with Display() as display:
@@ -136,9 +137,14 @@ def capture_command(
                 reporter=display,
             )
     except KeyboardInterrupt:
-        typer.echo("outliers: interrupted; finished sequences are safe, and the same command goes on", err=True)
+        how = "without --overwrite goes on" if overwrite else "goes on"
+        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command {how}", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"captured in {out}; next: outliers find {out}")
+    done = StoreWriter(out).done()
+    if done.all():
+        typer.echo(f"captured in {out}; next: outliers find {out}")
+    else:
+        typer.echo(f"part {part} is captured in {out}, {done.sum()} of {done.size} sequences; next: the other parts")
 
 
 def sites_command(
@@ -176,6 +182,7 @@ def estimate_command(
     dtype: Dtype = "auto",
     raw: Raw = "input",
     compression: Compression = "fast",
+    sites: SitesOption = None,
     trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
@@ -194,6 +201,7 @@ def estimate_command(
         dtype=dtype,
         raw=raw,
         compression=compression,
+        sites=sites,
         trust_remote_code=trust_remote_code,
     )
     if json_:
@@ -236,4 +244,7 @@ def verify_command(
             else "restore the files named above from a copy"
         )
         raise OutliersError(f"{store} is damaged in {len(result.damage)} places; {advice}")
-    typer.echo(f"{store} is sound: {result.done} of {result.sequences} sequences captured, every chunk read back")
+    whole = "" if result.done == result.sequences else ", unfinished"
+    typer.echo(
+        f"{store} is sound{whole}: {result.done} of {result.sequences} sequences captured, every chunk read back"
+    )

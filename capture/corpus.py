@@ -131,6 +131,10 @@ def _text_field(record: Any, where: str) -> str:
     if not isinstance(text, str):
         has = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise OutliersError(f"{where} has no string field `text` (it has: {has}); rename the field that holds the text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise OutliersError(f"{where} is no Unicode text (half a surrogate pair at {error.start}); mend it") from error
     return text
 
 
@@ -224,16 +228,9 @@ def token_blocks(corpus: Corpus, tokenizer: Any, *, sequences: int, length: int,
     return np.hstack([np.full((sequences, len(start)), start, dtype=np.int32).reshape(sequences, len(start)), blocks])
 
 
-def token_texts(tokenizer: Any, token_id: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
-    """Each token as text by itself, for readers without the tokenizer.
-
-    Returns
-    -------
-    array of strings, shaped as `token_id`
-    """
-    known, places = np.unique(token_id, return_inverse=True)
-    texts = np.array([tokenizer.decode([number]) for number in known.tolist()], dtype=np.dtypes.StringDType())
-    return texts[places].reshape(token_id.shape)
+def vocabulary(tokenizer: Any, token_id: npt.NDArray[np.int32]) -> dict[int, str]:
+    """Text of every token that occurs, decoded by itself, for readers without the tokenizer."""
+    return {number: tokenizer.decode([number]) for number in np.unique(token_id).tolist()}
 
 
 def _pieces(document: str) -> Iterator[str]:

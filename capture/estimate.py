@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Final
 
 from capture.models import DTYPES, load_config
-from capture.schema import PER_SEQUENCE, RAW_VARIABLES, SEQUENCE, VARIABLES, OutliersError, Sizes, stored_variables
+from capture.schema import (
+    PER_SEQUENCE,
+    RAW_CHOICES,
+    RAW_VARIABLES,
+    SEQUENCE,
+    VARIABLES,
+    OutliersError,
+    Sizes,
+    stored_variables,
+)
+from capture.shards import COMPRESSION
 
 COMPRESSED_BYTES: Final = {"float32": 3.45, "bfloat16": 1.50, "float16": 1.85}
 """Bytes on disk for each activation, by the dtype it was computed in; measured with the codec `fast`."""
@@ -21,6 +31,16 @@ MOST_THREADS: Final = 8
 _ARRAY_BYTES: Final = 2_900  # metadata of one array, which stand in its folder and at the root
 _SITE_BYTES: Final = 330  # one row of the table of sites
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def check_request(sequences: int, length: int, batch_size: int, raw: str, compression: str) -> None:
+    """Refuse numbers that are too small and words that are not known."""
+    for flag, value, least in (("--sequences", sequences, 1), ("--length", length, 2), ("--batch-size", batch_size, 1)):
+        if value < least:
+            raise OutliersError(f"{flag} {value} is too small; expected {least} or more")
+    for flag, chosen, choices in (("--raw", raw, RAW_CHOICES), ("--compression", compression, tuple(COMPRESSION))):
+        if chosen not in choices:
+            raise OutliersError(f"{flag} {chosen} is not known; expected one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,7 @@ def estimate(
     dtype: str = "auto",
     raw: str = "input",
     compression: str = "fast",
+    sites: str | None = None,
     trust_remote_code: bool = False,
 ) -> Estimate:
     """Predict what a capture would take, from the model's configuration alone.
@@ -64,14 +85,15 @@ def estimate(
         The model is unknown or is no decoder, or a choice is not known.
     """
     from capture.facts import model_facts
-    from capture.sites import sites_from_config
+    from capture.sites import parse_overrides, sites_from_config
     from capture.skeleton import meta_model
 
+    check_request(sequences, length, batch_size, raw, compression)
     if dtype not in DTYPES:
         raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
     config = load_config(model, trust_remote_code=trust_remote_code)
     network = meta_model(config, trust_remote_code=trust_remote_code)
-    placed = sites_from_config(network)
+    placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
@@ -123,6 +145,6 @@ def check_free_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutliersError(
-            f"the capture needs about {needed / 1e9:.1f} GB and the disk of {path} has {free / 1e9:.1f} GB free; "
+            f"the capture needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
             "free some room, or use fewer --sequences, a smaller --length, or --raw none"
         )

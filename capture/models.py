@@ -105,11 +105,11 @@ def _hub_source(model: str) -> Source:
     try:
         return Source(model, options={"revision": huggingface_hub.HfApi().model_info(model, timeout=20).sha})
     except huggingface_hub.errors.HfHubHTTPError as error:
-        raise _load_error(model, error) from error
+        raise _load_error(f"model {model}", error) from error
     except Exception as error:  # every way of being offline has an exception of its own
         if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
             return Source(model, options={"local_files_only": True})
-        raise _load_error(model, error) from error
+        raise _load_error(f"model {model}", error) from error
 
 
 def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
@@ -126,7 +126,7 @@ def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(source.model, trust_remote_code=trust_remote_code, **source.arguments())
     except (OSError, ValueError, KeyError) as error:
-        raise _load_error(model, error) from error
+        raise _load_error(f"model {model}", error) from error
 
 
 def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Loaded:
@@ -148,10 +148,8 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
     source = find_source(model)
     import torch
     from nnsight import NNsight
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
-
-    from capture.skeleton import model_class
 
     logging.disable_progress_bar()
     placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
@@ -163,6 +161,8 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
     try:
         target = torch.device("cpu" if device == "auto" else device)
         torch.empty(0, device=target)
+        if target.type == "meta":
+            raise RuntimeError("it has no values")
     except (RuntimeError, AssertionError) as error:
         raise OutliersError(
             f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
@@ -171,15 +171,15 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         tokenizer = AutoTokenizer.from_pretrained(
             source.model, trust_remote_code=trust_remote_code, **source.arguments()
         )
-        maker: Any = AutoModelForCausalLM
-        if source.gguf is None:  # a GGUF file is parsed anew for each question, and holds a language model anyway
-            config = AutoConfig.from_pretrained(source.model, trust_remote_code=trust_remote_code, **source.arguments())
-            maker = model_class(config, trust_remote_code=trust_remote_code)
-        network = maker.from_pretrained(
-            source.model, trust_remote_code=trust_remote_code, **options, **placement, **source.arguments()
-        )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _load_error(model, error) from error
+        raise _load_error(f"tokenizer of the model {model}", error) from error
+    network, report = _load_network(model, source, trust_remote_code, {**options, **placement})
+    lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    if lacking:  # transformers makes up random values for them
+        raise OutliersError(
+            f"the checkpoint of {model} lacks {len(lacking)} weights that {type(network).__name__} has, such as "
+            f"{lacking[0]}; expected a whole checkpoint; download or save it again"
+        )
     if not placement:
         network.to(target)
     network.eval()
@@ -197,12 +197,42 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
     return Loaded(network, NNsight(network), tokenizer, attributes)
 
 
+def _load_network(model: str, source: Source, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The transformers model, and what `from_pretrained` tells of keys that did not fit."""
+    import safetensors
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from capture.skeleton import model_class
+
+    arguments = {"trust_remote_code": trust_remote_code, **source.arguments()}
+    try:
+        maker: Any = AutoModelForCausalLM
+        if source.gguf is None:  # a GGUF file is parsed anew for each question, and holds a language model anyway
+            config = AutoConfig.from_pretrained(source.model, **arguments)
+            maker = model_class(config, trust_remote_code=trust_remote_code)
+        network, report = maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
+        raise _load_error(f"model {model}", error) from error
+    return network, report
+
+
 def _revision(source: Source, config: Any) -> str | None:
     if source.gguf is not None:
         with (Path(source.model) / source.gguf).open("rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if Path(source.model).is_dir():
+        return "sha256:" + _folder_digest(Path(source.model))
     commit = getattr(config, "_commit_hash", None)
     return None if commit is None else str(commit)
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a checkpoint's configuration and weights."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _quantisation(source: Source, config: Any) -> str | None:
@@ -216,10 +246,10 @@ def _quantisation(source: Source, config: Any) -> str | None:
     return f"{method}, dequantised" if values.get("dequantize") else method
 
 
-def _load_error(model: str, error: Exception) -> OutliersError:
+def _load_error(what: str, error: Exception) -> OutliersError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     return OutliersError(
-        f"cannot load the model {model} ({reason[:300]}); expected a Hugging Face id that can be reached, "
+        f"cannot load the {what} ({reason[:300]}); expected a Hugging Face id that can be reached, "
         f"a local folder, a .gguf file, or {OFFLINE_MODEL}"
     )

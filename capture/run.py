@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import importlib.metadata
@@ -12,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, token_texts
-from capture.estimate import MOST_THREADS, check_free_space, store_bytes
+from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
+from capture.estimate import MOST_THREADS, check_free_space, check_request, store_bytes
 from capture.models import Loaded, load_model
 from capture.progress import Reporter, Silence
-from capture.schema import RAW_CHOICES, RAW_VARIABLES, OutliersError, Sizes
-from capture.shards import COMPRESSION
-from capture.store import StoreWriter, create, part_sequences
+from capture.schema import RAW_VARIABLES, OutliersError, Sizes
+from capture.store import StoreExistsError, StoreWriter, create, part_sequences
 
 if TYPE_CHECKING:
     from capture.pipeline import Pipeline
@@ -89,7 +88,8 @@ def capture(
         The request cannot be carried out; nothing that exists is changed.
     """
     out = Path(out)
-    _check_request(sequences, length, batch_size, raw, part, overwrite, compression)
+    check_request(sequences, length, batch_size, raw, compression)
+    _check_part(part, overwrite)
     _check_target(out, part, overwrite)
     corpus = open_corpus(text)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -112,14 +112,13 @@ def capture(
     }
     mine = part_sequences(sequences, *part)
     needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, len(mine))
-    if out.exists() and not overwrite:
-        store = StoreWriter(out)
-        _check_same(store, sizes, {**attributes, "raw": raw, "compression": compression}, token_id, weight)
-        needed = round(needed * (1 - store.done()[mine.start : mine.stop].mean())) if len(mine) else 0
+    if overwrite or not os.path.lexists(out):
         check_free_space(out, needed)
-    else:
-        check_free_space(out, needed)
-        with _set_aside(out):
+        # Another part may create the store in the same moment: then this one joins it.
+        with (
+            contextlib.nullcontext() if overwrite else contextlib.suppress(StoreExistsError),
+            _set_aside(out, overwrite),
+        ):
             create(
                 out,
                 sizes,
@@ -128,24 +127,19 @@ def capture(
                 token_id=token_id,
                 norm_weight=weight,
                 norm_bias=bias,
-                token_text=token_texts(loaded.tokenizer, token_id),
+                vocabulary=vocabulary(loaded.tokenizer, token_id),
                 compression=compression,
             )
-        store = StoreWriter(out)
+    store = StoreWriter(out)
+    _check_same(store, sizes, {**attributes, "raw": raw, "compression": compression}, token_id, weight)
+    if len(mine):
+        check_free_space(out, round(needed * (1 - store.done()[mine.start : mine.stop].mean())))
     with _told(store, loaded.model, batch_size):
         _capture_sequences(loaded, placed, store, mine, batch_size, Silence() if reporter is None else reporter)
     return out
 
 
-def _check_request(
-    sequences: int, length: int, batch_size: int, raw: str, part: tuple[int, int], overwrite: bool, compression: str
-) -> None:
-    for flag, value, least in (("--sequences", sequences, 1), ("--length", length, 2), ("--batch-size", batch_size, 1)):
-        if value < least:
-            raise OutliersError(f"{flag} {value} is too small; expected {least} or more")
-    for flag, chosen, choices in (("--raw", raw, RAW_CHOICES), ("--compression", compression, tuple(COMPRESSION))):
-        if chosen not in choices:
-            raise OutliersError(f"{flag} {chosen} is not known; expected one of {', '.join(choices)}")
+def _check_part(part: tuple[int, int], overwrite: bool) -> None:
     if not 1 <= part[0] <= part[1]:
         raise OutliersError(f"--part {part[0]}/{part[1]} is no part; expected I/K with I from 1 to K, such as 1/4")
     if overwrite and part[1] > 1:
@@ -156,27 +150,30 @@ def _check_request(
 
 def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
     """Refuse what no capture may replace, before minutes go into loading a model."""
-    if not out.exists():
+    if not os.path.lexists(out):
         return
     try:
-        done = StoreWriter(out).done()
+        store = StoreWriter(out)
     except OutliersError as error:
         raise OutliersError(
             f"{out} exists already and is no store that can be gone on with ({error}); choose another --out"
         ) from error
+    if overwrite:
+        return
+    done = store.done()
     # With parts, another part may have finished the store; then this one has simply nothing left to do.
-    if done.all() and not overwrite and part[1] == 1:
+    if done.all() and part[1] == 1:
         raise OutliersError(
             f"{out} exists already and is finished ({len(done)} sequences); look at it with: outliers info {out}, "
             "choose another --out, or pass --overwrite to capture it again"
         )
 
 
-@contextmanager
-def _set_aside(out: Path) -> Iterator[None]:
+@contextlib.contextmanager
+def _set_aside(out: Path, overwrite: bool) -> Iterator[None]:
     """Move a store that is to be replaced out of the way, and remove it once its successor stands."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.replaced.partial")
-    existed = out.exists()
+    existed = overwrite and out.exists()
     if existed:
         os.rename(out, aside)
     try:
@@ -261,10 +258,13 @@ def _check_same(
     weight: npt.NDArray[np.float32],
 ) -> None:
     """Refuse to go on with a store of another request, naming what differs."""
+    ignored = set(_CIRCUMSTANCES)
+    if attributes["text_sha256"] is not None and attributes["text_sha256"] == store.attributes.get("text_sha256"):
+        ignored.add("text_source")  # the same file by another path
     differences = [
         f"{name} ({_brief(store.attributes.get(name))} in the store, {_brief(value)} asked for)"
         for name, value in attributes.items()
-        if name not in _CIRCUMSTANCES and store.attributes.get(name) != value
+        if name not in ignored and store.attributes.get(name) != value
     ]
     if store.sizes != sizes:
         differences.append(f"sizes ({store.sizes} in the store, {sizes} asked for)")
@@ -354,7 +354,7 @@ def _capture_sequences(
             writer.discard()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _told(store: StoreWriter, model: Any, batch_size: int) -> Iterator[None]:
     """Tell in one line what a full memory or a full disk means."""
     import torch

@@ -84,7 +84,6 @@ VARIABLES: Final[dict[str, Variable]] = {
         "Number of values that are NaN or infinite, over positions and features",
     ),
     "token_id": Variable((SEQUENCE, POSITION), "int32", "1", "Token that the model read"),
-    "token_text": Variable((SEQUENCE, POSITION), "str", "1", "The same as text, each token decoded by itself"),
     "nll": Variable(
         (SEQUENCE, POSITION),
         "float32",
@@ -100,6 +99,12 @@ COORDINATES: Final[dict[str, Variable]] = {
         (SITE,), "str", "1", "Where a sublayer reads the residual stream: ln_attn, ln_mlp, or ln_attn_mlp for both"
     ),
 }
+
+VOCABULARY: Final = "vocabulary"
+"""Subgroup with the text of every token that occurs: `id` (token,) int32, ascending, and `text` (token,) strings.
+
+Apart from the variables, so that every one of those is numeric; optional.
+"""
 
 RAW_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "input": ("norm_input", "final_input"),
@@ -141,14 +146,15 @@ class Sizes:
         return tuple(lengths[dim] for dim in dims)
 
 
-def stored_variables(raw: str, *, bias: bool, text: bool = False) -> tuple[str, ...]:
+def stored_variables(raw: str, *, bias: bool) -> tuple[str, ...]:
     """Names of the variables of a store, in the order of `VARIABLES`.
 
     Parameters
     ----------
     raw : as given to the capture; a store without raw activations keeps no `final_input` either
-    bias, text : whether there is a `norm_bias` and a `token_text`; both are optional
+    bias : whether there is a `norm_bias`
     """
     absent = set(RAW_VARIABLES["both"]) - set(RAW_VARIABLES[raw])
-    absent |= {name for name, present in (("norm_bias", bias), ("token_text", text)) if not present}
+    if not bias:
+        absent.add("norm_bias")
     return tuple(name for name in VARIABLES if name not in absent)

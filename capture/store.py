@@ -15,7 +15,7 @@ import secrets
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from capture.schema import (
     SIGNALS,
     SITE,
     VARIABLES,
+    VOCABULARY,
     OutliersError,
     Sizes,
     stored_variables,
@@ -95,7 +96,7 @@ def create(
     token_id: npt.NDArray[np.int32],
     norm_weight: npt.NDArray[np.float32],
     norm_bias: npt.NDArray[np.float32] | None = None,
-    token_text: npt.NDArray[Any] | None = None,
+    vocabulary: Mapping[int, str] | None = None,
     compression: str = "fast",
 ) -> None:
     """Create a store without any captured sequence.
@@ -108,7 +109,7 @@ def create(
     attributes : JSON-able facts about model, text and capture
     token_id : (sequence, position) int32
     norm_weight, norm_bias : (layer, site, feature) float32
-    token_text : (sequence, position) strings, None where no tokenizer is at hand
+    vocabulary : text of every token that occurs, None where no tokenizer is at hand
     compression : `fast`, `small` or `none`
 
     Raises
@@ -139,27 +140,16 @@ def create(
                 **attributes,
             },
         )
-        for name in stored_variables(raw, bias=norm_bias is not None, text=token_text is not None):
+        for name in stored_variables(raw, bias=norm_bias is not None):
             _create_variable(group, name, sizes, compression)
         for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
-            coordinate = COORDINATES[name]
-            array = group.create_array(
-                name,
-                shape=(len(labels),),
-                chunks=(len(labels),),
-                dtype="string",
-                compressors=[Crc32cCodec()],
-                dimension_names=coordinate.dims,
-                attributes={"long_name": coordinate.description},
-                chunk_key_encoding=_KEYS,
-            )
-            array[:] = np.array(labels, dtype=np.dtypes.StringDType())
+            _create_labels(group, name, labels, name, COORDINATES[name].description)
         _fill(group, "token_id", token_id)
         _fill(group, "norm_weight", norm_weight)
         if norm_bias is not None:
             _fill(group, "norm_bias", norm_bias)
-        if token_text is not None:
-            _fill(group, "token_text", token_text)
+        if vocabulary is not None:
+            _create_vocabulary(group, vocabulary)
         with warnings.catch_warnings():
             # Consolidated metadata is an extension that zarr-python and xarray agree upon; without it a remote store
             # costs one request for each array.
@@ -199,7 +189,6 @@ _KEYS = DefaultChunkKeyEncoding(separator=".")  # files side by side: one folder
 
 def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:
     variable = VARIABLES[name]
-    text = variable.dtype == "str"
     chunks, shards = _layout(name, sizes)
     compressors: list[Any] = [Crc32cCodec()]
     chosen = COMPRESSION[compression]
@@ -211,17 +200,17 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
                 cname="zstd",
                 clevel=level,
                 shuffle="shuffle" if shuffle == 1 else "bitshuffle",
-                typesize=1 if text else np.dtype(variable.dtype).itemsize,
+                typesize=np.dtype(variable.dtype).itemsize,
             ),
         )
-    fill: Any = {"float32": np.nan, "int32": -1, "bool": False, "str": ""}[variable.dtype]
+    fill: Any = {"float32": np.nan, "int32": -1, "bool": False}[variable.dtype]
     group.create_array(
         name,
         shape=sizes.shape(variable.dims),
         chunks=chunks,
         shards=shards,
-        dtype="string" if text else variable.dtype,
-        serializer="auto" if text else BytesCodec(endian="little"),
+        dtype=variable.dtype,
+        serializer=BytesCodec(endian="little"),
         compressors=compressors,
         fill_value=fill,
         dimension_names=variable.dims,
@@ -229,6 +218,40 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
         chunk_key_encoding=_KEYS,
         config={"write_empty_chunks": True},  # so that a chunk that is not there is damage, never a value
     )
+
+
+def _create_labels(group: zarr.Group, name: str, labels: Sequence[str], dim: str, description: str) -> None:
+    array = group.create_array(
+        name,
+        shape=(len(labels),),
+        chunks=(len(labels),),
+        dtype="string",
+        compressors=[Crc32cCodec()],
+        dimension_names=(dim,),
+        attributes={"long_name": description},
+        chunk_key_encoding=_KEYS,
+        config={"write_empty_chunks": True},
+    )
+    array[:] = np.array(labels, dtype=np.dtypes.StringDType())
+
+
+def _create_vocabulary(group: zarr.Group, vocabulary: Mapping[int, str]) -> None:
+    own = group.create_group(VOCABULARY)
+    ids = np.array(sorted(vocabulary), np.int32)
+    array = own.create_array(
+        "id",
+        shape=ids.shape,
+        chunks=ids.shape,
+        dtype="int32",
+        serializer=BytesCodec(endian="little"),
+        compressors=[Crc32cCodec()],
+        dimension_names=("token",),
+        attributes={"long_name": "Token as in token_id", "units": "1"},
+        chunk_key_encoding=_KEYS,
+        config={"write_empty_chunks": True},
+    )
+    array[:] = ids
+    _create_labels(own, "text", [vocabulary[number] for number in ids.tolist()], "token", "The token decoded by itself")
 
 
 def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
@@ -254,7 +277,7 @@ def _layout(name: str, sizes: Sizes) -> tuple[tuple[int, ...], tuple[int, ...] |
     """Chunk shape and shard shape of a variable; no shards for what is written once, at the start."""
     shape = sizes.shape(VARIABLES[name].dims)
     group = sequences_per_group(sizes.sequences)
-    if name in ("token_id", "token_text"):
+    if name == "token_id":
         rows = max(1, _TOKEN_CHUNK_BYTES // (4 * sizes.positions))
         return (min(rows, sizes.sequences), sizes.positions), None
     if name == "done":

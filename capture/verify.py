@@ -18,6 +18,7 @@ from capture.schema import (
     SIGNALS,
     SITE,
     VARIABLES,
+    VOCABULARY,
     Sizes,
     stored_variables,
 )
@@ -126,10 +127,10 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
             yield Damage(None, "zarr.json", f"is not listed in {CHECKSUMS}; restore both from a copy")
         return
     group = open_group(path)
-    bias, text = (name in group for name in ("norm_bias", "token_text"))
-    for name in (*stored_variables(str(group.attrs["raw"]), bias=bias, text=text), *COORDINATES):
+    vocabulary = (f"{VOCABULARY}/id", f"{VOCABULARY}/text") if VOCABULARY in group else ()
+    for name in (*stored_variables(str(group.attrs["raw"]), bias="norm_bias" in group), *COORDINATES, *vocabulary):
         chunks = 0
-        if name in COORDINATES or SEQUENCE not in VARIABLES[name].dims or name.startswith("token_"):
+        if name not in VARIABLES or SEQUENCE not in VARIABLES[name].dims or name == "token_id":
             chunks = stored_array(group, name).nchunks
         if f"{name}/zarr.json" not in listed or sum(entry.startswith(f"{name}/c.") for entry in listed) != chunks:
             yield Damage(None, name, f"is not listed whole in {CHECKSUMS}; restore both from a copy")

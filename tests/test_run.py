@@ -58,7 +58,10 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
     words = text_file.read_text().split()
     ids = np.array([3 + WORDS.index(word) for word in words[:40]]).reshape(5, 8)
     np.testing.assert_array_equal(dataset.token_id, ids)
-    assert dataset.token_text.values.ravel().tolist() == words[:40]
+    vocabulary = xr.open_zarr(path, group="vocabulary")
+    assert {3 + WORDS.index(word): word for word in words[:40]} == dict(
+        zip(vocabulary.id.values.tolist(), vocabulary.text.values.tolist(), strict=True)
+    )
     model = tiny_llama()
     seen: dict[str, list[Any]] = {}
     for name, module in model.named_modules():
@@ -169,7 +172,7 @@ def test_a_disk_too_small_is_told_before_the_model_runs(
     do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
-    with pytest.raises(OutliersError, match=r"needs about .* GB and the disk .* has 0\.0 GB free"):
+    with pytest.raises(OutliersError, match=r"needs about 0\.1 MB and the disk .* has 0\.0 MB free"):
         do()
     assert list(tmp_path.iterdir()) == []
 
