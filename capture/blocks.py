@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -56,8 +57,29 @@ def refuse_encoder(model: torch.nn.Module, blocks: list[Call]) -> None:
         True,
         False,
     }
-    if causal == {False}:
+    declared = getattr(getattr(model, "config", None), "is_decoder", None)
+    if causal == {False} or (declared is False and True not in causal):
         raise OutliersError(f"{name} is an encoder: its attention also looks ahead; expected a decoder; choose another")
+
+
+def refuse_lookahead(model: Any) -> None:
+    """Refuse a model with weights in which a later token changes what is predicted before it.
+
+    Raises
+    ------
+    OutliersError
+        It does: the model is an encoder, or has a prefix that it reads in both directions.
+    """
+    device = model.get_input_embeddings().weight.device
+    tokens = torch.arange(1, 10, device=device)[None].repeat(2, 1)
+    tokens[1, -1] = 1
+    with torch.inference_mode():
+        first, second = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
+        raise OutliersError(
+            f"{type(model).__name__} looks ahead: a later token changes earlier predictions; "
+            "expected a decoder; choose another model"
+        )
 
 
 def _likeness(module: torch.nn.Module) -> object:
@@ -132,8 +154,12 @@ def received(call: Call, keys: set[Key]) -> tuple[int | str, Key] | None:
 
 def sublayer_readings(scope: Call, residual: set[Key], normed: dict[Key, Call], norms: Norms) -> Iterator[Reading]:
     """Walk the modules that a block calls, and yield those that read a norm's output or the residual stream."""
+    made: set[Key] = set()
     for call in scope.children:
         if passes_through(call):
+            continue
+        others, made = made, made | tensor_keys(call.outputs)
+        if _adds(call, residual, others - residual - set(normed)):
             continue
         for inner in call.descendants():
             # A post-norm block may keep its norm inside the sublayer that it follows, as BERT does.
@@ -155,8 +181,20 @@ def sublayer_readings(scope: Call, residual: set[Key], normed: dict[Key, Call], 
             yield Reading(call, stream[0], None, stream[1])
 
 
+def _adds(call: Call, residual: set[Key], made: set[Key]) -> bool:
+    """Tell whether a module receives the residual stream beside what its siblings made: it adds to the stream."""
+    stream = [tensor for tensor in call.inputs.values() if tensor_key(tensor) in residual]
+    beside = [tensor for tensor in call.inputs.values() if tensor_key(tensor) in made]
+    return any(one.shape == other.shape for one in stream for other in beside)
+
+
 def _opens_with_norm(call: Call, residual: set[Key], norms: Norms) -> bool:
-    readers = [child for child in call.children if not passes_through(child) and received(child, residual)]
+    made: set[Key] = set()
+    readers = []
+    for child in call.children:
+        if not passes_through(child) and received(child, residual) and not _adds(child, residual, made - residual):
+            readers.append(child)
+        made |= tensor_keys(child.outputs)
     return any(norms.form(reader) for reader in readers) and all(
         norms.form(reader) or _opens_with_norm(reader, residual, norms) for reader in readers
     )

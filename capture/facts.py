@@ -36,7 +36,7 @@ class ModelFacts:
     hidden_size: int
     layers: int
     total_parameters: int
-    active_parameters: int
+    active_parameters: int | None
     embedding_parameters: int
     head_parameters: int
     experts: int
@@ -44,7 +44,7 @@ class ModelFacts:
     top_k: int
     routing: str
 
-    def as_attributes(self) -> dict[str, str | int]:
+    def as_attributes(self) -> dict[str, str | int | None]:
         """Return the facts as attributes of a store."""
         return asdict(self)
 
@@ -75,7 +75,7 @@ class _Mixture:
     top_k: int
     routing: str
     shared: bool
-    idle_parameters: int
+    idle_parameters: int | None
 
 
 def _routing(gates: set[tuple[str, int]], experts: int, top_k: int) -> str:
@@ -120,6 +120,11 @@ def _mixture(block: Call, hidden_size: int, config: Any) -> _Mixture | None:
             shared = any(True for _ in _reading_beside(block, inside, hidden_size))
             idle = size // experts * (experts - chosen[-1])
             return _Mixture(experts, chosen[-1], _routing(gates, experts, chosen[-1]), shared, idle)
+    # A router without experts that can be told apart (DBRX keeps them all in one matrix): no dense model all the same.
+    outside = [call for call in routers if not any(call.path.startswith(mixer + ".") for mixer in mixers)]
+    for width, k in (selection for call in outside for selection in call.selections):
+        gates = set().union(*(call.gates for call in outside))
+        return _Mixture(width, k, _routing(gates, width, k), False, None)
     return None
 
 
@@ -166,6 +171,7 @@ def model_facts(
             "expected one number of experts, top-k and routing; choose another model"
         )
     experts, top_k, routing, shared = kinds.pop() if kinds else (0, 0, "none", False)
+    idle = [mixture.idle_parameters for mixture in mixtures]
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight
     head = getattr(model.get_output_embeddings(), "weight", embedding)
@@ -174,7 +180,7 @@ def model_facts(
         hidden_size=hidden_size,
         layers=len(blocks),
         total_parameters=total,
-        active_parameters=total - sum(mixture.idle_parameters for mixture in mixtures),
+        active_parameters=None if None in idle else total - sum(size for size in idle if size is not None),
         embedding_parameters=embedding.numel(),
         head_parameters=0 if head is embedding else head.numel(),
         experts=experts,

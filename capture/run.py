@@ -94,10 +94,12 @@ def capture(
     corpus = open_corpus(text)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
+    from capture.blocks import refuse_lookahead
     from capture.facts import model_facts
     from capture.sites import find_sites, parse_overrides
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
+    refuse_lookahead(loaded.model)
     use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
     token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
     _check_length(loaded, length)

@@ -15,7 +15,8 @@ the stream, not received by a module; so neither is taken for a site.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -169,21 +170,38 @@ def _block_sites(layer: int, block: Call, record: Record, norms: Norms) -> list[
     return sorted(sites, key=lambda site: order[site.module])
 
 
-def _final_site(record: Record, blocks: list[Call], norms: Norms) -> Site:
-    """Find the last norm after the blocks or, without one, the module that reads the last block's output."""
-    inside = {id(call) for block in blocks for call in (block, *block.descendants())}
-    calls = list(record.root.descendants())
-    after = [call for call in calls[calls.index(blocks[-1]) + 1 :] if id(call) not in inside]
-    for call in reversed(after):
+def _final_site(blocks: list[Call], after: list[Call], norms: Norms) -> Site:
+    """Find the norm that reads the last block's output or, without one, the first module that does."""
+    output = tensor_keys(blocks[-1].outputs)
+    readers = [(call, reading) for call in after if (reading := received(call, output)) and not passes_through(call)]
+    # Where something between the two makes another tensor (a scale, a sum of streams), the first norm is the last one.
+    normed = [call for call, _ in readers] or after
+    for call in normed:
         if norms.form(call) is not None:
             return _norm_site(len(blocks), FINAL, call, (), norms)
-    output = tensor_keys(blocks[-1].outputs)
-    for call in after:
-        if (reading := received(call, output)) and not passes_through(call):
-            return _bare_site(len(blocks), FINAL, (call.path,), reading[0], norms)
+    for call, (argument, _) in readers:
+        return _bare_site(len(blocks), FINAL, (call.path,), argument, norms)
     raise OutliersError(
         f"nothing reads the output of {blocks[-1].path}; expected a last norm; name it: --sites final=PATH"
     )
+
+
+def _after(record: Record, blocks: list[Call]) -> list[Call]:
+    """Calls that began after the last block had ended."""
+    inside = {id(call) for call in blocks[-1].descendants()}
+    calls = list(record.root.descendants())
+    return [call for call in calls[calls.index(blocks[-1]) + 1 :] if id(call) not in inside]
+
+
+def _refuse_repeated(record: Record, sites: Iterable[Site]) -> None:
+    """Refuse modules that run more than once in a pass, of which a trace would read the first call."""
+    calls = Counter(call.path for call in record.root.descendants())
+    for site in sites:
+        if calls[site.module] > 1:
+            raise OutliersError(
+                f"{site.module}, read at {site.name}, runs {calls[site.module]} times in a pass; expected once; "
+                "name another module with --sites"
+            )
 
 
 def _uniform(sites: list[list[Site]]) -> None:
@@ -227,18 +245,27 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
     _uniform(layers)
     if not overrides:
         refuse_incomplete(model, blocks, {part for site in layers[0] for part in site.name.split("_")[1:]})
+    after = _after(record, blocks)
     if final_path is None:
-        final = _final_site(record, blocks, norms)
+        final = _final_site(blocks, after, norms)
     else:
-        final = _named_site(len(blocks), FINAL, final_path, list(record.root.descendants()), norms)
-    return SiteMap(tuple(site for layer in layers for site in layer), final, width)
+        final = _named_site(len(blocks), FINAL, final_path, after, norms)
+    found = SiteMap(tuple(site for layer in layers for site in layer), final, width)
+    _refuse_repeated(record, (*found.sites, found.final))
+    return found
 
 
 def _named_site(layer: int, name: str, path: str, calls: list[Call], norms: Norms) -> Site:
     call = next((call for call in calls if call.path == path), None)
     if call is None or not call.inputs:
+        where = "after the last block" if name == FINAL else "in the blocks"
         raise OutliersError(
-            f"--sites {name}: no module {path} was called; expected a path as in `outliers sites MODEL`"
+            f"--sites {name}: no module {path} was called {where}; expected a path as in `outliers sites MODEL`"
+        )
+    if (found := next(iter(call.inputs.values())).shape[-1]) != norms.width:
+        raise OutliersError(
+            f"--sites {name}: {path} receives {found} features; "
+            f"expected one that receives all {norms.width} of the stream"
         )
     if norms.form(call) is None:
         return _bare_site(layer, name, (path,), next(iter(call.inputs)), norms)

@@ -100,6 +100,34 @@ def test_without_torch_capture_says_what_to_install(
         assert "pip install 'outlier-features[capture]'" in one_line(capsys)
 
 
+@needs_torch
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--raw", "foo"], "--raw foo is not known"),
+        (["--sequences", "0"], "--sequences 0 is too small"),
+        (["--length", "-5"], "--length -5 is too small"),
+        (["--batch-size", "0"], "--batch-size 0 is too small"),
+        (["--compression", "zip"], "--compression zip is not known"),
+        (["--dtype", "int4"], "--dtype int4 is not known"),
+    ],
+)
+def test_estimate_refuses_what_capture_refuses(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    assert main(["estimate", str(checkpoint), *words]) == 2
+    assert expected in one_line(capsys)
+
+
+@needs_torch
+def test_an_output_below_a_file_is_refused(
+    checkpoint: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(text_file / "s.zarr"), "--text", str(text_file), "--sequences", "1", "--length", "8"]
+    assert main(["capture", str(checkpoint), *words]) == 2
+    assert "cannot use" in one_line(capsys)
+
+
 def test_capture_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["capture", "m"]) == 2
     assert "--out" in one_line(capsys)

@@ -108,3 +108,45 @@ def test_pickled_weights_are_never_loaded(checkpoint: Path, tmp_path: Path) -> N
     torch.save(tiny_llama().state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OutliersError, match="safetensors"):
         load_model(str(tmp_path))
+
+
+def copied(checkpoint: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copied(checkpoint, tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OutliersError, match=r"lacks 1 weights .* such as model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(folder))
+
+
+def test_broken_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "m")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(OutliersError, match="cannot load the model") as caught:
+        load_model(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_tokenizer_is_told_apart(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "m")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(OutliersError, match="cannot load the tokenizer of the model"):
+        load_model(str(folder))
+
+
+def test_the_revision_of_a_folder_is_that_of_its_weights(checkpoint: Path, tmp_path: Path) -> None:
+    same = load_model(str(copied(checkpoint, tmp_path / "same"))).attributes["model_revision"]
+    assert load_model(str(checkpoint)).attributes["model_revision"] == same
+    other = copied(checkpoint, tmp_path / "other")
+    tiny_llama(seed=5).save_pretrained(other)
+    assert load_model(str(other)).attributes["model_revision"] != same

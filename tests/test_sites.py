@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
+from capture.blocks import refuse_lookahead  # noqa: E402
 from capture.schema import OutliersError  # noqa: E402
 from capture.sites import Site, SiteMap, find_sites, parse_overrides, sites_from_config  # noqa: E402
 from tests.architectures import ARCHITECTURES, HIDDEN, Expected  # noqa: E402
@@ -396,3 +397,71 @@ def test_names_keep_one_order_and_kinds_are_summed_up() -> None:
     assert found.names == ("ln_attn", "ln_mlp")
     assert found.kind == "mixed"
     assert SiteMap((site,), site, 4).kind == "rms"
+
+
+_BERT_SIZES: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+
+
+def bert_like(model_type: str, **settings: Any) -> Any:
+    return transformers.AutoConfig.for_model(model_type, **_BERT_SIZES, **settings)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roformer", "megatron-bert", "roberta-prelayernorm"])
+def test_an_encoder_is_refused_even_where_its_modules_do_not_say_so(model_type: str) -> None:
+    with pytest.raises(OutliersError, match="is an encoder"):
+        sites_from_config(bert_like(model_type))
+
+
+def test_a_norm_in_a_wrapper_that_also_adds_to_the_stream_is_found() -> None:
+    sites = sites_from_config(bert_like("roberta-prelayernorm", is_decoder=True))
+    layer = "roberta_prelayernorm.encoder.layer.0"
+    assert [(site.module, site.feeds) for site in sites.sites[:2]] == [
+        (f"{layer}.attention.LayerNorm", (f"{layer}.attention.self",)),
+        (f"{layer}.intermediate.LayerNorm", (f"{layer}.intermediate.dense",)),
+    ]
+    assert sites.final.module == "roberta_prelayernorm.LayerNorm"  # and not the one inside the head
+
+
+def test_a_norm_inside_the_head_is_not_the_last_norm() -> None:
+    special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
+    sites = sites_from_config(bert_like("modernbert-decoder", **special))
+    assert sites.final.module == "model.final_norm"
+
+
+def test_a_norm_that_runs_twice_is_refused() -> None:
+    with pytest.raises(OutliersError, match=r"model\.norm, read at final, runs 2 times in a pass"):
+        sites_from_config(bert_like("nanochat", num_key_value_heads=4))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ln_mlp=model.layers.{}.mlp.down_proj", "receives 96 features; expected one that receives all 64"),
+        ("final=model.layers.0.mlp.gate_proj", "was called after the last block"),
+    ],
+)
+def test_an_override_that_reads_no_stream_is_refused(text: str, expected: str) -> None:
+    with pytest.raises(OutliersError, match=expected):
+        sites_from_config(ARCHITECTURES["llama"].config(), parse_overrides(text))
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    model = ARCHITECTURES["llama"].build()
+    refuse_lookahead(model)
+    attention = model.model.layers[0].self_attn
+    plain = attention.forward
+
+    def ahead(hidden_states: torch.Tensor, **named: Any) -> Any:
+        mixed, weights = plain(hidden_states=hidden_states, **named)
+        return mixed + hidden_states.mean(dim=1, keepdim=True), weights
+
+    attention.forward = ahead
+    with pytest.raises(OutliersError, match="looks ahead"):
+        refuse_lookahead(model)
