@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import dask.array as da
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
 from dask.local import get_sync
-from numcodecs.blosc import Blosc
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 
+from analyze.chunks import NO_CHUNK, layout, read_chunk, read_index
 from capture.schema import (
     COORDINATES,
     FEATURE,
@@ -35,8 +33,7 @@ from capture.schema import (
 )
 from capture.store import open_group
 
-_NO_CHUNK: Final = np.iinfo(np.uint64).max
-_CHECKSUM_BYTES: Final = 4
+Place = tuple[int, ...]
 
 
 def box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
@@ -82,7 +79,7 @@ class StoredArray:
 
     def _open(self) -> None:
         array = zarr.open_array(self._path / self._name, mode="r")
-        self._array = array
+        self._array, self._layout = array, layout(array)
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.ndim = len(self.shape)
@@ -96,52 +93,61 @@ class StoredArray:
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         slices, inner = box(key, self.shape)
-        self._require(slices)
+        touched = list(self._touched(slices))
         try:
-            values: npt.NDArray[Any] = np.asarray(self._array[slices])[inner]
-            return values
+            values = np.asarray(self._array[slices]) if self._layout is None else self._decoded(slices, touched)
+            return np.asarray(values[inner])
         except (ValueError, RuntimeError, OSError) as error:
             reason = " ".join(str(error).split()).split(". ")[0]
             raise self._damage(slices, reason) from error
 
-    def _require(self, slices: tuple[slice, ...]) -> None:
-        """Check that every chunk of the selection is on disk."""
+    def _touched(self, slices: tuple[slice, ...]) -> Iterator[tuple[Place, Path, tuple[int, int]]]:
+        """Chunks of a selection, each with its file, and its offset and length there; every one must be on disk."""
         if self._name == "done":  # its file comes with the first sequence that is done; until then none is
             return
         chunks = self._array.chunks
         whole = chunks if self._array.shards is None else self._array.shards
-        spans = [range(*part.indices(size)) for part, size in zip(slices, self.shape, strict=True)]
-        if any(len(span) == 0 for span in spans):
-            return
-        places = [range(span[0] // c, span[-1] // c + 1) for span, c in zip(spans, chunks, strict=True)]
         inside = tuple(w // c for w, c in zip(whole, chunks, strict=True))
-        indices: dict[tuple[int, ...], npt.NDArray[np.uint64] | None] = {}
-        for place in itertools.product(*places):
-            shard = tuple(p // i for p, i in zip(place, inside, strict=True))
-            if shard not in indices:
-                indices[shard] = self._index(shard, inside, slices)
-            index = indices[shard]
-            if index is not None and index[tuple(p % i for p, i in zip(place, inside, strict=True))][0] == _NO_CHUNK:
-                raise self._damage(
-                    [slice(p * c, p * c + 1) for p, c in zip(place, chunks, strict=True)], "a chunk is missing"
-                )
+        indices: dict[Path, npt.NDArray[np.uint64]] = {}
+        for place in itertools.product(
+            *(range(part.start // c, -(-part.stop // c)) for part, c in zip(slices, chunks, strict=True))
+        ):
+            key = self._array.metadata.encode_chunk_key(tuple(p // i for p, i in zip(place, inside, strict=True)))
+            file = self._path / self._name / key
+            if not file.is_file():
+                raise self._damage(slices, f"file {self._name}/{key} is missing")
+            if self._array.shards is None:
+                yield place, file, (0, file.stat().st_size)
+                continue
+            if file not in indices:
+                try:
+                    indices[file] = read_index(file, inside)
+                except (ValueError, OSError) as error:
+                    raise self._damage(slices, str(error)) from error
+            offset, length = indices[file][tuple(p % i for p, i in zip(place, inside, strict=True))]
+            if offset == NO_CHUNK:
+                corner = [slice(p * c, p * c + 1) for p, c in zip(place, chunks, strict=True)]
+                raise self._damage(corner, "a chunk is missing")
+            yield place, file, (int(offset), int(length))
 
-    def _index(
-        self, shard: tuple[int, ...], inside: tuple[int, ...], slices: tuple[slice, ...]
-    ) -> npt.NDArray[np.uint64] | None:
-        """Offsets and lengths inside a shard; None where the array has no shards. The reader checks its checksum."""
-        key: str = self._array.metadata.encode_chunk_key(shard)
-        file = self._path / self._name / key
-        if not file.is_file():
-            raise self._damage(slices, f"file {self._name}/{key} is missing")
-        if self._array.shards is None:
-            return None
-        size = int(np.prod(inside)) * 16
-        with file.open("rb") as stream:
-            if stream.seek(0, os.SEEK_END) < size + _CHECKSUM_BYTES:
-                raise self._damage(slices, f"file {self._name}/{key} is cut short")
-            stream.seek(-size - _CHECKSUM_BYTES, os.SEEK_END)
-            return np.frombuffer(stream.read(size), dtype="<u8").reshape(*inside, 2)
+    def _decoded(
+        self, slices: tuple[slice, ...], touched: Sequence[tuple[Place, Path, tuple[int, int]]]
+    ) -> npt.NDArray[Any]:
+        """Values of a selection, its chunks decoded by this thread."""
+        assert self._layout is not None
+        result = np.empty([part.stop - part.start for part in slices], self._layout.dtype)
+        for place, file, (offset, length) in touched:
+            chunk = read_chunk(file, offset, length, self._layout)
+            source, target = [], []
+            for part, p, c in zip(slices, place, chunk.shape, strict=True):
+                start, stop = max(part.start, p * c), min(part.stop, (p + 1) * c)
+                source.append(slice(start - p * c, stop - p * c))
+                target.append(slice(start - part.start, stop - part.start))
+            # Nearly a whole chunk is passed on as it is; a small part must not keep the rest in memory.
+            if len(touched) == 1 and 2 * result.size >= chunk.size:
+                return chunk[tuple(source)]
+            result[tuple(target)] = chunk[tuple(source)]
+        return result
 
     def _damage(self, slices: Any, reason: str) -> OutliersError:
         where = []
