@@ -51,7 +51,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/pytest tests/benchmarks --benchmark-only
+	$(BIN)/pytest tests/benchmarks -s
 
 clean:
 	rm -rf $(VENV) $(LEAN) $(STORE)

@@ -17,7 +17,6 @@ from capture.schema import OutliersError
 
 app = typer.Typer(
     name="outliers",
-    help="Capture a language model's activations once; ask outlier-feature questions of them as often as you like.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,6 +44,28 @@ ManyPositions = Annotated[str | None, typer.Option(help="As --magnitude, fractio
 Scheduler = Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a dask scheduler.", show_default="threads")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes to start here.", show_default="threads")]
 Csv = Annotated[Path | None, typer.Option(help="Write the rows to this file.", show_default=False)]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        typer.echo(f"outliers {version('outlier-features')}")
+        for library in ("zarr", "xarray", "dask", "numpy", "torch", "transformers", "nnsight"):
+            try:
+                typer.echo(f"{library} {version(library)}")
+            except PackageNotFoundError:
+                typer.echo(f"{library} not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def outliers(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print versions and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Capture a language model's activations once; ask outlier-feature questions of them as often as you like."""
 
 
 def _criteria(preset: str | None, **settings: Any) -> Any:

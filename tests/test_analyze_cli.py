@@ -283,3 +283,10 @@ def test_sequences_and_layers() -> None:
     assert arguments.layer_range("4:12") == (4, 12)
     with pytest.raises(OutliersError, match="expected indices"):
         arguments.sequences("1:2:3")
+
+
+def test_version_names_the_libraries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("outliers 0.")
+    assert any(line.startswith("zarr 3.") for line in lines)
