@@ -152,8 +152,13 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], most: 
 
 
 def transpose(source: Float32, target: Float32) -> None:
-    """Copy (row, column) to (column, row) tile by tile, which keeps both sides in cache."""
-    tile = 64
-    for row in range(0, source.shape[0], tile):
-        for column in range(0, source.shape[1], tile):
-            target[column : column + tile, row : row + tile] = source[row : row + tile, column : column + tile].T
+    """Copy (row, column) to (column, row), tile by tile."""
+    rows, columns = 128, 64
+    # Rows of a wide matrix, a power of two apart, evict each other from a processor's cache; those of a tile do not.
+    tile = np.empty((rows, columns), source.dtype)
+    for row in range(0, source.shape[0], rows):
+        for column in range(0, source.shape[1], columns):
+            part = source[row : row + rows, column : column + columns]
+            copy = tile[: part.shape[0], : part.shape[1]]
+            copy[...] = part
+            target[column : column + columns, row : row + rows] = copy.T

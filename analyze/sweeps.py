@@ -15,15 +15,14 @@ from analyze.criteria import (
     Criteria,
     check_fraction,
     check_magnitude,
-    critical_magnitude,
     kth_largest,
     required_hits,
     tails,
     threshold,
 )
 from analyze.find import Store, all_jsonable, as_dataset
-from analyze.peaks import Group, group_keys, of_groups, read_group, view_peaks
-from analyze.steps import BINS, Steps, histogram, hit_steps
+from analyze.peaks import Group, of_groups, view_peaks
+from analyze.steps import BINS, Steps, histogram, hit_steps, ranked_histogram
 from analyze.streaming import Progress
 from capture.schema import FEATURE, OutliersError
 
@@ -183,24 +182,22 @@ def _from_steps(
 def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
     """Step functions of a pair of fractions; None where the peaks have too many bits."""
 
-    def of_group(group: Group) -> tuple[Float32, Counts, Counts] | None:
-        critical = critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions)
-        layer, position = histogram(group.layer, critical), histogram(group.position, critical)
-        return None if layer is None or position is None else (critical, layer, position)
+    def of_group(group: Group) -> tuple[Float32, Counts, Counts, tuple[int, int]] | None:
+        units, positions = group.layer.shape[1], group.position.shape[1]
+        by_layer = kth_largest(group.layer, (required_hits(criteria.layers, units),))[0]
+        critical, counts = ranked_histogram(group.position, required_hits(criteria.positions, positions), by_layer)
+        layer = None if counts is None else histogram(group.layer, critical)
+        return None if layer is None or counts is None else (critical, layer, counts, (units, positions))
 
-    # The first group alone: where one has too many bits, so have nearly always all.
-    first = read_group(peaks, criteria, group_keys(peaks, criteria)[0])
-    if of_group(first) is None:
-        return None
     critical: list[Float32] = []
     totals = [np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)]
     for part in of_groups(of_group, peaks, criteria):
-        if part is None:
+        if part is None:  # the groups behind those under way do not begin
             return None
         critical.append(part[0])
-        for total, counts in zip(totals, part[1:], strict=True):
+        for total, counts in zip(totals, part[1:3], strict=True):
             total += counts
-    units, positions = first.layer.shape[1], first.position.shape[1]
+        units, positions = part[3]
     return Steps(np.concatenate(critical), hit_steps(totals[0]), hit_steps(totals[1]), units, positions)
 
 
