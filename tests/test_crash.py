@@ -29,7 +29,16 @@ SEQUENCES = 10
 def processes() -> Any:
     """Fresh processes that have the libraries imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "nnsight", "transformers.models.llama", "capture.run", "capture.trace"])
+    context.set_forkserver_preload(
+        [
+            "transformers.models.auto.tokenization_auto",
+            "transformers.models.llama.modeling_llama",
+            "capture.facts",
+            "capture.pipeline",
+            "capture.trace",
+            "tests.test_crash",
+        ]
+    )
     return context
 
 
@@ -86,6 +95,7 @@ def assert_nothing_that_counts_is_damaged(out: Path) -> int:
 
 def test_thirty_kills_at_random_moments(start: Callable[..., Any], whole: Path, tmp_path: Path) -> None:
     rng = random.Random(0)
+    start(tmp_path / "first.zarr").join()  # which also waits for the libraries
     began = time.monotonic()
     start(tmp_path / "timed.zarr").join()
     typical = time.monotonic() - began
