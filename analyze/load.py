@@ -28,10 +28,11 @@ from capture.schema import (
     SIGNALS,
     SITE,
     VARIABLES,
+    VOCABULARY,
     OutliersError,
     stored_variables,
 )
-from capture.store import open_group
+from capture.store import open_group, stored_array
 
 Place = tuple[int, ...]
 
@@ -260,6 +261,33 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
                 "run the same outliers capture command again, and it goes on where it stopped"
             )
     return store
+
+
+def token_texts(store: xr.Dataset) -> dict[int, str]:
+    """Text of every token that occurs in a store; empty where the store keeps none or the Dataset is not from a file.
+
+    Raises
+    ------
+    OutliersError
+        The texts are damaged.
+    """
+    source = store.encoding.get("source")
+    if source is None or not (Path(source) / VOCABULARY).is_dir():
+        return {}
+    try:
+        group = open_group(source)
+        arrays = [stored_array(group, f"{VOCABULARY}/{name}") for name in ("id", "text")]
+        if any(array.nchunks_initialized < array.nchunks for array in arrays):
+            raise ValueError("a file is missing")  # zarr alone would read fill values
+        ids, texts = (np.asarray(array[...]) for array in arrays)
+        if ids.ndim != 1 or ids.shape != texts.shape or ids.dtype.kind != "i":
+            raise ValueError(f"id is {ids.dtype} {ids.shape} and text {texts.dtype} {texts.shape}")
+        return {int(number): str(text) for number, text in zip(ids, texts, strict=True)}
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise OutliersError(
+            f"{source}: {VOCABULARY} is damaged ({reason}); restore that folder from a copy, or remove it"
+        ) from error
 
 
 def loaded(array: xr.DataArray) -> npt.NDArray[Any]:

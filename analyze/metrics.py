@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.find import Store, as_dataset
-from analyze.load import loaded
+from analyze.load import loaded, token_texts
 from analyze.peaks import view_peaks
 from analyze.streaming import Float32, Progress, scale_unit, stream_matrices
 from analyze.view import View
@@ -130,6 +130,7 @@ def layer_metrics(
         no threshold; the two numbers are ours)
     `extreme_sequence`, `extreme_position`, `extreme_feature`, `extreme_token_id` : where the largest magnitude is; -1
         where there is none
+    `extreme_token_text` : its text, where the store keeps the text of tokens
 
     Raises
     ------
@@ -163,6 +164,10 @@ def layer_metrics(
             columns.setdefault(name, np.empty(shape, np.int64 if isinstance(value, int) else np.float64))[place] = value
     data: dict[str, Any] = {name: ((LAYER, SITE), values) for name, values in columns.items()}
     data["channel_maxima"] = ((LAYER, SITE, FEATURE), channels)
+    if texts := token_texts(store):
+        found_texts = [texts.get(number, "") for number in columns["extreme_token_id"].ravel().tolist()]
+        strings = np.array(found_texts, dtype=np.dtypes.StringDType()).reshape(shape)
+        data["extreme_token_text"] = ((LAYER, SITE), strings)
     coordinates = {dim: frame[dim] for dim in (LAYER, SITE, FEATURE)}
     return xr.Dataset(data, coords=coordinates, attrs={"signal": view.signal})
 
@@ -218,12 +223,14 @@ def extreme_tokens(store: Store, view: View | None = None, count: int = 10) -> l
 
     Returns
     -------
-    list of `sequence`, `position`, `token_id`, `feature`, `magnitude`; one entry a token, at its largest feature
+    list of `sequence`, `position`, `token_id`, `feature`, `magnitude`; one entry a token, at its largest feature; with
+    `token_text` where the store keeps the text of tokens
     """
     store = as_dataset(store)
     view = (View() if view is None else view).view.resolve(store)
     peaks = view_peaks(store, view)
     token_id = loaded(view.select(store[["token_id"]])["token_id"])
+    texts = token_texts(store)
     found: list[tuple[float, int, int, int]] = []
     for n in range(peaks.sizes[SEQUENCE]):
         magnitudes = loaded(peaks["position_peak"].isel({SEQUENCE: n}))
@@ -236,6 +243,7 @@ def extreme_tokens(store: Store, view: View | None = None, count: int = 10) -> l
             "sequence": int(peaks[SEQUENCE].values[n]),
             "position": int(peaks[POSITION].values[p]),
             "token_id": int(token_id[n, p]),
+            **({"token_text": texts.get(int(token_id[n, p]), "")} if texts else {}),
             "feature": f,
             "magnitude": -magnitude,
         }

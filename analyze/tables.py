@@ -177,6 +177,8 @@ def cell(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.1%}" if name.endswith("fraction") else f"{value:.6g}"
+    if name.endswith("token_text"):  # in quotes: a token is as often as not a space or the end of a line
+        return plain(json.dumps(value, ensure_ascii=False))
     return f"{value:,}" if isinstance(value, int) else plain(value)
 
 
