@@ -144,6 +144,7 @@ def create(
             _create_variable(group, name, sizes, compression)
         for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
             _create_labels(group, name, labels, name, COORDINATES[name].description)
+        _fill(group, "done", np.zeros(sizes.sequences, bool))  # so that a flag that is not there is damage too
         _fill(group, "token_id", token_id)
         _fill(group, "norm_weight", norm_weight)
         if norm_bias is not None:
@@ -159,7 +160,7 @@ def create(
             "".join(
                 f"{file_digest(file)}  {file.relative_to(draft).as_posix()}\n"
                 for file in sorted(draft.rglob("*"))
-                if file.is_file()
+                if file.is_file() and not (file.parent.name == "done" and file.name.startswith("c"))
             )
         )
         for folder, _, files in os.walk(draft):
@@ -216,7 +217,6 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
         dimension_names=variable.dims,
         attributes={"long_name": variable.description, "units": variable.units},
         chunk_key_encoding=_KEYS,
-        config={"write_empty_chunks": True},  # so that a chunk that is not there is damage, never a value
     )
 
 
@@ -255,7 +255,8 @@ def _create_vocabulary(group: zarr.Group, vocabulary: Mapping[int, str]) -> None
 
 
 def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    array = stored_array(group, name)
+    with zarr.config.set({"array.write_empty_chunks": True}):  # a chunk that is not there is damage, never a value
+        array = stored_array(group, name)
     if values.shape != array.shape:
         raise ValueError(f"{name} has shape {values.shape}, and the store expects {array.shape}")
     array[...] = values
@@ -476,17 +477,26 @@ class StoreWriter:
         self._write_flags(file, flags)
 
     def clear_damaged_flags(self) -> list[int]:
-        """Write the unreadable chunks of `done` anew, as not captured; return their first sequences."""
-        cleared = []
+        """Write the chunks of `done` that are missing or unreadable anew, as not captured.
+
+        Returns
+        -------
+        first sequence of each
+        """
+        damaged = self.damaged_flags()
+        for start in damaged:
+            self._write_flags(self.file("done", start), np.zeros(self._group, dtype=bool))
+        return damaged
+
+    def damaged_flags(self) -> list[int]:
+        """First sequence of each chunk of `done` that is missing or unreadable."""
+        damaged = []
         for start in range(0, self.sizes.sequences, self._group):
-            file = self.file("done", start)
             try:
-                if file.exists():
-                    decode(file.read_bytes(), "bool", (self._group,), "none")
+                decode(self.file("done", start).read_bytes(), "bool", (self._group,), "none")
             except (OSError, ValueError):
-                self._write_flags(file, np.zeros(self._group, dtype=bool))
-                cleared.append(start)
-        return cleared
+                damaged.append(start)
+        return damaged
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(file.parent, file.name)

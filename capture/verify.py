@@ -86,28 +86,19 @@ def verify(
     if any("/c" not in item.place or item.place.startswith((SITE, "token_id")) for item in damage):
         return Verification(tuple(damage), 0, 0)  # shapes, codecs and names cannot be trusted: nothing can be read
     store = StoreWriter(path)
-    if repair:
-        damage += [
-            Damage(number, "done", "the flags could not be read, and are taken back")
-            for number in store.clear_damaged_flags()
-        ]
+    flags = store.clear_damaged_flags() if repair else store.damaged_flags()
+    damage += [Damage(number, "done", "the flag is missing or does not match its checksum") for number in flags]
+    if flags and not repair:
+        return Verification(tuple(damage), 0, store.sizes.sequences)
     done = store.done()
     for number in range(store.sizes.sequences):
-        found = _sequence_damage(store, number) if done[number] else _orphan(store, number)
+        found = _sequence_damage(store, number) if done[number] else []
         damage += found
-        if repair and found and done[number]:
+        if repair and found:
             store.mark_done(number, False)
         if progress is not None:
             progress(number + 1, store.sizes.sequences)
     return Verification(tuple(damage), int(done.sum()), store.sizes.sequences)
-
-
-def _orphan(store: StoreWriter, number: int) -> list[Damage]:
-    """Tell of a sequence whose flag is gone though everything of it stands: the flag is written last."""
-    file = store.file("done", number)
-    if file.exists() or _sequence_damage(store, number):
-        return []
-    return [Damage(number, "done", "the flag is missing though the sequence is whole; the same capture redoes it")]
 
 
 def _fixed_damage(path: Path) -> Iterator[Damage]:

@@ -189,7 +189,7 @@ def test_ctrl_c_leaves_a_store_that_resumes(checkpoint: Path, text_file: Path, t
     command = [sys.executable, "-m", "analyze.cli", "capture", str(checkpoint), "--out", str(out), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
-    while not (out / "done").exists() or not list((out / "done").glob("c.*")):
+    while not out.exists() or not StoreWriter(out).done().any():
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)

@@ -129,18 +129,15 @@ def test_a_forged_attribute_is_found(copy: Path) -> None:
     assert str(verify(copy).damage[0]).startswith("store: zarr.json: differs from its checksum")
 
 
-def test_a_lost_flag_is_told_from_a_sequence_not_captured_yet(copy: Path) -> None:
-    store.StoreWriter(copy).file("done", 1).unlink()
-    (damage,) = verify(copy).damage
-    assert str(damage).startswith("sequence 1: done: the flag is missing though the sequence is whole")
-
-
-def test_an_unreadable_flag_is_mended(copy: Path) -> None:
-    store.StoreWriter(copy).file("done", 1).write_bytes(b"junk")
-    with pytest.raises(OutliersError, match="done of .* is damaged .* --repair"):
-        verify(copy)
-    assert [item.sequence for item in verify(copy, repair=True).damage] == [1]
+@pytest.mark.parametrize("content", [None, b"junk"])
+def test_a_flag_that_is_lost_or_unreadable_is_mended(copy: Path, content: bytes | None) -> None:
+    file = store.StoreWriter(copy).file("done", 1)
+    file.unlink() if content is None else file.write_bytes(content)
+    for repair in (False, True):
+        (damage,) = verify(copy, repair=repair).damage
+        assert str(damage) == "sequence 1: done: the flag is missing or does not match its checksum"
     assert store.StoreWriter(copy).done().tolist() == [True, False]
+    assert verify(copy).damage == ()
 
 
 @pytest.mark.parametrize("name", ["token_id", "norm_weight", "site"])
