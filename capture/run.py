@@ -107,7 +107,7 @@ def capture(
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
         **loaded.attributes,
-        **model_facts(loaded.model.config, trust_remote_code=trust_remote_code).as_attributes(),
+        **model_facts(_described(loaded), trust_remote_code=trust_remote_code).as_attributes(),
         **_site_attributes(placed),
         **_text_attributes(corpus, loaded.tokenizer, use_bos),
         **_circumstances(loaded),
@@ -212,6 +212,12 @@ def _parameters(
         if own_bias is not None:
             bias[cell], biased = own_bias, True
     return weight, bias if biased else None
+
+
+def _described(loaded: Loaded) -> Any:
+    """What tells the numbers of parameters: the model, or where quantised weights hide them, its configuration."""
+    method = loaded.attributes["weight_quantisation"]
+    return loaded.model if method is None or method.startswith("gguf") else loaded.model.config
 
 
 def _site_attributes(placed: SiteMap) -> dict[str, Any]:
