@@ -63,9 +63,9 @@ def _prepare() -> None:
     require_capture_extra()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # their bars are no plain lines
-    from transformers.utils import logging
+    from capture.models import silence_libraries
 
-    logging.set_verbosity_error()
+    silence_libraries()
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

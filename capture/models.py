@@ -59,6 +59,13 @@ class Loaded:
     attributes: dict[str, Any]
 
 
+def silence_libraries() -> None:
+    """Keep the libraries' own talk off standard error; what matters is raised."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
 def find_source(model: str) -> Source:
     """Find what a model's name on the command line stands for.
 

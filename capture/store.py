@@ -1,21 +1,15 @@
-"""The Zarr store of a capture: create it, write one sequence after another, open it.
+"""The Zarr store of a capture: open it, and write one sequence after another.
 
-A store appears under its name with all of its metadata, tokens and norm parameters in place, or not at all. Sequences
-are then added one by one, each durable before its `done` flag is, so that a capture that was killed goes on where it
-stopped. No two sequences of different parts share a file, so that parts need no locks.
+`create` (in `capture.creation`) makes a store without any sequence. Sequences are then added one by one, each durable
+before its `done` flag is, so that a capture that was killed goes on where it stopped. No two sequences of different
+parts share a file, so that parts need no locks.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import secrets
-import shutil
 import threading
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,277 +17,41 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 
+from capture.creation import CHECKSUMS, StoreExistsError, create, file_digest, stored_array
+from capture.layout import chunks_and_shards, part_sequences, sequences_per_group
 from capture.schema import (
-    COORDINATES,
-    FEATURE,
     FORMAT,
     FORMAT_VERSION,
-    LAYER,
     PER_SEQUENCE,
-    POSITION,
     RAW_VARIABLES,
     SEQUENCE,
-    SIGNAL,
-    SIGNALS,
     SITE,
     VARIABLES,
-    VOCABULARY,
     OutliersError,
     Sizes,
-    stored_variables,
 )
-from capture.shards import (
-    COMPRESSION,
-    AtomicFile,
-    ShardFile,
-    decode,
-    encode,
-    read_chunks,
-    remove_partials,
-    sync_folder,
-)
+from capture.shards import AtomicFile, ShardFile, decode, encode, read_chunks, remove_partials
 
-# Small arrays of several sequences share a file, so that a store of a million tokens stays far below 10,000 files.
-_MOST_GROUPS = 256
-CHECKSUMS = "SHA256SUMS"
-"""File that `sha256sum --check` reads: everything that is written when the store is created, and never changed."""
-
-_LARGEST_CHUNK = 2**31 - 2**16  # what one Blosc buffer can hold
-_TOKEN_CHUNK_BYTES = 4 * 2**20
+__all__ = [
+    "CHECKSUMS",
+    "SequenceWriter",
+    "StoreExistsError",
+    "StoreWriter",
+    "create",
+    "file_digest",
+    "open_group",
+    "part_sequences",
+    "sequences_per_group",
+    "stored_array",
+    "write_sequence",
+]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-class StoreExistsError(OutliersError):
-    """Something stands already where a store was to be created."""
-
-
-def sequences_per_group(sequences: int) -> int:
-    """How many sequences share the shards of the small arrays; the unit that parts are cut by."""
-    return -(-sequences // _MOST_GROUPS)
-
-
-def part_sequences(sequences: int, part: int, parts: int) -> range:
-    """Sequences that part `part` of `parts` captures (counted from 1).
-
-    Parts are cut between groups of sequences that share files, so that no two parts write the same file.
-    """
-    group = sequences_per_group(sequences)
-    groups = -(-sequences // group)
-    start, stop = (groups * edge // parts * group for edge in (part - 1, part))
-    return range(start, min(stop, sequences))
-
-
-def create(
-    path: Path | str,
-    sizes: Sizes,
-    *,
-    raw: str,
-    attributes: Mapping[str, Any],
-    token_id: npt.NDArray[np.int32],
-    norm_weight: npt.NDArray[np.float32],
-    norm_bias: npt.NDArray[np.float32] | None = None,
-    vocabulary: Mapping[int, str] | None = None,
-    compression: str = "fast",
-) -> None:
-    """Create a store without any captured sequence.
-
-    Parameters
-    ----------
-    path : folder to create; its parent is created where it is missing
-    sizes : lengths of the dimensions
-    raw : which activations the store keeps: `input`, `output`, `both` or `none`
-    attributes : JSON-able facts about model, text and capture
-    token_id : (sequence, position) int32
-    norm_weight, norm_bias : (layer, site, feature) float32
-    vocabulary : text of every token that occurs, None where no tokenizer is at hand
-    compression : `fast`, `small` or `none`
-
-    Raises
-    ------
-    StoreExistsError
-        Something exists at `path`.
-    OutliersError
-        One (position, feature) matrix is larger than a chunk can be.
-    """
-    path = Path(path)
-    if os.path.lexists(path):
-        raise StoreExistsError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
-    if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
-        raise OutliersError(
-            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
-            "use a smaller --length"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        group = zarr.create_group(
-            draft,
-            attributes={
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "raw": raw,
-                "compression": compression,
-                **attributes,
-            },
-        )
-        for name in stored_variables(raw, bias=norm_bias is not None):
-            _create_variable(group, name, sizes, compression)
-        for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
-            _create_labels(group, name, labels, name, COORDINATES[name].description)
-        _fill(group, "done", np.zeros(sizes.sequences, bool))  # so that a flag that is not there is damage too
-        _fill(group, "token_id", token_id)
-        _fill(group, "norm_weight", norm_weight)
-        if norm_bias is not None:
-            _fill(group, "norm_bias", norm_bias)
-        if vocabulary is not None:
-            _create_vocabulary(group, vocabulary)
-        with warnings.catch_warnings():
-            # Consolidated metadata is an extension that zarr-python and xarray agree upon; without it a remote store
-            # costs one request for each array.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(draft)
-        (draft / CHECKSUMS).write_text(
-            "".join(
-                f"{file_digest(file)}  {file.relative_to(draft).as_posix()}\n"
-                for file in sorted(draft.rglob("*"))
-                if file.is_file() and not (file.parent.name == "done" and file.name.startswith("c"))
-            )
-        )
-        for folder, _, files in os.walk(draft):
-            for name in files:
-                with (Path(folder) / name).open("rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(Path(folder))
-        try:
-            os.rename(draft, path)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise
-            raise StoreExistsError(f"{path} was created by another process meanwhile; choose another --out") from error
-        sync_folder(path.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-_KEYS = DefaultChunkKeyEncoding(separator=".")  # files side by side: one folder to make durable, not a tree
-
-
-def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:
-    variable = VARIABLES[name]
-    chunks, shards = _layout(name, sizes)
-    compressors: list[Any] = [Crc32cCodec()]
-    chosen = COMPRESSION[compression]
-    if chosen is not None and name != "done":
-        level, shuffle = chosen
-        compressors.insert(
-            0,
-            BloscCodec(
-                cname="zstd",
-                clevel=level,
-                shuffle="shuffle" if shuffle == 1 else "bitshuffle",
-                typesize=np.dtype(variable.dtype).itemsize,
-            ),
-        )
-    fill: Any = {"float32": np.nan, "int32": -1, "bool": False}[variable.dtype]
-    group.create_array(
-        name,
-        shape=sizes.shape(variable.dims),
-        chunks=chunks,
-        shards=shards,
-        dtype=variable.dtype,
-        serializer=BytesCodec(endian="little"),
-        compressors=compressors,
-        fill_value=fill,
-        dimension_names=variable.dims,
-        attributes={"long_name": variable.description, "units": variable.units},
-        chunk_key_encoding=_KEYS,
-    )
-
-
-def _create_labels(group: zarr.Group, name: str, labels: Sequence[str], dim: str, description: str) -> None:
-    array = group.create_array(
-        name,
-        shape=(len(labels),),
-        chunks=(len(labels),),
-        dtype="string",
-        compressors=[Crc32cCodec()],
-        dimension_names=(dim,),
-        attributes={"long_name": description},
-        chunk_key_encoding=_KEYS,
-        config={"write_empty_chunks": True},
-    )
-    array[:] = np.array(labels, dtype=np.dtypes.StringDType())
-
-
-def _create_vocabulary(group: zarr.Group, vocabulary: Mapping[int, str]) -> None:
-    own = group.create_group(VOCABULARY)
-    ids = np.array(sorted(vocabulary), np.int32)
-    array = own.create_array(
-        "id",
-        shape=ids.shape,
-        chunks=ids.shape,
-        dtype="int32",
-        serializer=BytesCodec(endian="little"),
-        compressors=[Crc32cCodec()],
-        dimension_names=("token",),
-        attributes={"long_name": "Token as in token_id", "units": "1"},
-        chunk_key_encoding=_KEYS,
-        config={"write_empty_chunks": True},
-    )
-    array[:] = ids
-    _create_labels(own, "text", [vocabulary[number] for number in ids.tolist()], "token", "The token decoded by itself")
-
-
-def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    with zarr.config.set({"array.write_empty_chunks": True}):  # a chunk that is not there is damage, never a value
-        array = stored_array(group, name)
-    if values.shape != array.shape:
-        raise ValueError(f"{name} has shape {values.shape}, and the store expects {array.shape}")
-    array[...] = values
-
-
-def stored_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """An array of a store; a group in its place is refused."""
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise OutliersError(f"{name} is a group and not an array; expected a store made by outliers capture")
-    return array
-
-
 def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
     return np.asarray(stored_array(group, name)[...])
-
-
-def _layout(name: str, sizes: Sizes) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Chunk shape and shard shape of a variable; no shards for what is written once, at the start."""
-    shape = sizes.shape(VARIABLES[name].dims)
-    group = sequences_per_group(sizes.sequences)
-    if name == "token_id":
-        rows = max(1, _TOKEN_CHUNK_BYTES // (4 * sizes.positions))
-        return (min(rows, sizes.sequences), sizes.positions), None
-    if name == "done":
-        return (group,), None
-    if SEQUENCE not in VARIABLES[name].dims:
-        return shape, None
-    together = {FEATURE, POSITION, LAYER, SITE, SIGNAL}
-    if name in RAW_VARIABLES["both"]:
-        together, group = {FEATURE, POSITION}, 1
-    elif name == "position_peak":
-        together = {FEATURE, POSITION}
-    lengths = dict(zip(VARIABLES[name].dims, shape, strict=True))
-    chunks = tuple(length if dim in together else 1 for dim, length in lengths.items())
-    shards = tuple(group if dim == SEQUENCE else length for dim, length in lengths.items())
-    return chunks, shards
 
 
 def open_group(path: Path | str) -> zarr.Group:
@@ -392,7 +150,7 @@ class StoreWriter:
 
     def file(self, name: str, number: int) -> Path:
         """File of a variable that holds sequence `number`."""
-        chunks, shards = _layout(name, self.sizes)
+        chunks, shards = chunks_and_shards(name, self.sizes)
         whole = chunks if shards is None else shards
         dims = VARIABLES[name].dims
         key = (number // size if dim == SEQUENCE else 0 for dim, size in zip(dims, whole, strict=True))
@@ -400,7 +158,7 @@ class StoreWriter:
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """Shape of one chunk of a variable."""
-        return _layout(name, self.sizes)[0]
+        return chunks_and_shards(name, self.sizes)[0]
 
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
@@ -409,7 +167,7 @@ class StoreWriter:
 
     def grid(self, name: str) -> tuple[int, ...]:
         """Number of chunks along each dimension of one shard of a variable."""
-        chunks, shards = _layout(name, self.sizes)
+        chunks, shards = chunks_and_shards(name, self.sizes)
         assert shards is not None
         return tuple(whole // chunk for whole, chunk in zip(shards, chunks, strict=True))
 
@@ -425,7 +183,7 @@ class StoreWriter:
         if values.shape != expected:
             raise ValueError(f"{name} of one sequence has shape {values.shape}, and the store expects {expected}")
         values = np.expand_dims(values.astype(VARIABLES[name].dtype, copy=False), dims.index(SEQUENCE))
-        chunks, _ = _layout(name, self.sizes)
+        chunks, _ = chunks_and_shards(name, self.sizes)
         grid, axis = self.grid(name), dims.index(SEQUENCE)
         file = self.file(name, number)
         own = number % self._group if grid[axis] > 1 else 0

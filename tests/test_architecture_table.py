@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from capture.schema import OutliersError  # noqa: E402
-from capture.sites import find_sites  # noqa: E402
-from tests.architectures import ARCHITECTURES  # noqa: E402
+from capture.schema import OutliersError
+from capture.sites import find_sites
+from tests.architectures import ARCHITECTURES
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 

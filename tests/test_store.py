@@ -15,7 +15,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capture import store
+from capture import creation, store
 from capture.schema import (
     FORMAT_VERSION,
     PER_SEQUENCE,
@@ -173,14 +173,14 @@ def test_nothing_that_exists_is_replaced(tmp_path: Path, existing: str) -> None:
 
 def test_two_processes_that_create_at_once_leave_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.zarr"
-    rename = store.os.rename
+    rename = creation.os.rename
 
     def late(source: Path, target: Path) -> None:
-        monkeypatch.setattr(store.os, "rename", rename)
+        monkeypatch.setattr(creation.os, "rename", rename)
         make(path)  # another process was quicker
         rename(source, target)
 
-    monkeypatch.setattr(store.os, "rename", late)
+    monkeypatch.setattr(creation.os, "rename", late)
     with pytest.raises(OutliersError, match="created by another process"):
         make(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
