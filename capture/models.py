@@ -180,7 +180,7 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _load_error(f"tokenizer of the model {model}", error) from error
-    network, report = _load_network(model, source, trust_remote_code, {**options, **placement})
+    network, report, stored = _load_network(model, source, trust_remote_code, {**options, **placement})
     lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
     if lacking:  # transformers makes up random values for them
         raise OutliersError(
@@ -198,14 +198,14 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         "model_revision": _revision(source, network.config),
         "architecture": type(network).__name__,
         "compute_dtype": str(network.dtype).removeprefix("torch."),
-        "weight_quantisation": _quantisation(source, network.config),
+        "weight_quantisation": _quantisation(source, stored, network.config),
         "attention_implementation": network.config._attn_implementation,
     }
     return Loaded(network, NNsight(network), tokenizer, attributes)
 
 
-def _load_network(model: str, source: Source, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The transformers model, and what `from_pretrained` tells of keys that did not fit."""
+def _load_network(model: str, source: Source, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The transformers model, what `from_pretrained` tells of keys that did not fit, and the stored quantisation."""
     import safetensors
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -214,13 +214,15 @@ def _load_network(model: str, source: Source, trust_remote_code: bool, options: 
     arguments = {"trust_remote_code": trust_remote_code, **source.arguments()}
     try:
         maker: Any = AutoModelForCausalLM
+        stored = None
         if source.gguf is None:  # a GGUF file is parsed anew for each question, and holds a language model anyway
             config = AutoConfig.from_pretrained(source.model, **arguments)
             maker = model_class(config, trust_remote_code=trust_remote_code)
+            stored = getattr(config, "quantization_config", None)
         network, report = maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         raise _load_error(f"model {model}", error) from error
-    return network, report
+    return network, report, stored
 
 
 def _revision(source: Source, config: Any) -> str | None:
@@ -242,15 +244,21 @@ def _folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _quantisation(source: Source, config: Any) -> str | None:
+def _quantisation(source: Source, stored: Any, config: Any) -> str | None:
+    """How the weights are quantised, as `stored` in the checkpoint, and whether loading undid it."""
     if source.gguf is not None:
         return "gguf:" + "".join(Path(source.gguf).suffixes[-2:-1]).removeprefix(".")
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
+    if stored is None:
         return None
-    values = settings if isinstance(settings, dict) else settings.to_dict()
-    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method")))
-    return f"{method}, dequantised" if values.get("dequantize") else method
+    method = _settings(stored)["quant_method"]
+    loaded = getattr(config, "quantization_config", None)  # transformers drops it from a model that it dequantises
+    undone = loaded is None or _settings(loaded).get("dequantize")
+    return f"{getattr(method, 'value', method)}{', dequantised' if undone else ''}"
+
+
+def _settings(quantization: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return settings
 
 
 def _load_error(what: str, error: Exception) -> OutliersError:

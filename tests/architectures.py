@@ -380,6 +380,22 @@ ARCHITECTURES: dict[str, Architecture] = {
         "model.final_layernorm",
         rounding="normalized",
     ),
+    # Norms and attention in a wrapper of their own; all experts of a layer in one matrix.
+    "dbrx": Architecture(
+        _config(
+            "dbrx",
+            vocab_size=VOCABULARY,
+            d_model=HIDDEN,
+            n_heads=4,
+            n_layers=2,
+            max_seq_len=128,
+            attn_config={"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 10000.0},
+            ffn_config={"ffn_hidden_size": 96, "hidden_size": HIDDEN, "moe_num_experts": 4, "moe_top_k": 2},
+        ),
+        "transformer.blocks.{}",
+        _two("norm_attn_norm.norm_1", "norm_attn_norm.attn", "norm_attn_norm.norm_2", "ffn", "layer"),
+        "transformer.norm_f",
+    ),
     "biogpt": Architecture(
         _config("biogpt", **_NEOX),
         "biogpt.layers.{}",

@@ -171,3 +171,10 @@ def test_attributes_are_plain_values() -> None:
 def test_what_is_no_decoder_is_refused() -> None:
     with pytest.raises(OutliersError):
         model_facts(nn.Linear(2, 2))
+
+
+def test_experts_in_one_matrix_leave_the_active_count_unknown() -> None:
+    facts = model_facts(ARCHITECTURES["dbrx"].config())
+    assert (facts.experts, facts.top_k, facts.routing) == (4, 2, "softmax")
+    assert facts.active_parameters is None
+    assert facts.as_attributes()["active_parameters"] is None

@@ -16,6 +16,7 @@ import torch
 from capture import models
 from capture.models import find_source, load_config, load_model
 from capture.schema import OutliersError
+from tests.architectures import ARCHITECTURES
 from tests.conftest import tiny_llama
 
 
@@ -150,3 +151,34 @@ def test_the_revision_of_a_folder_is_that_of_its_weights(checkpoint: Path, tmp_p
     other = copied(checkpoint, tmp_path / "other")
     tiny_llama(seed=5).save_pretrained(other)
     assert load_model(str(other)).attributes["model_revision"] != same
+
+
+def test_an_mxfp4_checkpoint_is_loaded_dequantised_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    """A tiny gpt-oss whose experts are written as MXFP4: 4-bit values in blocks of 32 with a common exponent."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "m"
+    ARCHITECTURES["gpt_oss"].build(torch.bfloat16).save_pretrained(folder)
+    for file in checkpoint.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    packed = {}
+    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, features, outputs = weights.pop(name).shape
+        shape = (experts, outputs, features // 32, 16)
+        packed[f"{name}_blocks"] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        packed[f"{name}_scales"] = torch.full(shape[:-1], 120, dtype=torch.uint8)  # 2 ** (120 - 127)
+    assert packed
+    save_file({**weights, **packed}, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load_model(str(folder))
+    assert loaded.attributes["weight_quantisation"] == "mxfp4, dequantised"
+    assert loaded.attributes["compute_dtype"] == "bfloat16"
+    values = loaded.model.model.layers[0].mlp.experts.down_proj.float().abs().unique()
+    magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6]) * 2**-7
+    assert torch.equal(values, magnitudes)  # the eight magnitudes of E2M1, scaled
