@@ -76,7 +76,9 @@ class Pipeline:
     def _copy_beside(self, matrix: torch.Tensor, buffer: torch.Tensor) -> torch.cuda.Event:
         """Copy from a GPU on a stream of its own, so that the model goes on computing."""
         device = matrix.device
-        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
         # The model may go on to change the tensor in place. A copy on the device costs microseconds and cannot be
         # overtaken by that change; the slow copy to the host then reads it at leisure.
         private = matrix.clone()
