@@ -16,7 +16,7 @@ import xarray as xr
 import zarr
 from dask.local import get_sync
 
-from analyze.chunks import NO_CHUNK, layout, read_chunk, read_index
+from analyze.chunks import layout
 from capture.schema import (
     COORDINATES,
     FEATURE,
@@ -32,7 +32,7 @@ from capture.schema import (
     OutliersError,
     stored_variables,
 )
-from capture.store import open_group, stored_array
+from capture.store import MISSING, decode, open_group, read_chunk, read_index, stored_array
 
 Place = tuple[int, ...]
 
@@ -126,7 +126,7 @@ class StoredArray:
                 except (ValueError, OSError) as error:
                     raise self._damage(slices, str(error)) from error
             offset, length = indices[file][tuple(p % i for p, i in zip(place, inside, strict=True))]
-            if offset == NO_CHUNK:
+            if offset == MISSING:
                 corner = [slice(p * c, p * c + 1) for p, c in zip(place, chunks, strict=True)]
                 raise self._damage(corner, "a chunk is missing")
             yield place, file, (int(offset), int(length))
@@ -135,10 +135,12 @@ class StoredArray:
         self, slices: tuple[slice, ...], touched: Sequence[tuple[Place, Path, tuple[int, int]]]
     ) -> npt.NDArray[Any]:
         """Values of a selection, its chunks decoded by this thread."""
-        assert self._layout is not None
-        result = np.empty([part.stop - part.start for part in slices], self._layout.dtype)
+        kind = self._layout
+        assert kind is not None
+        result = np.empty([part.stop - part.start for part in slices], kind.dtype)
         for place, file, (offset, length) in touched:
-            chunk = read_chunk(file, offset, length, self._layout)
+            encoded = read_chunk(file, offset, length)
+            chunk = decode(encoded, kind.dtype, kind.chunk, compressed=kind.compressed)
             source, target = [], []
             for part, p, c in zip(slices, place, chunk.shape, strict=True):
                 start, stop = max(part.start, p * c), min(part.stop, (p + 1) * c)

@@ -31,17 +31,32 @@ from capture.schema import (
     OutliersError,
     Sizes,
 )
-from capture.shards import AtomicFile, ShardFile, decode, encode, read_chunks, remove_partials
+from capture.shards import (
+    COMPRESSION,
+    MISSING,
+    AtomicFile,
+    ShardFile,
+    decode,
+    encode,
+    read_chunk,
+    read_chunks,
+    read_index,
+    remove_partials,
+)
 
 __all__ = [
     "CHECKSUMS",
+    "MISSING",
     "SequenceWriter",
     "StoreExistsError",
     "StoreWriter",
     "create",
+    "decode",
     "file_digest",
     "open_group",
     "part_sequences",
+    "read_chunk",
+    "read_index",
     "sequences_per_group",
     "stored_array",
     "write_sequence",
@@ -109,6 +124,7 @@ class StoreWriter:
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.raw: str = self.attributes["raw"]
         self.compression: str = self.attributes["compression"]
+        self.compressed = COMPRESSION[self.compression] is not None
         input_shape = stored_array(group, "norm_weight").shape
         sequences, positions = stored_array(group, "token_id").shape
         sites = tuple(str(name) for name in _read(group, SITE))
@@ -251,7 +267,7 @@ class StoreWriter:
         damaged = []
         for start in range(0, self.sizes.sequences, self._group):
             try:
-                decode(self.file("done", start).read_bytes(), "bool", (self._group,), "none")
+                decode(self.file("done", start).read_bytes(), "bool", (self._group,), compressed=False)
             except (OSError, ValueError):
                 damaged.append(start)
         return damaged

@@ -22,7 +22,7 @@ from capture.schema import (
     Sizes,
     stored_variables,
 )
-from capture.shards import decode, index_bytes, read_chunks, read_index
+from capture.shards import MISSING, decode, index_bytes, read_chunks, read_index
 from capture.store import CHECKSUMS, StoreWriter, file_digest, open_group, stored_array
 
 Array = npt.NDArray[Any]
@@ -175,7 +175,7 @@ def _chunks(
             if place[axis] != number % grid[axis]:
                 continue
             try:
-                yield place, decode(data, VARIABLES[name].dtype, store.chunk_shape(name), store.compression)
+                yield place, decode(data, VARIABLES[name].dtype, store.chunk_shape(name), compressed=store.compressed)
             except (ValueError, RuntimeError) as error:
                 raw = name in ("norm_input", "norm_output")
                 where = f"{name}, layer {place[1]}, site {store.sizes.sites[place[2]]}" if raw else name
@@ -188,7 +188,7 @@ def _chunks(
 
 def _shard_damage(file: Path, grid: tuple[int, ...]) -> Iterator[str]:
     index = read_index(file, grid)
-    missing = (index == np.iinfo(np.uint64).max).any(axis=-1)
+    missing = (index == MISSING).any(axis=-1)
     if missing.any():
         yield f"{int(missing.sum())} chunks are missing"
     elif int(index[..., 1].sum()) + index_bytes(grid) != file.stat().st_size:
