@@ -104,8 +104,6 @@ class StoredArray:
 
     def _touched(self, slices: tuple[slice, ...]) -> Iterator[tuple[Place, Path, tuple[int, int]]]:
         """Chunks of a selection, each with its file, and its offset and length there; every one must be on disk."""
-        if self._name == "done":  # its file comes with the first sequence that is done; until then none is
-            return
         chunks = self._array.chunks
         whole = chunks if self._array.shards is None else self._array.shards
         inside = tuple(w // c for w, c in zip(whole, chunks, strict=True))
