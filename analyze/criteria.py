@@ -22,7 +22,7 @@ SATURATED: Final = 0.5
 """Share of the width above which a criterion says little about any one feature."""
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
-    "study": {"signal": "output", "counting": "per-sequence", "layer_unit": "site"},
+    "study": {"signal": "output", "counting": "per-sequence", "layer_unit": "site", "rounding": "bfloat16"},
     "dettmers": {"signal": "output", "counting": "pooled", "layer_unit": "layer"},
 }
 
@@ -99,6 +99,8 @@ class Criteria(View):
             parts.append(f"{len(self.sequences)} chosen sequences")
         if self.skip_first:
             parts.append(f"without the first {self.skip_first} positions")
+        if self.rounding != "none":
+            parts.append(f"values rounded to {self.rounding}")
         return ", ".join(parts)
 
 

@@ -28,6 +28,9 @@ Sites = Annotated[str | None, typer.Option(help="Names, separated by commas.", s
 Sequences = Annotated[str | None, typer.Option(help="Indices such as 0,2,5:8.", show_default="all")]
 SkipFirst = Annotated[int | None, typer.Option(help="Positions at the start that do not count.", show_default="0")]
 Scale = Annotated[str | None, typer.Option(help="absolute, rms or median.", show_default="absolute")]
+Rounding = Annotated[
+    str | None, typer.Option(help="none or bfloat16: of values, before all else.", show_default="none")
+]
 Many = Annotated[str | None, typer.Option(help="START:STOP:STEP, a list, or a number.", show_default="6")]
 ManyLayers = Annotated[str | None, typer.Option(help="As --magnitude, fractions.", show_default="0.25")]
 ManyPositions = Annotated[str | None, typer.Option(help="As --magnitude, fractions.", show_default="0.06")]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import xarray as xr
 from analyze import cache
 from analyze.criteria import Criteria, rank_ready
 from analyze.load import loaded
+from analyze.rounding import rounded
 from analyze.streaming import Progress, SequencePeaks, stream_peaks
 from analyze.view import View
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, SITE
@@ -53,7 +54,11 @@ def view_peaks(
     OutliersError
         A view that the store cannot serve, or a damaged chunk (at the latest when the result is used).
     """
-    view = view.resolve(store)
+    view = view.view.resolve(store)
+    if view.rounding != "none" and view.scale == "absolute":
+        # Rounding keeps the order of values, so that peaks of rounded values are rounded peaks of the values.
+        exact = view_peaks(store, replace(view, rounding="none"), use_cache=use_cache, progress=progress)
+        return exact.map(rounded, keep_attrs=True)
     if view.plain:
         names = ["layer_high", "layer_low", "position_peak"]
         return view.select(store[names].sel({SIGNAL: view.signal}).drop_vars(SIGNAL)).assign_attrs({})
@@ -87,7 +92,7 @@ class Group:
     sequence : number of the sequence; None where pooled
     features : which features, as a range
     layer : (feature, layer unit) float32 without NaN
-    position : (feature, position) float32 without NaN, C-contiguous
+    position : (feature, position) float32 without NaN, C-contiguous unless asked for as stored
     """
 
     sequence: int | None
@@ -105,33 +110,44 @@ def group_keys(peaks: xr.Dataset, criteria: Criteria) -> list[tuple[int | None, 
     return [(None, range(start, min(start + step, width))) for start in range(0, width, step)]
 
 
-def read_group(peaks: xr.Dataset, criteria: Criteria, key: tuple[int | None, range]) -> Group:
-    """Peaks of one group, from disk."""
+def read_group(
+    peaks: xr.Dataset, criteria: Criteria, key: tuple[int | None, range], order: Literal["C", "F"] = "C"
+) -> Group:
+    """Peaks of one group, from disk; position peaks in C order, or as they are stored, which is F order."""
     index, features = key
     chosen = slice(features.start, features.stop)
     numbers = range(peaks.sizes[SEQUENCE]) if index is None else [index]
     layer: Float32 | None = None
-    position = np.empty((len(features), len(numbers) * peaks.sizes[POSITION]), np.float32)
+    position = np.empty((len(features), len(numbers) * peaks.sizes[POSITION]), np.float32, order)
     for row, n in enumerate(numbers):
         part = peaks.isel({SEQUENCE: n, FEATURE: chosen})
         magnitudes = np.fmax(np.abs(loaded(part["layer_high"])), np.abs(loaded(part["layer_low"])))
         layer = magnitudes if layer is None else np.fmax(layer, magnitudes)
         start = row * peaks.sizes[POSITION]
-        transpose(loaded(part["position_peak"]), position[:, start : start + peaks.sizes[POSITION]])
+        stored, target = loaded(part["position_peak"]), position[:, start : start + peaks.sizes[POSITION]]
+        if order == "C":
+            transpose(stored, target)
+        elif len(numbers) == 1:
+            position = stored.T
+        else:
+            target[...] = stored.T
     assert layer is not None
     units = layer.reshape(-1, len(features)) if criteria.layer_unit == "site" else np.fmax.reduce(layer, axis=1)
     sequence = None if index is None else int(peaks[SEQUENCE].values[index])
     return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position))
 
 
-def of_groups(function: Callable[[Group], Result], peaks: xr.Dataset, criteria: Criteria) -> Iterator[Result]:
+def of_groups(
+    function: Callable[[Group], Result], peaks: xr.Dataset, criteria: Criteria, order: Literal["C", "F"] = "C"
+) -> Iterator[Result]:
     """Results of a function of every group of a criterion, in order, computed by a few threads.
 
     Memory is bounded by the peaks of a few groups, and what the function makes of them.
     """
     keys = group_keys(peaks, criteria)
     # A pooled group is as large as it may be, whereas a sequence is as long as it is.
-    return in_threads(lambda key: function(read_group(peaks, criteria, key)), keys, 2 if keys[0][0] is None else 4)
+    most = 2 if keys[0][0] is None else 4
+    return in_threads(lambda key: function(read_group(peaks, criteria, key, order)), keys, most)
 
 
 def threads(most: int) -> int:

@@ -18,6 +18,7 @@ from dask.base import compute
 from dask.delayed import Delayed, delayed
 
 from analyze.activations import activations
+from analyze.rounding import rounded
 from analyze.view import View
 from capture.schema import FEATURE, POSITION
 
@@ -62,7 +63,7 @@ def stream_peaks(store: xr.Dataset, view: View, progress: Progress | None = None
     OutliersError
         No activations for this view, or a damaged chunk.
     """
-    data = view.select(activations(store, view.signal).to_dataset(name="x"))["x"]
+    data = _counted(store, view)
     if view.scale != "absolute":
         data = data.chunk({POSITION: -1, FEATURE: -1})
     chunks = data.chunks
@@ -96,7 +97,7 @@ def stream_matrices(
 
     Parameters
     ----------
-    store, view, progress : as in `stream_peaks`; the scale is not applied
+    store, view, progress : as in `stream_peaks`; the view's rounding is applied, its scale is not
     function : of a (position, feature) float32 matrix; what it returns is held until a few sequences are done
 
     Yields
@@ -104,7 +105,7 @@ def stream_matrices(
     sequence, layer, site : indices within the view
     result : of the function
     """
-    data = view.select(activations(store, view.signal).to_dataset(name="x"))["x"].chunk({POSITION: -1, FEATURE: -1})
+    data = _counted(store, view).chunk({POSITION: -1, FEATURE: -1})
     chunks = data.chunks
     assert chunks is not None
     task: Any = delayed(_apply, pure=False)
@@ -119,6 +120,12 @@ def stream_matrices(
                 yield int(start) + n, int(starts[1][i]) + layer, int(starts[2][j]) + site, result
         if progress is not None:
             progress(step + 1, len(chunks[0]))
+
+
+def _counted(store: xr.Dataset, view: View) -> xr.DataArray:
+    """Activations that count, rounded as the view asks, in chunks."""
+    data = view.select(activations(store, view.signal).to_dataset(name="x"))["x"]
+    return data if view.rounding == "none" else rounded(data)
 
 
 def _apply(block: Float32, function: Callable[[Float32], Any]) -> list[tuple[tuple[int, ...], Any]]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SCALES: Final = ("absolute", "rms", "median")
+ROUNDINGS: Final = ("none", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class View:
     skip_first : number of positions at the start of each sequence that do not count
     scale : `absolute`; `rms` or `median`: in units of the root mean square or the median magnitude of the finite
         values that count of the same (sequence, layer, site)
+    rounding : `none`; `bfloat16`: values are rounded to the nearest bfloat16, halfway cases to the even one, before
+        anything else is done to them. Where the model computed in bfloat16 it changes nothing
 
     Raises
     ------
@@ -40,10 +43,12 @@ class View:
     sequences: tuple[int, ...] | None = None
     skip_first: int = 0
     scale: Literal["absolute", "rms", "median"] = "absolute"
+    rounding: Literal["none", "bfloat16"] = "none"
 
     def __post_init__(self) -> None:
         check_choice("signal", self.signal, SIGNALS)
         check_choice("scale", self.scale, SCALES)
+        check_choice("rounding", self.rounding, ROUNDINGS)
         # Lists, as JSON has them, and NumPy's integers are welcome.
         object.__setattr__(self, "skip_first", _whole("skip-first", self.skip_first))
         if self.skip_first < 0:

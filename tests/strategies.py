@@ -12,7 +12,9 @@ from hypothesis.extra import numpy as st_numpy
 from analyze import Criteria
 
 # Few different values, so that ties and values exactly at the threshold are common.
+# The three below 6 round to bfloat16 as a tie to 6, just below that tie, and as a tie away from 6.
 VALUES = (0.0, -0.0, 0.5, -1.0, 2.0, -2.0, 3.0, 6.0, -6.0, 6.7, 9.0, 1e30, math.inf, -math.inf, math.nan)
+VALUES += (5.984375, -5.984, 5.953125, 3.4e38)
 MAGNITUDES = (0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 6.7, 9.0, 9.5, 1e30, 1e300)
 FRACTIONS = (0.0, 0.06, 0.25, 1 / 3, 0.5, 2 / 3, 0.7, 1.0)
 
@@ -38,6 +40,7 @@ def criteria(draw: st.DrawFn, plain: bool = True) -> Criteria:
         "counting": draw(st.sampled_from(("per-sequence", "pooled"))),
         "layer_unit": draw(st.sampled_from(("site", "layer"))),
         "signal": draw(st.sampled_from(("input", "output"))),
+        "rounding": draw(st.sampled_from(("none", "bfloat16"))),
     }
     if not plain:
         settings["scale"] = draw(st.sampled_from(("absolute", "rms", "median")))
@@ -56,8 +59,19 @@ def unit_of(matrix: np.ndarray, scale: str) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
+def nearest_bfloat16(value: float) -> float:
+    """The nearest number with 8 significant bits, ties to even, by arithmetic on exact quotients."""
+    if not math.isfinite(value) or value == 0:
+        return value
+    quantum = 2.0 ** (max(math.frexp(value)[1] - 1, -126) - 7)
+    nearest = round(value / quantum) * quantum  # Python rounds halves to even; both steps are exact in float64
+    return math.copysign(math.inf, value) if abs(nearest) >= 2.0**128 else nearest
+
+
 def in_view(x: np.ndarray, criterion: Criteria) -> np.ndarray:
     """The values that count, in their unit, by loops: (sequence, layer, site, position, feature)."""
+    if criterion.rounding == "bfloat16":
+        x = np.array([nearest_bfloat16(float(value)) for value in x.ravel()], np.float32).reshape(x.shape)
     sequences = range(x.shape[0]) if criterion.sequences is None else criterion.sequences
     layers = range(x.shape[1]) if criterion.layer_range is None else range(*criterion.layer_range)
     names = ("ln_attn_mlp",) if x.shape[2] == 1 else ("ln_attn", "ln_mlp")

@@ -80,6 +80,7 @@ def test_presets() -> None:
         "sequences": None,
         "skip_first": 0,
         "scale": "absolute",
+        "rounding": "none",
         "magnitude": 6.0,
         "layers": 0.25,
         "positions": 0.06,
@@ -89,6 +90,7 @@ def test_presets() -> None:
     study, dettmers = Criteria.preset("study"), Criteria.preset("dettmers")
     assert (study.signal, study.counting, study.layer_unit) == ("output", "per-sequence", "site")
     assert (dettmers.signal, dettmers.counting, dettmers.layer_unit) == ("output", "pooled", "layer")
+    assert (study.rounding, dettmers.rounding) == ("bfloat16", "none")
     for preset in (study, dettmers):
         assert (preset.magnitude, preset.layers, preset.positions) == (6.0, 0.25, 0.06)
     assert Criteria.preset("dettmers", layer_unit="site", magnitude=5).layer_unit == "site"

@@ -25,7 +25,7 @@ QUESTIONS = (
     ["--magnitude", "3"],
     ["--magnitude", "3", "--signal", "output", "--counting", "pooled", "--layer-unit", "layer"],
     ["--magnitude", "2.5", "--skip-first", "1", "--scale", "rms"],
-    ["--preset", "study"],
+    ["--preset", "study", "--rounding", "none"],
 )
 
 

@@ -15,6 +15,7 @@ from analyze.options import (
     Magnitude,
     Positions,
     Preset,
+    Rounding,
     Scale,
     Scheduler,
     Sequences,
@@ -42,6 +43,7 @@ def find(
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
     scale: Scale = None,
+    rounding: Rounding = None,
     all_conventions: Annotated[
         bool, typer.Option("--all-conventions", help="One row for each signal, counting, layer unit, and first token.")
     ] = False,
@@ -66,6 +68,7 @@ def find(
         sequences=sequences,
         skip_first=skip_first,
         scale=scale,
+        rounding=rounding,
     )
     from analyze.cluster import scheduler as running
     from analyze.progress import shown

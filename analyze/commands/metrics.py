@@ -11,6 +11,7 @@ from analyze.options import (
     Magnitude,
     Positions,
     Preset,
+    Rounding,
     Scheduler,
     Sequences,
     Signal,
@@ -35,6 +36,7 @@ def metrics(
     sites: Sites = None,
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
+    rounding: Rounding = None,
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
@@ -55,6 +57,7 @@ def metrics(
         sites=sites,
         sequences=sequences,
         skip_first=skip_first,
+        rounding=rounding,
     )
     from analyze.cluster import scheduler as running
     from analyze.dettmers import dettmers_table

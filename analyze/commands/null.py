@@ -15,6 +15,7 @@ from analyze.options import (
     Magnitude,
     Positions,
     Preset,
+    Rounding,
     Scale,
     Scheduler,
     Sequences,
@@ -42,6 +43,7 @@ def null(
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
     scale: Scale = None,
+    rounding: Rounding = None,
     repeats: Annotated[int, typer.Option(help="Number of permutations.")] = 20,
     seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
     scheduler: Scheduler = None,
@@ -65,6 +67,7 @@ def null(
         sequences=sequences,
         skip_first=skip_first,
         scale=scale,
+        rounding=rounding,
     )
     from analyze.cluster import scheduler as running
     from analyze.null import permutation_null

@@ -18,6 +18,7 @@ from analyze.options import (
     ManyLayers,
     ManyPositions,
     Preset,
+    Rounding,
     Scale,
     Scheduler,
     Sequences,
@@ -45,6 +46,7 @@ def sweep(
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
     scale: Scale = None,
+    rounding: Rounding = None,
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
@@ -65,6 +67,7 @@ def sweep(
         sequences=sequences,
         skip_first=skip_first,
         scale=scale,
+        rounding=rounding,
     )
     chosen = [
         None if text is None else arguments.numbers(text, name)
