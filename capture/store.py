@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from capture.shards import (
     read_chunks,
     read_index,
     remove_partials,
+    sync_folder,
 )
 
 __all__ = [
@@ -53,12 +54,14 @@ __all__ = [
     "create",
     "decode",
     "file_digest",
+    "flaw",
     "open_group",
     "part_sequences",
     "read_chunk",
     "read_index",
     "sequences_per_group",
     "stored_array",
+    "sync_folder",
     "write_sequence",
 ]
 
@@ -103,6 +106,38 @@ def open_group(path: Path | str) -> zarr.Group:
             "upgrade with: pip install -U outlier-features"
         )
     return group
+
+
+def flaw(path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> str | None:
+    """What keeps a store from being handed on, once every chunk of it is read back.
+
+    Parameters
+    ----------
+    path : folder of the store
+    progress : is called with (sequences checked, sequences in all)
+
+    Returns
+    -------
+    a phrase such as "is unfinished, 1 of 8 sequences are done"; None where the store is whole and sound
+
+    Raises
+    ------
+    OutliersError
+        As `open_group`.
+    """
+    from capture.verify import verify  # builds on this module
+
+    try:
+        result = verify(path, progress=progress)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError) as error:
+        # Metadata that match their checksums and still contradict each other: nobody's capture.
+        return f"has metadata that no capture wrote ({type(error).__name__}: {error})"
+    if result.damage:
+        count = len(result.damage)
+        return f"is damaged in {count} place{'s' * (count > 1)} ({result.damage[0]})"
+    if result.done < result.sequences:
+        return f"is unfinished, {result.done} of {result.sequences} sequences are done"
+    return None
 
 
 class StoreWriter:

@@ -1,0 +1,32 @@
+"""`outliers pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def pack(
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder made by outliers capture.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="File to write, ending in .zarr.zip.", show_default=False)],
+    peaks_only: Annotated[
+        bool, typer.Option("--peaks-only", help="Leave out the raw activations: small enough to mail.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Pack a store into one file that is readable in place; the same store gives the same bytes.
+
+    Example: outliers pack data/smollm2.zarr --out smollm2.zarr.zip --peaks-only
+    """
+    from analyze.progress import shown
+    from analyze.sharing.pack import pack as run
+    from analyze.tables import size
+
+    with shown("reading back") as progress:
+        packed = run(store, out, peaks_only=peaks_only, overwrite=overwrite, progress=progress)
+    kept = "peaks, tokens and losses" if peaks_only else "everything"
+    typer.echo(f"packed {kept} of {store} in {packed}, {size(packed.stat().st_size)}")
