@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
+from dask import is_dask_collection, optimize
+from dask.core import flatten
 from dask.local import get_sync
 
 from analyze.chunks import layout
@@ -291,8 +293,15 @@ def token_texts(store: xr.Dataset) -> dict[int, str]:
 
 
 def loaded(array: xr.DataArray) -> npt.NDArray[Any]:
-    """Values of a small array, read by this thread; a scheduler would cost more than it brings."""
+    """Values of a small array, read-only, computed by this thread; a scheduler would cost more than it brings."""
     # As a function: at the name of a scheduler dask imports all of dask.distributed, a second's work.
+    if is_dask_collection(array.data) and array.data.npartitions == 1:
+        # dask copies a result that is a single chunk, for fear of somebody's writing to it.
+        (data,) = optimize(array.data)
+        values = np.asarray(get_sync(data.__dask_graph__(), list(flatten(data.__dask_keys__())))[0])
+        values = values.view()
+        values.flags.writeable = False
+        return values
     return np.asarray(array.compute(scheduler=get_sync).values)
 
 

@@ -191,7 +191,7 @@ def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
 
     critical: list[Float32] = []
     totals = [np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)]
-    for part in of_groups(of_group, peaks, criteria):
+    for part in of_groups(of_group, peaks, criteria, "F"):
         if part is None:  # the groups behind those under way do not begin
             return None
         critical.append(part[0])
