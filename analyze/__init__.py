@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from analyze.null import Null as Null
     from analyze.null import permutation_null as permutation_null
     from analyze.peaks import view_peaks as view_peaks
+    from analyze.portraits.portrait import Portrait as Portrait
+    from analyze.portraits.portrait import portrait as portrait
+    from analyze.portraits.residual import Walk as Walk
+    from analyze.portraits.residual import walk as walk
+    from analyze.portraits.strongest import FeatureMap as FeatureMap
+    from analyze.portraits.strongest import feature_map as feature_map
+    from analyze.study.published import PublishedTable as PublishedTable
+    from analyze.study.published import published as published
     from analyze.sweeps import Sweep as Sweep
     from analyze.sweeps import sweep as sweep
     from analyze.view import View as View
@@ -48,6 +56,14 @@ _HOMES = {
     "store_info": "analyze.info",
     "scheduler": "analyze.cluster",
     "sweep_figure": "analyze.figures",
+    "PublishedTable": "analyze.study.published",
+    "published": "analyze.study.published",
+    "Portrait": "analyze.portraits.portrait",
+    "portrait": "analyze.portraits.portrait",
+    "Walk": "analyze.portraits.residual",
+    "walk": "analyze.portraits.residual",
+    "FeatureMap": "analyze.portraits.strongest",
+    "feature_map": "analyze.portraits.strongest",
     "Criteria": "analyze.criteria",
     "Outlier": "analyze.find",
     "Outliers": "analyze.find",
