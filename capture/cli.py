@@ -15,7 +15,12 @@ import typer
 from capture.schema import OutliersError
 
 Model = Annotated[
-    str, typer.Argument(help="Hugging Face id, local folder, .gguf file, or smollm2-135m.", show_default=False)
+    str,
+    typer.Argument(
+        help="Hugging Face id, local folder, .gguf file, or smollm2-135m; random:MODEL or random:CONFIG.json draws "
+        "random weights.",
+        show_default=False,
+    ),
 ]
 _HEAVY = ("torch", "transformers", "nnsight")
 
@@ -156,10 +161,11 @@ def sites_command(
     """
     _prepare()
     from capture.models import load_config
+    from capture.progress import Display
     from capture.sites import parse_overrides, sites_from_config
 
     overrides = None if sites is None else parse_overrides(sites)
-    config = load_config(model, trust_remote_code=trust_remote_code)
+    config = load_config(model, trust_remote_code=trust_remote_code, reporter=Display())
     placed = sites_from_config(config, overrides, trust_remote_code=trust_remote_code)
     if json_:
         typer.echo(json.dumps({"hidden_size": placed.hidden_size, "sites": placed.table()}, indent=1))
@@ -192,6 +198,7 @@ def estimate_command(
     """
     _prepare()
     from capture.estimate import estimate
+    from capture.progress import Display
 
     found = estimate(
         model,
@@ -203,6 +210,7 @@ def estimate_command(
         compression=compression,
         sites=sites,
         trust_remote_code=trust_remote_code,
+        reporter=Display(),
     )
     if json_:
         typer.echo(json.dumps(asdict(found), indent=1))

@@ -14,6 +14,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from capture.hub import patiently
+from capture.progress import Reporter, Silence
 from capture.schema import OutliersError
 
 HUB_DATASETS: Final = {
@@ -44,13 +46,14 @@ class Corpus:
     sha256: str | None
 
 
-def open_corpus(source: str) -> Corpus:
+def open_corpus(source: str, reporter: Reporter | None = None) -> Corpus:
     """Open a source of text.
 
     Parameters
     ----------
     source : `python-docs`, `fineweb-edu`, `c4`, `hf:ORG/NAME[:CONFIG[:SPLIT]]`, or a .txt, .jsonl, .jsonl.gz or
         .parquet file; records of the last three have a string field `text`
+    reporter : is told where the hub keeps one waiting
 
     Raises
     ------
@@ -60,12 +63,12 @@ def open_corpus(source: str) -> Corpus:
     if source == "python-docs":
         return _python_docs()
     if source in HUB_DATASETS:
-        return _hub(source, *HUB_DATASETS[source], "train")
+        return _hub(source, *HUB_DATASETS[source], "train", reporter)
     if source.startswith("hf:"):
         name, config, split = [*source.removeprefix("hf:").split(":"), "", ""][:3]
         if name.count("/") != 1 or not all(name.split("/")):
             raise OutliersError(f"--text {source} names no dataset; expected hf:ORG/NAME, or hf:ORG/NAME:CONFIG:SPLIT")
-        return _hub(source, name, config if config else None, split if split else "train")
+        return _hub(source, name, config if config else None, split if split else "train", reporter)
     return _file(source)
 
 
@@ -138,25 +141,50 @@ def _text_field(record: Any, where: str) -> str:
     return text
 
 
-def _hub(source: str, name: str, config: str | None, split: str) -> Corpus:
+def _hub(source: str, name: str, config: str | None, split: str, reporter: Reporter | None) -> Corpus:
     import datasets
     import huggingface_hub
 
+    told: Reporter = Silence() if reporter is None else reporter
+    what = f"text {source}"
     try:
-        revision = huggingface_hub.HfApi().dataset_info(name, timeout=20).sha
-        stream = datasets.load_dataset(name, config, split=split, revision=revision, streaming=True)
+        revision = patiently(
+            what, lambda: huggingface_hub.HfApi().dataset_info(name, timeout=20).sha, told, first_contact=True
+        )
+        stream = patiently(
+            what,
+            lambda: datasets.load_dataset(name, config, split=split, revision=revision, streaming=True),
+            told,
+        )
+    except OutliersError:
+        raise
     except Exception as error:
         raise _hub_error(source, error) from error
 
     def documents() -> Iterator[str]:
-        records = iter(stream)
+        records, taken = iter(stream), 0
+        broken = False
+
+        def following() -> Any:
+            nonlocal records, broken
+            if broken:  # an iterator that raised has ended; a new one goes on behind what was taken
+                records, broken = iter(stream.skip(taken)), False
+            try:
+                return next(records, None)
+            except Exception:
+                broken = True
+                raise
+
         while True:
             try:
-                record = next(records)
-            except StopIteration:
-                return
+                record = patiently(what, following, told)
+            except OutliersError:
+                raise
             except Exception as error:
                 raise _hub_error(source, error) from error
+            if record is None:
+                return
+            taken += 1
             yield _text_field(record, f"a record of {name}")
 
     return Corpus(documents(), source, revision, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from capture.models import DTYPES, load_config
+from capture.progress import Reporter
 from capture.schema import (
     PER_SEQUENCE,
     RAW_CHOICES,
@@ -74,6 +75,7 @@ def estimate(
     compression: str = "fast",
     sites: str | None = None,
     trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
 ) -> Estimate:
     """Predict what a capture would take, from the model's configuration alone.
 
@@ -91,7 +93,7 @@ def estimate(
     check_request(sequences, length, batch_size, raw, compression)
     if dtype not in DTYPES:
         raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
-    config = load_config(model, trust_remote_code=trust_remote_code)
+    config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
     network = meta_model(config, trust_remote_code=trust_remote_code)
     placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")

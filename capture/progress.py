@@ -22,6 +22,9 @@ class Reporter(Protocol):
     def advance(self, sequences: int, tokens: int, size: int) -> None:
         """Say that so many more sequences and tokens are on disk, in so many bytes."""
 
+    def wait(self, reason: str, seconds: float) -> None:
+        """Say that nothing happens for so many seconds, and why."""
+
 
 class Silence:
     """Tells nothing."""
@@ -30,6 +33,9 @@ class Silence:
         """Nothing."""
 
     def advance(self, sequences: int, tokens: int, size: int) -> None:
+        """Nothing."""
+
+    def wait(self, reason: str, seconds: float) -> None:
         """Nothing."""
 
 
@@ -73,6 +79,10 @@ class Display:
         elif now - self._told > _PLAIN_SECONDS or self._done == self._total:
             self._told = now
             print(f"capture: {self._done} of {self._total} sequences, {rate}", file=sys.stderr, flush=True)
+
+    def wait(self, reason: str, seconds: float) -> None:
+        """Say that nothing happens for so many seconds, and why."""
+        print(f"outliers: waiting {seconds:.0f} s for the Hugging Face Hub; {reason}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         if self._bar is not None:

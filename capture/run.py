@@ -91,8 +91,9 @@ def capture(
     check_request(sequences, length, batch_size, raw, compression)
     _check_part(part, overwrite)
     _check_target(out, part, overwrite)
-    corpus = open_corpus(text)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    reporter = Silence() if reporter is None else reporter
+    corpus = open_corpus(text, reporter)
+    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
 
     from capture.blocks import refuse_lookahead
     from capture.facts import model_facts
@@ -137,7 +138,7 @@ def capture(
     if len(mine):
         check_free_space(out, round(needed * (1 - store.done()[mine.start : mine.stop].mean())))
     with _told(store, loaded.model, batch_size):
-        _capture_sequences(loaded, placed, store, mine, batch_size, Silence() if reporter is None else reporter)
+        _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
     return out
 
 

@@ -151,6 +151,27 @@ def test_an_unknown_source_is_refused(source: str) -> None:
         open_corpus(source)
 
 
+class Stream:
+    """Records that are streamed; an exception among them is raised once, or ever again if it is the last."""
+
+    def __init__(self, records: list[Any], begin: int = 0) -> None:
+        self.records, self.begin = records, begin
+
+    def skip(self, count: int) -> Stream:
+        return Stream(self.records, count)
+
+    def __iter__(self) -> Iterator[Any]:
+        given = 0
+        for record in list(self.records):
+            if isinstance(record, Exception):
+                if record is not self.records[-1]:
+                    self.records.remove(record)
+                raise record
+            if given >= self.begin:
+                yield record
+            given += 1  # noqa: SIM113 -- exceptions are not counted
+
+
 class Hub:
     """Stands in for the hub: what `datasets` and `huggingface_hub` were asked, and what they answer."""
 
@@ -161,12 +182,9 @@ class Hub:
         self.asked: tuple[Any, ...] = ()
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: type("Info", (), {"sha": "c0ffee"}))
 
-        def load(name: str, config: str | None, **options: Any) -> Iterator[Any]:
+        def load(name: str, config: str | None, **options: Any) -> Stream:
             self.asked = (name, config, options["split"], options["revision"], options["streaming"])
-            for record in records:
-                if isinstance(record, Exception):
-                    raise record
-                yield record
+            return Stream(records)
 
         monkeypatch.setattr(datasets, "load_dataset", load)
 
@@ -190,11 +208,31 @@ def test_hub_datasets_are_streamed_at_a_known_revision(
     assert opened.revision == "c0ffee"
 
 
-def test_a_hub_that_breaks_off_names_the_offline_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_breaks_off_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    broken = [ConnectionError("reset by peer"), TimeoutError()]
+    texts = [{"text": text} for text in ("alpha", "beta", "gamma")]
+    Hub(monkeypatch, [broken[0], texts[0], texts[1], broken[1], texts[2]])
+    assert list(open_corpus("c4").documents) == ["alpha", "beta", "gamma"]
+
+
+def test_a_hub_that_breaks_off_for_good_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capture.hub.PATIENCE", 0)
     Hub(monkeypatch, [{"text": "alpha"}, ConnectionError("reset by peer\nand more")])
     documents = iter(open_corpus("c4").documents)
     assert next(documents) == "alpha"
-    with pytest.raises(OutliersError, match=r"\(reset by peer\); offline, use --text python-docs") as caught:
+    with pytest.raises(
+        OutliersError, match=r"refused text c4 in 1 attempts \(connection failed: reset by peer"
+    ) as caught:
+        next(documents)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stream_that_cannot_be_read_names_the_offline_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    Hub(monkeypatch, [{"text": "alpha"}, RuntimeError("no such split\nand more")])
+    documents = iter(open_corpus("c4").documents)
+    assert next(documents) == "alpha"
+    with pytest.raises(OutliersError, match=r"\(no such split\); offline, use --text python-docs") as caught:
         next(documents)
     assert "\n" not in str(caught.value)
 
