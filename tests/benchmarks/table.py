@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +36,29 @@ def record(section: str, what: str, figure: str, aim: str = "") -> None:
     PAGE.write_text("\n".join(lines) + "\n")
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Wall and processor seconds of the part of a way that counts."""
+
+    wall: float
+    processor: float
+
+
 def in_turns(rounds: int, *ways: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Median wall and processor seconds of each way, taken in turns so that a noisy neighbour meets all of them."""
+    """Median wall and processor seconds of each way, taken in turns so that a noisy neighbour meets all of them.
+
+    A way counts from its begin to its end, unless it returns what of it counts.
+    """
     wall: list[list[float]] = [[] for _ in ways]
     processor: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
         for number, way in enumerate(ways):
             began, used = time.perf_counter(), time.process_time()
-            way()
-            wall[number].append(time.perf_counter() - began)
-            processor[number].append(time.process_time() - used)
+            result = way()
+            whole = Spent(time.perf_counter() - began, time.process_time() - used)
+            spent = result if isinstance(result, Spent) else whole
+            wall[number].append(spent.wall)
+            processor[number].append(spent.processor)
     return [statistics.median(taken) for taken in wall], [statistics.median(taken) for taken in processor]
 
 
