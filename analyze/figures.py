@@ -78,16 +78,21 @@ def sweep_figure(result: Sweep) -> Figure:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG or SVG, by its suffix.
+    """Write a figure as PNG or SVG, by its suffix: the same figure gives the same bytes.
 
     Raises
     ------
     OutliersError
         Another suffix, or a file that cannot be written.
     """
+    from matplotlib import rc_context
+
     path = check_suffix(path)
+    # No date and no version inside, and no random names for the parts of an SVG.
+    metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
     try:
-        figure.savefig(path, dpi=150)
+        with rc_context({"svg.hashsalt": "outlier-features"}):
+            figure.savefig(path, dpi=150, metadata=metadata)
     except OSError as error:
         raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
 

@@ -79,6 +79,18 @@ def test_the_suffix_decides(tmp_path: Path, name: str, start: bytes) -> None:
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.svg"])
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, name: str) -> None:
+    result = sweep(store(), None, [1, 2], [0.1, 0.9])
+    written = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        save(sweep_figure(result), tmp_path / folder / name)
+        written.append((tmp_path / folder / name).read_bytes())
+    assert written[0] == written[1]
+    assert b"Matplotlib v" not in written[0]
+
+
 def test_another_suffix_is_refused() -> None:
     with pytest.raises(OutliersError, match=r"suffix '.pdf'; expected a figure file ending in .png or .svg"):
         check_suffix("a.pdf")
