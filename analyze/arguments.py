@@ -49,14 +49,19 @@ def layer_range(text: str) -> tuple[int, int]:
 
 
 def sequences(text: str) -> tuple[int, ...]:
+    """Indices of sequences."""
+    return indices(text, "sequences")
+
+
+def indices(text: str, name: str) -> tuple[int, ...]:
     """Indices of `0,2,5:8`; a range leaves its end out, as in Python."""
     values: list[int] = []
     for part in text.split(","):
         pieces = part.split(":")
         if len(pieces) > 2 or not all(piece.strip().isdecimal() for piece in pieces):
-            raise OutliersError(f"sequences is {text!r}; expected indices such as 0,2,5:8")
+            raise OutliersError(f"{name} is {text!r}; expected indices such as 0,2,5:8")
         ends = [int(piece) for piece in pieces]
         if len(ends) == 2 and ends[1] - ends[0] > _MOST:
-            raise OutliersError(f"sequences is {text!r}; expected at most {_MOST:,} of them")
+            raise OutliersError(f"{name} is {text!r}; expected at most {_MOST:,} of them")
         values += range(ends[0], ends[-1]) if len(ends) == 2 else ends
     return tuple(values)
