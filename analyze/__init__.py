@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +82,20 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
+def _register_accessor() -> None:
+    """Give Datasets their accessor, unless xarray is still to come; it then does so itself, by an entry point."""
+    if "xarray" in sys.modules:
+        import_module("analyze.accessor")
+
+
+_register_accessor()
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        value = getattr(import_module(_HOMES[name]), name)
+        _register_accessor()
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

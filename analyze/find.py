@@ -18,7 +18,7 @@ from analyze.criteria import SATURATED, Criteria, critical_magnitude, required_h
 from analyze.load import loaded, open_store
 from analyze.peaks import Group, of_groups, view_peaks
 from analyze.streaming import Progress
-from capture.schema import FEATURE, POSITION, SEQUENCE, SIGNAL
+from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL
 
 Store = xr.Dataset | Path | str
 
@@ -269,8 +269,12 @@ def critical_magnitudes(
 
 
 def as_dataset(store: Store) -> xr.Dataset:
-    """Open a path; a Dataset stays what it is."""
-    return store if isinstance(store, xr.Dataset) else open_store(store)
+    """Open a path; a Dataset stays what it is, and is numbered where it has no numbers, as plain xarray opens one."""
+    if not isinstance(store, xr.Dataset):
+        return open_store(store)
+    # Without them a chosen sequence would be counted among the chosen ones.
+    bare = [dim for dim in (SEQUENCE, LAYER, POSITION, FEATURE) if dim in store.sizes and dim not in store.coords]
+    return store.assign_coords({dim: np.arange(store.sizes[dim]) for dim in bare}) if bare else store
 
 
 def perplexity(store: xr.Dataset, criteria: Criteria) -> float:

@@ -1,0 +1,225 @@
+"""A store in xarray's own words: the accessor `Dataset.outliers`, and the engine `outliers` of `xarray.open_dataset`.
+
+Importing xarray takes many times as long as importing `analyze`, so `import analyze` registers the accessor only where
+xarray is there already. Where it comes later, xarray loads this module as an entry point before it opens its first
+file, so that an order of imports does not matter. A Dataset built by hand, from no file, may need
+`import analyze.accessor`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+from capture.schema import (
+    FEATURE,
+    FORMAT,
+    FORMAT_VERSION,
+    LAYER,
+    POSITION,
+    RAW_VARIABLES,
+    SIGNAL,
+    SIGNALS,
+    SITE,
+    VARIABLES,
+    OutliersError,
+    stored_variables,
+)
+
+if TYPE_CHECKING:
+    from analyze.criteria import Criteria
+    from analyze.find import Outliers
+    from analyze.null import Null
+    from analyze.portraits.portrait import Portrait
+    from analyze.portraits.residual import Walk
+    from analyze.portraits.strongest import FeatureMap
+    from analyze.sweeps import Sweep
+
+
+@xr.register_dataset_accessor("outliers")  # type: ignore[no-untyped-call]
+class OutliersAccessor:
+    """Questions to a store that xarray opened.
+
+    >>> import analyze, xarray
+    >>> store = xarray.open_zarr("smollm2.zarr")  # doctest: +SKIP
+    >>> store.outliers.find(magnitude=50, skip_first=1)  # doctest: +SKIP
+
+    Every method takes the settings of `Criteria` as keywords, and `preset`. Choose sequences, layers and positions by
+    these, not by `isel`: the stored peaks of a layer are taken over all positions, and those of a position over all
+    layers.
+
+    A Dataset that plain xarray opened has not the checks of `analyze.open_store` and of the engine `outliers`: zarr
+    reads a chunk whose file is missing as NaN, silently. A flipped bit is an error in either.
+
+    Parameters
+    ----------
+    dataset : opened by `xarray.open_zarr`, `xarray.open_dataset(..., engine="outliers")` or `analyze.open_store`
+
+    Raises
+    ------
+    OutliersError
+        By each method: the Dataset is no store or only part of one, its capture is unfinished, or a setting is wrong.
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    def find(self, *, preset: str | None = None, **settings: Any) -> Outliers:
+        """Outlier features at one threshold: `analyze.find_outliers`."""
+        from analyze.find import find_outliers
+
+        return find_outliers(checked(self._dataset), _criteria(preset, settings))
+
+    def critical_magnitudes(self, *, preset: str | None = None, **settings: Any) -> xr.DataArray:
+        """Largest magnitude at which each feature is an outlier: `analyze.critical_magnitudes`."""
+        from analyze.find import critical_magnitudes
+
+        return critical_magnitudes(checked(self._dataset), _criteria(preset, settings))
+
+    def sweep(
+        self,
+        magnitude: float | Iterable[float] | None = None,
+        layers: float | Iterable[float] | None = None,
+        positions: float | Iterable[float] | None = None,
+        *,
+        preset: str | None = None,
+        **settings: Any,
+    ) -> Sweep:
+        """Counts for every combination of thresholds, each one number or several: `analyze.sweep`."""
+        from analyze.sweeps import sweep
+
+        thresholds = [None if t is None else _numbers(t) for t in (magnitude, layers, positions)]
+        return sweep(checked(self._dataset), _criteria(preset, settings), *thresholds)
+
+    def metrics(self, **settings: Any) -> xr.Dataset:
+        """Measures of every layer and site: `analyze.layer_metrics`; takes the settings of `View`."""
+        from analyze.metrics import layer_metrics
+        from analyze.view import View
+
+        return layer_metrics(checked(self._dataset), View(**settings))
+
+    def null(self, *, repeats: int = 20, seed: int = 0, preset: str | None = None, **settings: Any) -> Null:
+        """What the criterion finds by chance: `analyze.permutation_null`."""
+        from analyze.null import permutation_null
+
+        return permutation_null(checked(self._dataset), _criteria(preset, settings), repeats=repeats, seed=seed)
+
+    def portrait(
+        self, feature: int, *, sequence: int | None = None, preset: str | None = None, **settings: Any
+    ) -> Portrait:
+        """Where one feature is extreme: `analyze.portrait`."""
+        from analyze.portraits.portrait import portrait
+
+        return portrait(checked(self._dataset), feature, _criteria(preset, settings), sequence=sequence)
+
+    def map(self, *, top: int = 20, preset: str | None = None, **settings: Any) -> FeatureMap:
+        """The strongest features by layers: `analyze.feature_map`."""
+        from analyze.portraits.strongest import feature_map
+
+        return feature_map(checked(self._dataset), _criteria(preset, settings), top=top)
+
+    def walk(self, feature: int, **settings: Any) -> Walk:
+        """The residual stream through one sublayer: `analyze.walk`; takes its keywords."""
+        from analyze.portraits.residual import walk
+
+        return walk(checked(self._dataset), feature, **settings)
+
+
+class StoreBackend(BackendEntrypoint):
+    """`xarray.open_dataset(path, engine="outliers")`: a store as `analyze.open_store` opens it, every chunk checked."""
+
+    description = "Open a store of outlier-features; missing and damaged chunks are errors"
+    open_dataset_parameters = ("filename_or_obj", "drop_variables")
+
+    def open_dataset(self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None) -> xr.Dataset:
+        """Open a store.
+
+        Raises
+        ------
+        OutliersError
+            As `analyze.open_store`.
+        """
+        from analyze.load import open_store
+
+        if not isinstance(filename_or_obj, str | os.PathLike):
+            raise OutliersError(f"cannot open {type(filename_or_obj).__name__}; expected the path of a store")
+        store = open_store(Path(filename_or_obj))
+        return store if drop_variables is None else store.drop_vars(drop_variables, errors="ignore")
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """Never: whoever wants this engine names it, and everyone else gets zarr's."""
+        return False
+
+
+def checked(dataset: xr.Dataset) -> xr.Dataset:
+    """The Dataset itself where it is a whole, finished store.
+
+    Raises
+    ------
+    OutliersError
+        It is not.
+    """
+    from analyze.load import loaded
+
+    attributes = dataset.attrs
+    version = attributes.get("format_version")
+    if attributes.get("format") != FORMAT or type(version) is not int:
+        raise OutliersError(
+            f"this Dataset is no store of {FORMAT}; expected one that outliers capture made, with its attributes"
+        )
+    if version > FORMAT_VERSION:
+        raise OutliersError(
+            f"this store has format version {version}, and this release reads up to {FORMAT_VERSION}; "
+            "upgrade with: pip install -U outlier-features"
+        )
+    # Activations may be dropped, and what needs them says so; everything else must be there.
+    optional = {*RAW_VARIABLES["both"], "norm_bias"}
+    missing = [name for name in stored_variables("none", bias=False) if name not in dataset]
+    if missing:
+        raise OutliersError(f"this Dataset has no variable {', '.join(missing)}; expected a whole store")
+    for name in (*stored_variables("none", bias=False), *(name for name in optional if name in dataset)):
+        expected = VARIABLES[name]
+        if dataset[name].dims != expected.dims or dataset[name].dtype != np.dtype(expected.dtype):
+            found = f"{dataset[name].dtype} ({', '.join(map(str, dataset[name].dims))})"
+            raise OutliersError(f"{name} is {found}; expected {expected.dtype} ({', '.join(expected.dims)})")
+    if SITE not in dataset.coords or tuple(map(str, dataset[SIGNAL].values)) != SIGNALS:
+        raise OutliersError(f"this Dataset lacks its coordinates {SIGNAL} and {SITE}; expected a whole store")
+    empty = [str(dim) for dim, size in dataset.sizes.items() if size == 0]
+    if empty:
+        raise OutliersError(f"dimension {', '.join(empty)} is empty; expected a whole store")
+    for dim, name in ((LAYER, "layers"), (FEATURE, "hidden_size")):
+        if name in attributes and attributes[name] != dataset.sizes[dim]:
+            raise _part(dim, attributes[name], dataset.sizes[dim])
+    for dim in (LAYER, POSITION, FEATURE):
+        if dim in dataset.coords and dataset[dim].values[-1] != dataset.sizes[dim] - 1:
+            raise _part(dim, int(dataset[dim].values[-1]) + 1, dataset.sizes[dim])
+    done = loaded(dataset["done"])
+    if not done.all():
+        raise OutliersError(
+            f"the capture is unfinished, {int(done.sum())} of {done.size} sequences are done; run the same outliers "
+            "capture command again, and it goes on where it stopped"
+        )
+    return dataset
+
+
+def _part(dim: str, whole: int, size: int) -> OutliersError:
+    return OutliersError(
+        f"this Dataset has {size} of the {whole} {dim}s of its store, whose stored peaks are over all of them; "
+        "expected the whole store: choose parts by layer_range, sites, sequences and skip_first"
+    )
+
+
+def _criteria(preset: str | None, settings: dict[str, Any]) -> Criteria:
+    from analyze.criteria import Criteria
+
+    return Criteria.preset(preset, **settings)
+
+
+def _numbers(values: float | Iterable[float]) -> list[float]:
+    return list(values) if isinstance(values, Iterable) else [values]
