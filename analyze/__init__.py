@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from analyze.view import View as View
     from capture.schema import OutliersError as OutliersError
 
-# Resolved at first use, so that the import itself costs nothing.
+# Resolved at first use: a question needs a few of these modules.
 _HOMES = {
     "DettmersTable": "analyze.dettmers",
     "dettmers_table": "analyze.dettmers",
@@ -82,20 +83,16 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def _register_accessor() -> None:
-    """Give Datasets their accessor, unless xarray is still to come; it then does so itself, by an entry point."""
-    if "xarray" in sys.modules:
-        import_module("analyze.accessor")
-
-
-_register_accessor()
+# `Dataset.outliers` must be there once `analyze` is, and it brings xarray, half a second, which all questions need and
+# the command line's help and versions do not. Python calls itself -m until it has found the module of python -m.
+_COMMAND_LINE = Path(sys.argv[0]).stem in ("outliers", "-m") if getattr(sys, "argv", None) else False
+if not _COMMAND_LINE:
+    import_module("analyze.accessor")
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-        _register_accessor()
-        return value
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

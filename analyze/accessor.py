@@ -1,10 +1,4 @@
-"""A store in xarray's own words: the accessor `Dataset.outliers`, and the engine `outliers` of `xarray.open_dataset`.
-
-Importing xarray takes many times as long as importing `analyze`, so `import analyze` registers the accessor only where
-xarray is there already. Where it comes later, xarray loads this module as an entry point before it opens its first
-file, so that an order of imports does not matter. A Dataset built by hand, from no file, may need
-`import analyze.accessor`.
-"""
+"""A store in xarray's own words: the accessor `Dataset.outliers`, and the engine `outliers` of `open_dataset`."""
 
 from __future__ import annotations
 
@@ -150,6 +144,9 @@ class StoreBackend(BackendEntrypoint):
         if not isinstance(filename_or_obj, str | os.PathLike):
             raise OutliersError(f"cannot open {type(filename_or_obj).__name__}; expected the path of a store")
         store = open_store(Path(filename_or_obj))
+        for variable in store.variables.values():
+            if variable.chunks is not None:  # what `chunks={}` keeps to
+                variable.encoding["preferred_chunks"] = dict(zip(variable.dims, variable.chunks, strict=True))
         return store if drop_variables is None else store.drop_vars(drop_variables, errors="ignore")
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
