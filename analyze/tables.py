@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analyze.find import Outliers
     from analyze.info import Info
     from analyze.null import Null
+    from analyze.study.ablations import Ablation
     from analyze.sweeps import Sweep
 
 _MOST_ROWS = 20
@@ -132,6 +133,14 @@ def print_null(result: Null) -> None:
             ]
         )
     )
+
+
+def print_ablation(result: Ablation) -> None:
+    """What was done and lost, then the attention of each layer."""
+    console().print(_facts(result.summary()))
+    if rows := [row for row in result.layer_rows() if row["top1_with"] is not None]:
+        print()
+        print_rows(rows, title="attention top-1, features set to zero in one layer at a time")
 
 
 def print_rows(rows: list[dict[str, Any]], title: str | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from capture.ablate_command import ablate_command
 from capture.schema import OutliersError
 
 Model = Annotated[
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites_command)
     app.command("estimate")(estimate_command)
     app.command("verify")(verify_command)
+    app.command("ablate")(ablate_command)
 
 
 def require_capture_extra() -> None:

@@ -116,19 +116,23 @@ class Ablation:
             }
         return row
 
+    def layer_rows(self) -> list[dict[str, int | float | None]]:
+        """One row a layer: `layer`, and the means over sequences `top1_with`, `top1_without` and `top1_random`."""
+        return [
+            {
+                "layer": layer,
+                "top1_with": _jsonable(values[0]),
+                "top1_without": _jsonable(values[1]),
+                "top1_random": _jsonable(values[2:].mean()),
+            }
+            for layer, values in enumerate(self.layer_top1.T)
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers ablate --json` prints: strict JSON, null for what is not a finite number."""
         return {
             **{name: _jsonable(value) for name, value in self.row().items()},
-            "layers": [
-                {
-                    "layer": layer,
-                    "top1_with": _jsonable(values[0]),
-                    "top1_without": _jsonable(values[1]),
-                    "top1_random": _jsonable(values[2:].mean()),
-                }
-                for layer, values in enumerate(self.layer_top1.T)
-            ],
+            "layers": self.layer_rows(),
             "site": self.site,
             "features": list(self.features),
             "hidden_size": self.hidden_size,

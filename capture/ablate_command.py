@@ -1,0 +1,105 @@
+"""`outliers ablate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from analyze.options import (
+    Counting,
+    Json,
+    LayerRange,
+    Layers,
+    LayerUnit,
+    Magnitude,
+    Positions,
+    Preset,
+    Rounding,
+    Scale,
+    Signal,
+    Sites,
+    SkipFirst,
+    StorePath,
+    criteria_of,
+)
+
+
+def ablate_command(
+    store: StorePath,
+    preset: Preset = None,
+    magnitude: Magnitude = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    signal: Signal = None,
+    counting: Counting = None,
+    layer_unit: LayerUnit = None,
+    layer_range: LayerRange = None,
+    sites: Sites = None,
+    skip_first: SkipFirst = None,
+    scale: Scale = None,
+    rounding: Rounding = None,
+    site: Annotated[str, typer.Option(help="Before which sublayers: ln_attn, ln_mlp or both.")] = "ln_attn",
+    sequences: Annotated[int, typer.Option(help="How many sequences of the store to run.")] = 4,
+    repeats: Annotated[int, typer.Option(help="Draws of as many random other features.")] = 5,
+    seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Sequences that go through the model together.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help="Where the store's model is now.", show_default="as the store says")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what the store has the answer to.")] = False,
+    json_: Json = False,
+) -> None:
+    """Run the store's model again without its outlier features, and without as many random others.
+
+    Example: outliers ablate data/smollm2.zarr --magnitude 100
+    """
+    from capture.cli import _prepare
+
+    _prepare()
+    from analyze.printing import print_json
+    from analyze.progress import shown
+    from analyze.tables import print_ablation
+    from capture.ablation import ablate
+
+    criteria = criteria_of(
+        preset,
+        magnitude=magnitude,
+        layers=layers,
+        positions=positions,
+        signal=signal,
+        counting=counting,
+        layer_unit=layer_unit,
+        layer_range=layer_range,
+        sites=sites,
+        skip_first=skip_first,
+        scale=scale,
+        rounding=rounding,
+    )
+    try:
+        with shown("passes") as progress:
+            result = ablate(
+                store,
+                criteria,
+                model=model,
+                device=device,
+                sequences=sequences,
+                repeats=repeats,
+                seed=seed,
+                batch_size=batch_size,
+                site=site,
+                trust_remote_code=trust_remote_code,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        typer.echo("outliers: interrupted; finished sequences are safe, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    if json_:
+        print_json(result.to_dict())
+    else:
+        print_ablation(result)
