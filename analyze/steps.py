@@ -162,12 +162,14 @@ def _count_narrow(band: Float32, rank: int, limit: Float32, counts: Counts) -> b
     bins = int(keys.max()) - lowest + 1
     if bins > max(_FEW_BINS, units // 2):
         return False
-    own = np.arange(features) * bins - lowest
+    # Each feature has bins of its own, one after another. Sums of 16 bits wrap around and come out right.
+    kind = np.uint16 if features * bins <= 2**16 else np.int64
+    own = (np.arange(features) * bins - lowest).astype(kind)
     per_feature = np.zeros(features * bins, np.int64)
     rows = max(1, _BAND // features)
     for row in range(0, units, rows):
-        places = np.add(keys[row : row + rows], own, dtype=np.int64).ravel()
-        per_feature += np.bincount(places, minlength=features * bins)
+        places = keys[row : row + rows].astype(kind) + own
+        per_feature += np.bincount(places.ravel(), minlength=features * bins)
     each = per_feature.reshape(features, bins)
     reached = np.cumsum(each[:, ::-1], axis=1)[:, ::-1]  # peaks at or above each bin
     if rank:
