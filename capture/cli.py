@@ -6,14 +6,18 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from capture.ablate_command import ablate_command
 from capture.schema import OutliersError
+
+if TYPE_CHECKING:
+    from capture.campaign import Forecast, Outcome
 
 Model = Annotated[
     str,
@@ -33,6 +37,7 @@ def register(app: typer.Typer) -> None:
     app.command("estimate")(estimate_command)
     app.command("verify")(verify_command)
     app.command("ablate")(ablate_command)
+    app.command("run")(run_command)
 
 
 def require_capture_extra() -> None:
@@ -177,9 +182,7 @@ def sites_command(
         (str(row["layer"]), str(row["name"]), str(row["module"]), str(row["kind"]), ", ".join(row["feeds"]))
         for row in placed.table()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]))
+    _print_columns(rows)
 
 
 def estimate_command(
@@ -258,3 +261,88 @@ def verify_command(
     typer.echo(
         f"{store} is sound{whole}: {result.done} of {result.sequences} sequences captured, every chunk read back"
     )
+
+
+def run_command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Models and options.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder for everything.", show_default="the recipe's name")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Name of one model; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and what disk it takes.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going/--stop-at-failure", help="Go on with the next model after one that failed.")
+    ] = True,
+    clean_cache: Annotated[
+        bool, typer.Option("--clean-cache", help="Remove a model from the hub's cache once its store is verified.")
+    ] = False,
+) -> None:
+    """Capture and analyse a list of models; the same command goes on where an earlier one stopped.
+
+    Example: outliers run data/recipes/offline.toml --out data/offline
+    """
+    _prepare()
+    from capture.campaign import check_room, forecast, run_recipe, terminate_like_ctrl_c
+    from capture.progress import Display
+    from capture.recipe import read_recipe
+
+    read = read_recipe(recipe)
+    folder = Path(recipe.stem) if out is None else out
+    forecasts = forecast(read, folder, Display(), only or ())
+    if dry_run:
+        _print_forecasts(forecasts)
+    check_room(forecasts, folder)
+    if dry_run:
+        hopeless = [item.name for item in forecasts if item.failed]
+        if hopeless:
+            raise OutliersError(
+                f"{len(hopeless)} of {len(forecasts)} models would fail ({', '.join(hopeless)}); see the table"
+            )
+        return
+    terminate_like_ctrl_c()
+    try:
+        results = run_recipe(
+            read,
+            folder,
+            only=only or (),
+            keep_going=keep_going,
+            clean_cache=clean_cache,
+            tell=lambda line: typer.echo(line, err=True),
+        )
+    except KeyboardInterrupt:
+        typer.echo("outliers: interrupted; what is finished is safe, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    _print_outcomes(results.models)
+    failures = results.failures()
+    for name, reason in failures.items():
+        typer.echo(f"failed: {name}: {reason}", err=True)
+    if failures:
+        raise OutliersError(
+            f"{len(failures)} failed of {len(results.models)} models and their comparison ({', '.join(failures)}); "
+            "mend what the lines above say and give the same command again"
+        )
+    typer.echo(f"everything is in {folder}")
+
+
+def _print_forecasts(forecasts: Sequence[Forecast]) -> None:
+    known = [item.missing_bytes for item in forecasts if item.missing_bytes is not None]
+    rows = [("name", "GB to write", "")]
+    rows += [
+        (item.name, "?" if item.missing_bytes is None else f"{item.missing_bytes / 1e9:.2f}", item.note)
+        for item in forecasts
+    ]
+    _print_columns([*rows, ("total", f"{sum(known) / 1e9:.2f}", "")])
+
+
+def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    presets = list(dict.fromkeys(preset for outcome in outcomes for preset in outcome.found))
+    rows = [("name", "status", "seconds", "GB", *(f"outliers ({preset})" for preset in presets))]
+    for outcome in outcomes:
+        counts = (str(outcome.found[preset]["count"]) if preset in outcome.found else "-" for preset in presets)
+        size = f"{outcome.store_bytes / 1e9:.2f}" if outcome.store_bytes else "-"
+        rows.append((outcome.name, outcome.status, f"{outcome.seconds:.0f}", size, *counts))
+    _print_columns(rows)
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,48 @@
+"""Models in the local cache of the Hugging Face Hub, removed only where a user asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from capture.models import OFFLINE_MODEL
+from capture.random_weights import is_random
+
+
+def cached_repository(model: str, folder: Path) -> str | None:
+    """Repository whose files a capture of `model` keeps in the cache; None for everything that is not of the hub.
+
+    Parameters
+    ----------
+    model : as on the command line
+    folder : where relative paths begin
+    """
+    local = model == OFFLINE_MODEL or is_random(model) or model.endswith((".gguf", ".json"))
+    if local or (folder / model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        return None
+    return model
+
+
+def remove_repository(repository: str) -> int:
+    """Remove all revisions of a model from the cache.
+
+    Returns
+    -------
+    bytes that became free; 0 where the model was not in it
+    """
+    import huggingface_hub
+
+    try:
+        cache = huggingface_hub.scan_cache_dir()
+    except huggingface_hub.CacheNotFound:
+        return 0
+    revisions = [
+        revision.commit_hash
+        for repo in cache.repos
+        if repo.repo_type == "model" and repo.repo_id == repository
+        for revision in repo.revisions
+    ]
+    if not revisions:
+        return 0
+    strategy = cache.delete_revisions(*revisions)
+    strategy.execute()
+    return strategy.expected_freed_size
