@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from analyze.portraits.residual import walk as walk
     from analyze.portraits.strongest import FeatureMap as FeatureMap
     from analyze.portraits.strongest import feature_map as feature_map
+    from analyze.study.compare import Comparison as Comparison
+    from analyze.study.compare import compare as compare
     from analyze.study.published import PublishedTable as PublishedTable
     from analyze.study.published import published as published
     from analyze.sweeps import Sweep as Sweep
@@ -58,6 +60,8 @@ _HOMES = {
     "store_info": "analyze.info",
     "scheduler": "analyze.cluster",
     "sweep_figure": "analyze.figures",
+    "Comparison": "analyze.study.compare",
+    "compare": "analyze.study.compare",
     "PublishedTable": "analyze.study.published",
     "published": "analyze.study.published",
     "Portrait": "analyze.portraits.portrait",

@@ -1,0 +1,130 @@
+"""`outliers compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from analyze.options import (
+    Counting,
+    Json,
+    LayerRange,
+    Layers,
+    LayerUnit,
+    Magnitude,
+    Positions,
+    Preset,
+    Rounding,
+    Scale,
+    Scheduler,
+    Sequences,
+    Signal,
+    Sites,
+    SkipFirst,
+    Workers,
+    criteria_of,
+)
+from analyze.printing import print_json
+from capture.schema import OutliersError
+
+if TYPE_CHECKING:
+    from analyze.study.compare import Comparison
+
+_STORE = "zarr.json"
+
+
+def compare(
+    stores: Annotated[
+        list[Path] | None, typer.Argument(metavar="STORE...", help="Folders made by outliers capture.")
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Add the numbers of the study and of Dettmers et al. (2022).")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write tables and figures to this folder.", show_default=False)
+    ] = None,
+    preset: Preset = "study",
+    magnitude: Magnitude = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    signal: Signal = None,
+    counting: Counting = None,
+    layer_unit: LayerUnit = None,
+    layer_range: LayerRange = None,
+    sites: Sites = None,
+    sequences: Sequences = None,
+    skip_first: SkipFirst = None,
+    scale: Scale = None,
+    rounding: Rounding = None,
+    quartiles: Annotated[
+        bool, typer.Option("--quartiles", help="Read the activations too, for Table 4's quartiles and Figure 4a.")
+    ] = False,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the sequences.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    json_: Json = False,
+) -> None:
+    """Set stores beside each other and beside the published numbers: the study's and Dettmers' tables and figures.
+
+    Example: outliers compare data/*.zarr --published --out comparison
+    """
+    criteria = criteria_of(
+        preset,
+        magnitude=magnitude,
+        layers=layers,
+        positions=positions,
+        signal=signal,
+        counting=counting,
+        layer_unit=layer_unit,
+        layer_range=layer_range,
+        sites=sites,
+        sequences=sequences,
+        skip_first=skip_first,
+        scale=scale,
+        rounding=rounding,
+    )
+    if out is not None:
+        _prepare(out)  # before the work, not after it
+    from analyze.cluster import scheduler as running
+    from analyze.progress import shown
+    from analyze.study.compare import compare as run
+
+    with running(scheduler, workers), shown("reading activations") as progress:
+        result = run(
+            stores or [],
+            criteria,
+            published=published,
+            quartiles=quartiles,
+            resamples=resamples,
+            seed=seed,
+            progress=progress,
+        )
+    written = [] if out is None else _write(result, out)
+    if json_:
+        print_json(result.to_dict())
+    elif out is not None:
+        print(f"{len(written)} files in {out}: the tables moe, dense and table4 as .md, .csv and .json, and 8 figures")
+    else:
+        from analyze.study.compare_tables import as_text
+
+        print(as_text(result))
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder for the results, or say why it cannot be."""
+    if (folder / _STORE).exists():
+        raise OutliersError(f"{folder} is a store; choose another folder for --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutliersError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+
+
+def _write(result: Comparison, folder: Path) -> list[Path]:
+    from analyze.study.compare_figures import write_figures
+    from analyze.study.compare_tables import write_tables
+
+    return [*write_tables(result, folder), *write_figures(result, folder)]

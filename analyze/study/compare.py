@@ -1,0 +1,369 @@
+"""Stores beside each other, and beside what was published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from analyze.criteria import SATURATED, Criteria
+from analyze.dettmers import dettmers_table
+from analyze.find import Store, all_jsonable, as_dataset, mean_fraction, perplexity
+from analyze.load import loaded
+from analyze.streaming import Progress
+from analyze.study.ablations import Ablation, read_ablations
+from analyze.study.bootstrap import (
+    STATISTICS,
+    UNKNOWN,
+    check_bootstrap,
+    draws,
+    interval,
+    intervals,
+    per_sequence,
+    pooled,
+)
+from analyze.study.hits import Counts, Hits, position_peaks, read_hits
+from analyze.study.published import TABLES, PublishedTable
+from analyze.study.published import published as published_table
+from capture.schema import POSITION, SEQUENCE, OutliersError
+
+RESAMPLES: Final = 1000
+
+FACTS: Final = (
+    *("model", "store", "published", "text", "sequences", "positions"),
+    *("total_parameters", "active_parameters", "experts", "shared_experts", "top_k", "routing", "precision"),
+    *("perplexity", "perplexity_low", "perplexity_high"),
+)
+COUNTED: Final = (
+    *(f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")),
+    *("median_layer_fraction", "median_position_fraction"),
+    *("distinct_features", "hidden_size", "share", "saturated"),
+)
+TABLE4: Final = (
+    *("one_sided", "first_quartile", "median", "third_quartile"),
+    *("largest_feature", "median_magnitude", "median_magnitude_of"),
+)
+ABLATED: Final = (
+    *("top1_with", "top1_without", "top1_random"),
+    *("perplexity_without", "perplexity_random"),
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of the study's two tables and of Dettmers' Table 4, of stores and of publications.
+
+    Parameters
+    ----------
+    criteria : of the study's tables
+    dettmers_criteria : of Table 4: the same thresholds and view, pooled, by layers and without rounding
+    resamples, seed : of the bootstrap over sequences
+    study, table4 : one row a store, then one a published model; the same keys in every row of a table, None where a
+        number is not known and NaN where there is none
+    published : the published tables among the rows; empty where they were not asked for
+
+    Notes
+    -----
+    Keys of both: `model`, `store` (path; None for a published row), `published` (name of the published table; None for
+    a store), `text`, `sequences`, `positions`, `total_parameters`, `active_parameters`, `experts`, `shared_experts`,
+    `top_k`, `routing`, `precision`, `perplexity`, `count`, `distinct_features`, `hidden_size`, `share` (of the width),
+    `saturated`, `mean_layer_fraction`, `mean_position_fraction`, their medians over the outliers
+    (`median_layer_fraction` ...), and the ends of 95% bootstrap intervals (`count_low`, `count_high` ...), of means
+    over the resamples that have an outlier; `doubtful`: columns that a publication marks. Where `outliers ablate` ran
+    with the criterion also `top1_with`, `top1_without`, `top1_random`, `perplexity_without`, `perplexity_random`.
+
+    `table4` also has `one_sided`, `largest_feature`, the quartiles `first_quartile`, `median`, `third_quartile` and
+    `median_magnitude`, the quantity of Figure 4a; `median_magnitude_of` says of what: `hits` of the largest outlier
+    feature (as the paper, needs the activations), `position peaks` of it over positions with a hit (from stored peaks
+    alone; never smaller), or the `most common` outlier feature (Table 4 as printed).
+    """
+
+    criteria: Criteria
+    dettmers_criteria: Criteria
+    resamples: int
+    seed: int
+    study: tuple[Row, ...] = field(repr=False)
+    table4: tuple[Row, ...] = field(repr=False)
+    published: tuple[PublishedTable, ...] = field(repr=False)
+
+    @property
+    def moe(self) -> list[Row]:
+        """Rows of mixture-of-experts models."""
+        return [row for row in self.study if is_moe(row)]
+
+    @property
+    def dense(self) -> list[Row]:
+        """Rows of all other models."""
+        return [row for row in self.study if not is_moe(row)]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of both of the study's tables."""
+        return [*self.moe, *self.dense]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `outliers compare --json` prints: strict JSON."""
+        return {
+            "criteria": self.criteria.to_dict(),
+            "dettmers_criteria": self.dettmers_criteria.to_dict(),
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "moe": all_jsonable(self.moe),
+            "dense": all_jsonable(self.dense),
+            "table4": all_jsonable(self.table4),
+            "published": [
+                {name: value for name, value in table.to_dict().items() if name != "rows"} for table in self.published
+            ],
+        }
+
+    def _repr_html_(self) -> str:
+        from analyze.study.compare_tables import as_html
+
+        return as_html(self)
+
+
+def is_moe(row: Row) -> bool:
+    """Whether a row is of a mixture of experts."""
+    return row["experts"] is not None and row["experts"] > 0
+
+
+def compare(
+    stores: Sequence[Store],
+    criteria: Criteria | None = None,
+    *,
+    published: bool = False,
+    quartiles: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    use_cache: bool = True,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Set stores beside each other, and beside the published numbers.
+
+    Each store's peaks are read once, its activations not at all where the view is plain.
+
+    Parameters
+    ----------
+    stores : paths, or Datasets from `open_store` or that you chunked yourself; none only with `published`
+    criteria : `Criteria.preset("study")` where None
+    published : add the rows of the study and of Dettmers et al. 2022
+    quartiles : read the activations too, for the quartiles of Table 4 and for Figure 4a as the paper defines it
+    resamples, seed : of the bootstrap over sequences; the same seed gives the same intervals
+    use_cache, progress : as in `view_peaks`
+
+    Raises
+    ------
+    OutliersError
+        No store, one given twice, or one that cannot answer: then nothing is compared, and the line names it.
+    """
+    check_bootstrap(resamples, seed)
+    criteria = Criteria.preset("study") if criteria is None else criteria
+    if not stores and not published:
+        raise OutliersError("no store to compare; expected one or more, or published numbers")
+    if quartiles and criteria.scale != "absolute":
+        raise OutliersError(
+            f"scale is {criteria.scale!r}; quartiles are of the values themselves: expected absolute, or no quartiles"
+        )
+    opened = _opened(stores)
+    study: list[Row] = []
+    table4: list[Row] = []
+    for name, store in opened:
+        with _naming(name):
+            criteria.resolve(store)  # every store is asked before any of them is read
+    labels = _labels(opened)
+    for label, (name, store) in zip(labels, opened, strict=True):
+        with _naming(name):
+            rows = _compared(store, criteria, quartiles, (resamples, seed), use_cache, progress)
+        for table, row in zip((study, table4), rows, strict=True):
+            table.append({**row, "model": label, "store": store.encoding.get("source")})
+    tables = tuple(published_table(name) for name in TABLES) if published else ()
+    for one in tables:
+        (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.rows)
+    return Comparison(criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables)
+
+
+def _dettmers(criteria: Criteria) -> Criteria:
+    return replace(criteria, counting="pooled", layer_unit="layer", rounding="none")
+
+
+def _opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
+    """Names for error messages, and Datasets."""
+    opened: list[tuple[str, xr.Dataset]] = []
+    seen: set[str] = set()
+    for number, store in enumerate(stores):
+        if isinstance(store, xr.Dataset):
+            opened.append((str(store.encoding.get("source", f"store {number + 1}")), store))
+            continue
+        name = str(store)
+        real = str(Path(name).resolve()) if Path(name).exists() else name
+        if real in seen:
+            raise OutliersError(f"{name} is given twice; expected each store once")
+        seen.add(real)
+        with _naming(name):
+            opened.append((name, as_dataset(store)))
+    return opened
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name the store in whatever error it gives."""
+    try:
+        yield
+    except OutliersError as error:
+        if name in str(error):
+            raise
+        raise OutliersError(f"{name}: {error}") from error
+
+
+def _labels(opened: list[tuple[str, xr.Dataset]]) -> list[str]:
+    """Model ids; where two are alike, names of the folders; where these are alike too, whole paths."""
+    choices = [
+        [_text(store.attrs.get("model_id")) or Path(name).stem, Path(name).name.removesuffix(".zarr"), name]
+        for name, store in opened
+    ]
+    labels = [chosen[0] for chosen in choices]
+    for rank in (1, 2):
+        repeated = {label for label in labels if labels.count(label) > 1}
+        labels = [chosen[rank] if label in repeated else label for label, chosen in zip(labels, choices, strict=True)]
+    return labels
+
+
+def _compared(
+    store: xr.Dataset,
+    criteria: Criteria,
+    quartiles: bool,
+    randomness: tuple[int, int],
+    use_cache: bool,
+    progress: Progress | None,
+) -> tuple[Row, Row]:
+    """Row of the study's tables, and of Table 4."""
+    both = [one.resolve(store) for one in (criteria, _dettmers(criteria))]
+    hits, table4_hits = read_hits(store, both, use_cache=use_cache, progress=progress)
+    weights = draws(hits.sequences, *randomness)
+    facts = _facts(store, hits, weights)
+    source = store.encoding.get("source")
+    ablations = [] if source is None or not Path(source).is_dir() else read_ablations(source)
+    rows = [
+        {**facts, **_counted(one, weights), **_ablated(one.criteria, ablations), "doubtful": []}
+        for one in (hits, table4_hits)
+    ]
+    rows[1] |= _table4(store, table4_hits, quartiles, use_cache, progress)
+    return _ordered(rows[0], table4=False), _ordered(rows[1], table4=True)
+
+
+def columns(*, table4: bool) -> tuple[str, ...]:
+    """Keys of a row, in order."""
+    return (*FACTS, *COUNTED, *(TABLE4 if table4 else ()), *ABLATED, "doubtful")
+
+
+def _ordered(row: Row, *, table4: bool) -> Row:
+    return {name: row.get(name) for name in columns(table4=table4)}
+
+
+def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
+    names = ("total_parameters", "active_parameters", "experts", "shared_experts", "top_k")
+    dtype, quantised = (_text(store.attrs.get(name)) for name in ("compute_dtype", "weight_quantisation"))
+    low, high = _perplexity_interval(store, hits.criteria, weights)
+    return {
+        **{name: _whole(store.attrs.get(name)) for name in names},
+        "routing": _text(store.attrs.get("routing")),
+        "precision": dtype if quantised in (None, "none") or dtype is None else f"{dtype} ({quantised})",
+        "text": _text(store.attrs.get("text_source")),
+        "sequences": hits.sequences,
+        "positions": hits.positions,
+        "perplexity": perplexity(store, hits.criteria),
+        "perplexity_low": low,
+        "perplexity_high": high,
+    }
+
+
+def _whole(value: Any) -> int | None:
+    """A stranger's attribute as a whole number of 0 or more; None where it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _perplexity_interval(store: xr.Dataset, criteria: Criteria, weights: Counts) -> tuple[float, float]:
+    nll = store["nll"].isel({POSITION: slice(1, None)})
+    values = loaded(nll if criteria.sequences is None else nll.isel({SEQUENCE: list(criteria.sequences)}))
+    if min(values.shape[0] - 1, values.shape[1]) < 1:
+        return UNKNOWN
+    means = values.mean(axis=1, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return interval(np.exp(weights @ means / len(means)))
+
+
+def _counted(hits: Hits, weights: Counts) -> Row:
+    outliers, layer_hits, position_hits = (per_sequence if _by_sequence(hits) else pooled)(hits)
+    positions = hits.positions * (1 if _by_sequence(hits) else hits.sequences)
+    count, width = int(outliers.sum()), outliers.shape[1]
+    distinct = int(outliers.any(axis=0).sum())
+    row: Row = {
+        "count": count,
+        "mean_layer_fraction": mean_fraction(int(layer_hits[outliers].sum()), hits.units, count),
+        "mean_position_fraction": mean_fraction(int(position_hits[outliers].sum()), positions, count),
+        "median_layer_fraction": float(np.median(layer_hits[outliers])) / hits.units if count else math.nan,
+        "median_position_fraction": float(np.median(position_hits[outliers])) / positions if count else math.nan,
+        "distinct_features": distinct,
+        "hidden_size": width,
+        "share": distinct / width,
+        "saturated": distinct / width > SATURATED,
+    }
+    for name, (low, high) in intervals(hits, weights).items():
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
+def _by_sequence(hits: Hits) -> bool:
+    return hits.criteria.counting == "per-sequence"
+
+
+def _table4(store: xr.Dataset, hits: Hits, quartiles: bool, use_cache: bool, progress: Progress | None) -> Row:
+    found = np.flatnonzero(pooled(hits)[0][0])
+    row: Row = {"one_sided": 0, "median_magnitude": math.nan, "median_magnitude_of": None}
+    if not found.size:
+        return row
+    both = np.logical_or.reduce(hits.above) & np.logical_or.reduce(hits.below)
+    largest = int(found[np.argmax(np.fmax.reduce(hits.largest, axis=0)[found])])
+    row |= {"one_sided": int(np.count_nonzero(~both[found])), "largest_feature": largest}
+    if quartiles:
+        exact = dettmers_table(store, hits.criteria, progress=progress)
+        names = ("first_quartile", "median", "third_quartile")
+        row |= dict(zip(names, exact.quartiles or (math.nan,) * 3, strict=True))
+        return {**row, "median_magnitude": exact.largest_median, "median_magnitude_of": "hits"}
+    peaks = hits.strong.get(largest)
+    if peaks is None:
+        peaks = position_peaks(store, hits.criteria, largest, use_cache=use_cache)
+    hit = peaks[peaks >= np.float32(hits.criteria.magnitude)]
+    median = float(np.median(hit.astype(np.float64))) if hit.size else math.nan
+    return {**row, "median_magnitude": median, "median_magnitude_of": "position peaks"}
+
+
+def _ablated(criteria: Criteria, ablations: list[Ablation]) -> Row:
+    """Figures of the causal test that was run with this criterion: before attention, as in the paper, where it was."""
+    order = {"ln_attn": 0, "both": 1, "ln_mlp": 2}
+    matching = [one for one in ablations if one.criteria == criteria]
+    if not matching:
+        return {}
+    best = min(matching, key=lambda one: (order[one.site], -one.sequences, -one.repeats))
+    return {name: value for name, value in best.row().items() if name in ABLATED}
+
+
+def _published(row: Row, table: PublishedTable) -> Row:
+    result = {**row, "published": table.name, "doubtful": list(row["doubtful"])}
+    if table.kind == "dense":
+        result |= {"experts": 0, "active_parameters": row["total_parameters"]}
+    if table.kind == "dettmers":
+        result |= {"experts": 0, "median_magnitude": abs(row["median"]), "median_magnitude_of": "most common"}
+    return _ordered(result, table4=table.kind == "dettmers")

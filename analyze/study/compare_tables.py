@@ -1,0 +1,347 @@
+"""A comparison as text: for a terminal, Markdown, CSV, JSON and HTML. Strings from a store are a stranger's."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from analyze.study.compare import Comparison, Row, columns
+from analyze.tables import plain
+from capture.schema import OutliersError
+
+Column = tuple[str, Callable[[Row], str]]
+
+TITLES: Final = {
+    "moe": "Mixture-of-experts models",
+    "dense": "Dense models",
+    "table4": "Columns of Table 4 of Dettmers et al. (2022)",
+}
+_MISSING: Final = "-"
+_LONG: Final = 1e5
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]#|~$])")
+_FORMULA: Final = ("=", "+", "-", "@")
+
+
+def rows_of(comparison: Comparison, table: str) -> list[Row]:
+    """Rows of the table `moe`, `dense` or `table4`."""
+    return list(getattr(comparison, table))
+
+
+def displayed(rows: Sequence[Row], table: str) -> list[dict[str, str]]:
+    """Rows for a reader: headings and cells as plain text, not yet escaped; no optional columns that say nothing."""
+    shown = [{heading: form(row) for heading, form in (_TABLE4 if table == "table4" else _STUDY)} for row in rows]
+    silent = [name for name in _OPTIONAL if all(row.get(name) == _MISSING for row in shown)]
+    return [{name: cell for name, cell in row.items() if name not in silent} for row in shown]
+
+
+def as_text(comparison: Comparison) -> str:
+    """All three tables for a terminal."""
+    parts = []
+    for table, title in TITLES.items():
+        rows = displayed(rows_of(comparison, table), table)
+        if rows:
+            parts.append(f"{title}: {_criterion(comparison, table)}\n{_aligned(rows)}")
+    return "\n\n".join([*parts, *_notes(comparison)])
+
+
+def as_markdown(comparison: Comparison, table: str) -> str:
+    """One table, with what a reader must know to read it."""
+    rows = displayed(rows_of(comparison, table), table)
+    lines = [f"# {TITLES[table]}", "", f"{markdown(_criterion(comparison, table))}.", ""]
+    if rows:
+        names = list(rows[0])
+        lines.append("| " + " | ".join(names) + " |")
+        lines.append("|" + "|".join("---" if name in _LEFT else "---:" for name in names) + "|")
+        lines += ["| " + " | ".join(markdown(cell) for cell in row.values()) + " |" for row in rows]
+    else:
+        lines.append("No such model.")
+    lines += ["", *(f"- {markdown(note)}" for note in _notes(comparison, table))]
+    return "\n".join(lines) + "\n"
+
+
+def as_html(comparison: Comparison) -> str:
+    """All three tables for a notebook."""
+    parts = []
+    for table, title in TITLES.items():
+        rows = displayed(rows_of(comparison, table), table)
+        if not rows:
+            continue
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(plain(cell))}</td>" for cell in row.values()) + "</tr>" for row in rows
+        )
+        caption = html.escape(f"{title}: {_criterion(comparison, table)}")
+        parts.append(f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>")
+    notes = "".join(f"<li>{html.escape(plain(note))}</li>" for note in _notes(comparison))
+    return "".join(parts) + f"<ul>{notes}</ul>"
+
+
+def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every table as Markdown, CSV and JSON.
+
+    Parameters
+    ----------
+    comparison : from `compare`
+    folder : exists
+
+    Returns
+    -------
+    the files: `moe.md`, `moe.csv`, `moe.json`, the same of `dense` and `table4`
+
+    Raises
+    ------
+    OutliersError
+        A file cannot be written.
+    """
+    content = comparison.to_dict()
+    about = {name: value for name, value in content.items() if name not in TITLES}
+    written = []
+    for table in TITLES:
+        criteria = "dettmers_criteria" if table == "table4" else "criteria"
+        texts = {
+            ".md": as_markdown(comparison, table),
+            ".csv": as_csv(comparison, table),
+            ".json": json.dumps(
+                {
+                    "criteria": content[criteria],
+                    **{name: about[name] for name in ("resamples", "seed", "published")},
+                    "rows": content[table],
+                },
+                allow_nan=False,
+                indent=1,
+            )
+            + "\n",
+        }
+        for suffix, text in texts.items():
+            file = folder / f"{table}{suffix}"
+            try:
+                file.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise OutliersError(f"cannot write {file}: {error.strerror}; choose another folder") from error
+            written.append(file)
+    return written
+
+
+def as_csv(comparison: Comparison, table: str) -> str:
+    """One table with every key of its rows; blank where a number is missing."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = columns(table4=table == "table4")
+    writer.writerow(names)
+    writer.writerows([csv_cell(row[name]) for name in names] for row in rows_of(comparison, table))
+    return buffer.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file that may be opened in a spreadsheet.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front, which spreadsheets do not show.
+    """
+    if _none(value):
+        return ""
+    if isinstance(value, list):
+        value = " ".join(value)
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def markdown(text: str) -> str:
+    """A stranger's text as text in Markdown: on one line, no markup, no table border, no HTML, no link, no mention."""
+    escaped = _MARKDOWN.sub(r"\\\1", plain(text))
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;"), ("://", "&#58;//")):
+        escaped = escaped.replace(character, entity)
+    return re.sub(r"(?i)\bwww\.", lambda found: found.group()[:-1] + "&#46;", escaped)
+
+
+def _aligned(rows: list[dict[str, str]]) -> str:
+    lines = [list(rows[0]), *([plain(cell) for cell in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    left = [name in _LEFT for name in rows[0]]
+    return "\n".join(
+        "  ".join(
+            text.ljust(w) if to_left else text.rjust(w) for text, w, to_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _criterion(comparison: Comparison, table: str) -> str:
+    return str(comparison.dettmers_criteria if table == "table4" else comparison.criteria)
+
+
+def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
+    rows = [row for name in TITLES if table in (None, name) for row in rows_of(comparison, name)]
+    own = [row for row in rows if row["published"] is None]
+    notes = []
+    if any(row["sequences"] > 1 for row in own):
+        notes.append(
+            f"Brackets: 95% intervals of {comparison.resamples:,} bootstrap resamples of whole sequences, "
+            f"seed {comparison.seed}. In parentheses: medians over the outliers."
+        )
+    texts = sorted({f"{row['model']}: {row['text']}" for row in own if row["text"]})
+    if texts:
+        notes.append(
+            "Perplexities are of each store's own text and tokens, and compare only where these are the same: "
+            + "; ".join(texts[:8])
+            + ("; ..." if len(texts) > 8 else "")
+            + "."
+        )
+    if any(row["saturated"] for row in own):
+        notes.append("Saturated: over half of the width qualifies; the criterion tells features apart no longer.")
+    if table in (None, "table4") and comparison.table4:
+        kinds = {row["median_magnitude_of"] for row in comparison.table4}
+        told = {
+            "hits": "over the hits of the largest outlier feature",
+            "position peaks": "for stores over position peaks of the largest outlier feature, which are larger than "
+            "its hits; --quartiles reads the activations for the paper's quantity",
+            "most common": "for published rows over the hits of the most common outlier feature, as Table 4 prints it",
+        }
+        words = [text for kind, text in told.items() if kind in kinds]
+        if words:
+            notes.append("Median magnitude: " + "; ".join(words) + ".")
+    for one in comparison.published:
+        if table is None or ((one.kind == "dettmers") == (table == "table4") and one.kind in (table, "dettmers")):
+            notes.append(f"Published: {one.source}. {' '.join(one.notes)}")
+    return notes
+
+
+def parameters(count: int | None) -> str:
+    """A number of parameters as papers print it."""
+    if count is None:
+        return _MISSING
+    for factor, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= factor:
+            return f"{count / factor:.4g}{letter}"
+    return str(count)
+
+
+def _name(row: Row) -> str:
+    return str(row["model"])
+
+
+def _origin(row: Row) -> str:
+    return "store" if row["published"] is None else "published"
+
+
+def _marked(row: Row, name: str, text: str) -> str:
+    return f"{text}*" if name in row["doubtful"] else text
+
+
+def _experts(row: Row) -> str:
+    if row["experts"] is None:
+        return _MISSING
+    shared = f"+{row['shared_experts']} shared" if row["shared_experts"] else ""
+    return _marked(row, "experts", f"{row['experts']}{shared}")
+
+
+def _whole(name: str) -> Callable[[Row], str]:
+    return lambda row: _MISSING if row[name] is None else _marked(row, name, f"{row[name]:,}")
+
+
+def _words(name: str) -> Callable[[Row], str]:
+    return lambda row: row[name] if row[name] else _MISSING
+
+
+def _number(name: str, digits: str = ".2f") -> Callable[[Row], str]:
+    def form(row: Row) -> str:
+        if _none(row[name]):
+            return _MISSING
+        kind = digits if row[name] < _LONG else ".3g"
+        return f"{row[name]:{kind}}" + _range(row, name, f"{{:{kind}}}")
+
+    return form
+
+
+def _percent(name: str) -> Callable[[Row], str]:
+    def form(row: Row) -> str:
+        if _none(row[name]):
+            return _MISSING
+        middle = row.get(name.replace("mean_", "median_"))
+        median = "" if name.startswith("median_") or _none(middle) or middle == row[name] else f" ({middle:.1%})"
+        return f"{row[name]:.1%}{median}{_range(row, name, '{:.1%}')}"
+
+    return form
+
+
+def _range(row: Row, name: str, form: str) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return "" if _none(low) or _none(high) else f" [{form.format(low)}, {form.format(high)}]"
+
+
+def _count(row: Row) -> str:
+    return f"{row['count']:,}" + _range(row, "count", "{:,.0f}")
+
+
+def _width(row: Row) -> str:
+    if row["share"] is None:
+        return _MISSING
+    return f"{row['share']:.1%}" + (", saturated" if row["saturated"] else "")
+
+
+def _quartiles(row: Row) -> str:
+    values = [row[name] for name in ("first_quartile", "median", "third_quartile")]
+    return _MISSING if any(_none(value) for value in values) else " / ".join(f"{value:.3g}" for value in values)
+
+
+def _top1(row: Row) -> str:
+    if _none(row["top1_with"]):
+        return _MISSING
+    text = f"{row['top1_with']:.1%} / {row['top1_without']:.1%}"
+    return text if _none(row["top1_random"]) else f"{text} / {row['top1_random']:.1%}"
+
+
+def _ablated_perplexity(row: Row) -> str:
+    if _none(row["perplexity_without"]):
+        return _MISSING
+    return f"{row['perplexity_without']:.5g} / {row['perplexity_random']:.5g}"
+
+
+def _none(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+_ABLATED: Final[tuple[Column, ...]] = (
+    ("Top-1 with / without / random", _top1),
+    ("Perplexity without / random", _ablated_perplexity),
+)
+_STUDY: Final[tuple[Column, ...]] = (
+    ("Model", _name),
+    ("From", _origin),
+    ("Total", lambda row: parameters(row["total_parameters"])),
+    ("Active", lambda row: parameters(row["active_parameters"])),
+    ("Experts", _experts),
+    ("Top-k", _whole("top_k")),
+    ("Routing", _words("routing")),
+    ("Precision", _words("precision")),
+    ("Perplexity", _number("perplexity")),
+    ("Outliers", _count),
+    ("Mean L%", _percent("mean_layer_fraction")),
+    ("Mean S%", _percent("mean_position_fraction")),
+    ("Distinct", _whole("distinct_features")),
+    ("Of width", _width),
+    *_ABLATED,
+)
+_TABLE4: Final[tuple[Column, ...]] = (
+    ("Model", _name),
+    ("From", _origin),
+    ("Total", lambda row: parameters(row["total_parameters"])),
+    ("Perplexity", _number("perplexity")),
+    ("Outliers", _count),
+    ("One-sided", _whole("one_sided")),
+    ("Layers", _percent("mean_layer_fraction")),
+    ("Positions", _percent("mean_position_fraction")),
+    ("Quartiles", _quartiles),
+    ("Median magnitude", _number("median_magnitude", ".3g")),
+    *_ABLATED,
+)
+_OPTIONAL: Final = (*(name for name, _ in _ABLATED), "Quartiles", "Distinct", "Of width")
+_LEFT: Final = ("Model", "From", "Routing", "Precision")
