@@ -58,9 +58,9 @@ def ablate_command(
 
     Example: outliers ablate data/smollm2.zarr --magnitude 100
     """
-    from capture.cli import _prepare
+    from capture.cli import prepare
 
-    _prepare()
+    prepare()
     from analyze.printing import print_json
     from analyze.progress import shown
     from analyze.tables import print_ablation

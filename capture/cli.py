@@ -70,7 +70,7 @@ def parse_part(part: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Check what running a model needs, and keep the libraries' own talk off standard error."""
     require_capture_extra()
     if not sys.stderr.isatty():
@@ -123,7 +123,7 @@ def capture_command(
 
     Example: outliers capture smollm2-135m --text python-docs --length 1024 --out data/smollm2.zarr
     """
-    _prepare()
+    prepare()
     from capture.progress import Display
     from capture.run import capture
     from capture.store import StoreWriter
@@ -166,7 +166,7 @@ def sites_command(
 
     Example: outliers sites smollm2-135m
     """
-    _prepare()
+    prepare()
     from capture.models import load_config
     from capture.progress import Display
     from capture.sites import parse_overrides, sites_from_config
@@ -201,7 +201,7 @@ def estimate_command(
 
     Example: outliers estimate smollm2-135m --sequences 16 --length 1024
     """
-    _prepare()
+    prepare()
     from capture.estimate import estimate
     from capture.progress import Display
 
@@ -279,7 +279,7 @@ def run_command(
 
     Example: outliers run data/recipes/offline.toml --out data/offline
     """
-    _prepare()
+    prepare()
     from capture.campaign import check_room, forecast, run_recipe, terminate_like_ctrl_c
     from capture.progress import Display
     from capture.recipe import read_recipe
