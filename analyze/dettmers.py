@@ -44,6 +44,12 @@ class DettmersTable:
     largest_median: float
     criteria: Criteria
 
+    def _repr_html_(self) -> str:
+        from analyze.notebook import facts
+        from analyze.tables import cell
+
+        return facts((name.replace("_", " "), cell("", value)) for name, value in self.to_dict().items())
+
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON."""
         result = {**vars(self), "criteria": self.criteria.to_dict()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -130,26 +129,9 @@ class Outliers:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self.summary())
-        names = ("sequence", "feature", "L%", "S%", "max", "critical")
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{cell}</td>"
-                for cell in (
-                    "all" if row.sequence is None else row.sequence,
-                    row.feature,
-                    percent(row.layer_fraction),
-                    percent(row.position_fraction),
-                    f"{row.max_magnitude:.4g}",
-                    f"{row.critical_magnitude:.4g}",
-                )
-            )
-            + "</tr>"
-            for row in self.features[:20]
-        )
-        title = "".join(f"<th>{name}</th>" for name in names)
-        return f"<table>{head}</table><table><tr>{title}</tr>{body}</table>"
+        from analyze.notebook import facts, rows, stack
+
+        return stack(facts(self.summary()), rows([vars(row) for row in self.features]))
 
 
 def find_outliers(

@@ -46,6 +46,39 @@ class Info:
     bytes: int
     attributes: dict[str, Any]
 
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values for a reader, without the attributes."""
+        from analyze.tables import size
+
+        unfinished = f"unfinished: {self.done} of {self.sequences} sequences are done; "
+        rows = [
+            (
+                "capture",
+                "complete"
+                if self.complete
+                else unfinished + "run the same outliers capture command again to finish it",
+            ),
+            ("format version", str(self.format_version)),
+            ("sequences", f"{self.sequences:,} of {self.positions:,} positions"),
+            ("layers", f"{self.layers} with sites {', '.join(self.sites)}"),
+            ("features", f"{self.features:,}"),
+            ("activations kept", self.raw),
+            ("perplexity", "unknown" if math.isnan(self.perplexity) else f"{self.perplexity:.2f}"),
+            ("size on disk", size(self.bytes)),
+        ]
+        return rows + [(f"not finite, {name}", f"{count:,} values") for name, count in self.nonfinite.items() if count]
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Attributes that are worth a line: without those that are null, or told by `summary`, or a table."""
+        told = ("format", "format_version", "raw", "sites")
+        return {name: value for name, value in self.attributes.items() if value is not None and name not in told}
+
+    def _repr_html_(self) -> str:
+        from analyze.notebook import facts, stack
+
+        return stack(facts(self.summary()), facts(self.known.items(), caption="attributes"))
+
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers info --json` prints: strict JSON."""
         result = {**vars(self), "sites": list(self.sites)}

@@ -63,6 +63,21 @@ class Null:
         """Share of permutations with at most this count: small where hits crowd into few features."""
         return float(1 + np.count_nonzero(self.null_counts <= self.count)) / (1 + self.repeats)
 
+    def _repr_html_(self) -> str:
+        from analyze.notebook import facts
+
+        return facts(self.summary())
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values for a reader."""
+        low, high = self.interval
+        return [
+            ("criterion", str(self.criteria)),
+            ("outliers", f"{self.count:,} ({self.distinct_features:,} distinct features)"),
+            ("after permutation", f"{self.mean:,.1f} on average, 95% of {self.repeats} in {low:g} to {high:g}"),
+            ("p", f"{self.p_more:.3g} that chance finds as many, {self.p_fewer:.3g} that it finds as few"),
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers null --json` prints."""
         low, high = np.quantile(self.null_distinct, _INTERVAL)

@@ -74,7 +74,11 @@ class Sweep:
         return {"hidden_size": self.hidden_size, "criteria": self.criteria.to_dict(), "rows": all_jsonable(self.rows)}
 
     def _repr_html_(self) -> str:
-        return str(self.table._repr_html_())
+        from analyze.notebook import facts, rows, stack
+
+        c = self.criteria
+        view = f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}"
+        return stack(facts([("swept", view), ("width", f"{self.hidden_size:,}")]), rows(self.rows))
 
 
 def sweep(

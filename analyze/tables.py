@@ -83,24 +83,10 @@ def print_sweep(result: Sweep) -> None:
 
 def print_info(info: Info) -> None:
     """What a store holds."""
-    state = "complete" if info.complete else f"unfinished: {info.done} of {info.sequences} sequences are done"
-    attributes = {name: value for name, value in info.attributes.items() if value is not None}
-    rows = [
-        ("capture", state + ("" if info.complete else "; run the same outliers capture command again to finish it")),
-        ("format version", str(info.format_version)),
-        ("sequences", f"{info.sequences:,} of {info.positions:,} positions"),
-        ("layers", f"{info.layers} with sites {', '.join(info.sites)}"),
-        ("features", f"{info.features:,}"),
-        ("activations kept", info.raw),
-        ("perplexity", "unknown" if math.isnan(info.perplexity) else f"{info.perplexity:.2f}"),
-        ("size on disk", size(info.bytes)),
-    ]
-    rows += [(f"not finite, {name}", f"{count:,} values") for name, count in info.nonfinite.items() if count]
     out = console()
-    out.print(_facts(rows))
+    out.print(_facts(info.summary()))
     out.print()
-    shown = [name for name in attributes if name not in ("format", "format_version", "raw", "sites")]
-    out.print(_facts([(name, plain(attributes[name])) for name in shown]))
+    out.print(_facts([(name, plain(value)) for name, value in info.known.items()]))
 
 
 def print_metrics(rows: list[dict[str, Any]], table: DettmersTable, tokens: list[dict[str, Any]]) -> None:
@@ -122,17 +108,7 @@ def print_metrics(rows: list[dict[str, Any]], table: DettmersTable, tokens: list
 
 def print_null(result: Null) -> None:
     """Found, and found by chance."""
-    low, high = result.interval
-    console().print(
-        _facts(
-            [
-                ("criterion", str(result.criteria)),
-                ("outliers", f"{result.count:,} ({result.distinct_features:,} distinct features)"),
-                ("after permutation", f"{result.mean:,.1f} on average, 95% of {result.repeats} in {low:g} to {high:g}"),
-                ("p", f"{result.p_more:.3g} that chance finds as many, {result.p_fewer:.3g} that it finds as few"),
-            ]
-        )
-    )
+    console().print(_facts(result.summary()))
 
 
 def print_ablation(result: Ablation) -> None:

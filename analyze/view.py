@@ -114,6 +114,18 @@ class View:
             )
         return replace(self, **changes)
 
+    def _repr_html_(self) -> str:
+        from dataclasses import fields
+
+        from analyze.notebook import facts
+
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        pairs = [
+            (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, tuple) else value)
+            for name, value in shown.items()
+        ]
+        return facts(pairs, caption=type(self).__name__)
+
     def select(self, data: xr.Dataset) -> xr.Dataset:
         """Part of a Dataset that counts, along whichever of the dimensions it has."""
         chosen: dict[str, Any] = {}
