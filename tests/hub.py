@@ -1,0 +1,286 @@
+"""A stand-in for the Hugging Face Hub: the part of its HTTP API that an upload and a reader use, over `http.server`.
+
+Files are `regular` (in the commit) or `lfs` by size, as on the Hub. A client with Xet sends the large ones to the
+content-addressed storage: what comes there is counted, not put together again, so that only their digests are known.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+TOKEN = "hf_writer"
+
+
+@dataclass
+class File:
+    """One file of a repository; large ones are known by their digest."""
+
+    content: bytes | None
+    size: int
+    sha256: str | None = None
+
+    @property
+    def git(self) -> str:
+        assert self.content is not None
+        return hashlib.sha1(b"blob %d\0" % self.size + self.content).hexdigest()
+
+
+@dataclass
+class Repository:
+    """A dataset: files as of the last commit, and what each commit did."""
+
+    private: bool = False
+    files: dict[str, File] = field(default_factory=dict)
+    commits: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Hub:
+    """What the server holds, and what it was asked."""
+
+    url: str = ""
+    large: int = 10**9
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    cas_bytes: int = 0
+    organisations: tuple[str, ...] = ("org",)
+    fault: Callable[[str, str], int | None] = lambda method, path: None
+
+    def asked(self, method: str, part: str) -> int:
+        """How many requests of this method had this in their path."""
+        return sum(m == method and part in path for m, path in self.requests)
+
+
+@contextmanager
+def running(**settings: Any) -> Iterator[Hub]:
+    """A Hub that listens on a free port of this machine."""
+    hub = Hub(**settings)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _answer(self, status: int, body: Any = b"", **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        given = {"Content-Length": str(len(data)), "Content-Type": "application/json"}
+        for name, value in {**given, **{key.replace("_", "-"): text for key, text in headers.items()}}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _body(self) -> bytes:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _handle(self) -> None:
+        body = self._body()
+        split = urlsplit(self.path)
+        path, query = unquote(split.path), parse_qs(split.query)
+        self.hub.requests.append((self.command, path))
+        status = self.hub.fault(self.command, path)
+        if status is not None:
+            self._answer(status, {"error": f"fault {status}"}, X_Error_Message=f"fault {status}")
+            return
+        parts = path.strip("/").split("/")
+        if parts[0] == "lfs":
+            self._store(parts[1], body)
+        elif parts[0] == "cas":
+            self._cas(parts[1:], body)
+        elif path == "/api/validate-yaml":
+            self._validate(json.loads(body))
+        elif self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}"):
+            self._answer(401, {"error": "Invalid user token."}, X_Error_Message="Invalid user token.")
+        elif path == "/api/whoami-v2":
+            known = self.headers.get("Authorization") is not None
+            self._answer(200 if known else 401, {"name": "writer", "type": "user"} if known else {"error": "who?"})
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif parts[:2] == ["api", "datasets"]:
+            self._api("/".join(parts[2:4]), parts[4:], query, body)
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self._batch(json.loads(body))
+        elif len(parts) > 5 and parts[3] == "resolve":
+            self._resolve("/".join(parts[1:3]), "/".join(parts[5:]))
+        else:
+            self._answer(404, {"error": "no such path"})
+
+    do_GET = do_HEAD = do_POST = do_PUT = _handle
+
+    def _validate(self, asked: dict[str, Any]) -> None:
+        import yaml
+
+        header = yaml.safe_load(asked["content"].split("---")[1])
+        known = ("unknown", "apache-2.0", "odc-by", "cc-by-4.0", "other")
+        if header.get("license") not in known:
+            self._answer(400, {"errors": [{"message": '"license" must be one of the known ones'}], "warnings": []})
+        else:
+            self._answer(200, {"errors": [], "warnings": []})
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if asked["organization"] not in self.hub.organisations:
+            text = f'You don\'t have the rights to create a dataset under the namespace "{asked["organization"]}"'
+            self._answer(403, {"error": text}, X_Error_Message=text)
+        elif name in self.hub.repositories:
+            self._answer(409, {"error": "exists", "url": f"{self.hub.url}/datasets/{name}"})
+        else:
+            private = asked.get("private") is True or asked.get("visibility") == "private"
+            self.hub.repositories[name] = Repository(private=private)
+            self._answer(200, {"url": f"{self.hub.url}/datasets/{name}"})
+
+    def _api(self, name: str, rest: list[str], query: dict[str, list[str]], body: bytes) -> None:
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            self._answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        elif not rest or rest[0] == "revision":
+            self._answer(200, {"id": name, "sha": "0" * 40, "private": repository.private, "siblings": []})
+        elif rest[0] == "tree":
+            self._tree(repository, "/".join(rest[2:]), query.get("recursive") == ["true"])
+        elif rest[0] == "paths-info":
+            given = json.loads(body) if body.startswith(b"{") else parse_qs(body.decode())
+            paths = given["paths"]
+            found = [self._entry(path, repository.files[path]) for path in paths if path in repository.files]
+            folders = {folder for path in repository.files for folder in _parents(path)} & set(paths)
+            self._answer(200, found + [{"type": "directory", "path": path, "oid": "0" * 40} for path in folders])
+        elif rest[0] == "preupload":
+            self._preupload(repository, json.loads(body))
+        elif rest[0] == "commit":
+            self._commit(name, repository, [json.loads(line) for line in body.splitlines()])
+        elif rest[0].startswith("xet-"):
+            token = {"casUrl": f"{self.hub.url}/cas", "exp": int(time.time()) + 3600, "accessToken": "cas"}
+            headers = {"X_Xet_Cas_Url": token["casUrl"], "X_Xet_Access_Token": "cas"}
+            self._answer(200, token, X_Xet_Token_Expiration=str(token["exp"]), **headers)
+        else:
+            self._answer(404, {"error": "no such path"})
+
+    @staticmethod
+    def _entry(path: str, file: File) -> dict[str, Any]:
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": file.size}
+        if file.sha256 is None:
+            return {**entry, "oid": file.git}
+        return {**entry, "oid": "1" * 40, "lfs": {"oid": file.sha256, "size": file.size, "pointerSize": 130}}
+
+    def _tree(self, repository: Repository, folder: str, recursive: bool) -> None:
+        below = {path: file for path, file in repository.files.items() if not folder or path.startswith(f"{folder}/")}
+        if folder and not below:
+            self._answer(404, {"error": "no such folder"}, X_Error_Code="EntryNotFound")
+            return
+        depth = len(folder.split("/")) if folder else 0
+        folders = sorted({name for path in below for name in _parents(path) if len(name.split("/")) > depth})
+        found = [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in folders]
+        found += [self._entry(path, file) for path, file in below.items()]
+        if not recursive:
+            found = [entry for entry in found if len(entry["path"].split("/")) == depth + 1]
+        self._answer(200, found)
+
+    def _preupload(self, repository: Repository, asked: dict[str, Any]) -> None:
+        answers = []
+        for file in asked["files"]:
+            known = repository.files.get(file["path"])
+            answers.append(
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["size"] >= self.hub.large else "regular",
+                    "shouldIgnore": False,
+                    "oid": None if known is None else known.git if known.sha256 is None else known.sha256,
+                }
+            )
+        self._answer(200, {"files": answers})
+
+    def _commit(self, name: str, repository: Repository, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                content = base64.b64decode(value["content"])
+                repository.files[value["path"]] = File(content, len(content))
+            elif line["key"] == "lfsFile":
+                content = self.hub.objects.get(value["oid"])
+                repository.files[value["path"]] = File(content, value["size"], value["oid"])
+            elif line["key"] == "deletedFolder":
+                for path in [path for path in repository.files if path.startswith(value["path"].rstrip("/") + "/")]:
+                    del repository.files[path]
+        paths = [line["value"]["path"] for line in lines[1:]]
+        repository.commits.append({"summary": lines[0]["value"]["summary"], "paths": paths})
+        oid = f"{len(repository.commits):040x}"
+        url = f"{self.hub.url}/datasets/{name}/commit/{oid}"
+        self._answer(200, {"success": True, "commitOid": oid, "commitUrl": url})
+
+    def _batch(self, asked: dict[str, Any]) -> None:
+        answers = []
+        for item in asked["objects"]:
+            action = {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}"}}
+            answers.append(item if item["oid"] in self.hub.objects else {**item, "actions": action})
+        self._answer(200, {"transfer": "basic", "objects": answers})
+
+    def _store(self, oid: str, body: bytes) -> None:
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.hub.objects[oid] = body
+        self._answer(200)
+
+    def _cas(self, rest: list[str], body: bytes) -> None:
+        self.hub.cas_bytes += len(body)
+        if self.command == "POST" and "xorbs" in rest:
+            self._answer(200, {"was_inserted": True})
+        elif self.command == "POST" and rest == ["v1", "shards"]:
+            self._answer(200, {"result": 1})
+        elif self.command == "HEAD":
+            self._answer(200)
+        else:
+            self._answer(404, {"error": "unknown chunk"})
+
+    def _resolve(self, name: str, path: str) -> None:
+        repository = self.hub.repositories.get(name)
+        file = None if repository is None else repository.files.get(path)
+        if file is None or file.content is None:
+            self._answer(404, {"error": "no such file"}, X_Error_Code="EntryNotFound")
+            return
+        etag = file.git if file.sha256 is None else file.sha256
+        headers = {"ETag": f'"{etag}"', "X_Repo_Commit": "0" * 40, "Accept_Ranges": "bytes"}
+        asked = self.headers.get("Range")
+        if asked is None or self.command == "HEAD":
+            self._answer(200, file.content, **headers)
+            return
+        first, last = asked.removeprefix("bytes=").split("-")
+        start = int(first) if first else file.size - int(last)
+        stop = int(last) + 1 if first and last else file.size
+        part = file.content[start:stop]
+        self._answer(206, part, Content_Range=f"bytes {start}-{start + len(part) - 1}/{file.size}", **headers)
+
+
+def _parents(path: str) -> list[str]:
+    return list(itertools.accumulate(path.split("/")[:-1], lambda a, b: f"{a}/{b}"))
