@@ -7,7 +7,7 @@ LEAN := .venv-analyze
 STORE := data/smollm2-135m.zarr
 CAPTURE := --text python-docs --sequences 8 --length 1024 --dtype bfloat16
 
-.PHONY: demo test fast check test-analyze bench clean
+.PHONY: demo test fast check test-analyze sweep bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,11 @@ demo: $(VENV)/.installed
 	@echo "  $(BIN)/outliers sweep $(STORE) --signal output --magnitude 1:8:0.1 --layers 0.1:1:0.1 --plot data/grid.png"
 	@echo "  $(BIN)/outliers info $(STORE)"
 
+# Several models one after another, as docs/recipes.md tells; the second time nothing is left to do.
+sweep: $(VENV)/.installed
+	$(BIN)/outliers run data/recipes/offline.toml --out data/offline
+	$(BIN)/outliers run data/recipes/offline.toml --out data/offline
+
 test: $(VENV)/.installed
 	$(BIN)/pytest
 
@@ -54,4 +59,4 @@ bench: $(VENV)/.installed
 	$(BIN)/pytest tests/benchmarks -s
 
 clean:
-	rm -rf $(VENV) $(LEAN) $(STORE)
+	rm -rf $(VENV) $(LEAN) $(STORE) data/offline

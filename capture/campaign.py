@@ -6,42 +6,24 @@ the sweep. Whatever is finished is left alone, so that the same command goes on 
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import json
-import os
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
+from capture.errand import StepError, run_outliers
+from capture.forecast import finished_share, store_path
 from capture.hub_cache import cached_repository, remove_repository
-from capture.progress import Reporter
 from capture.recipe import Entry, Recipe
 from capture.schema import OutliersError
 from capture.shards import AtomicFile
 from capture.store import StoreWriter
 
-# A recipe's folder is the working directory, and nothing in it must be imported: -P keeps it off the path.
-_OUTLIERS: Final = (
-    *(sys.executable, "-P", "-c"),
-    "import sys, analyze.cli; sys.argv[0] = 'outliers'; sys.exit(analyze.cli.main())",
-)
-_GRACE: Final = 30.0  # seconds that a process has to end by itself after an interruption
-_COMPLAINT: Final = "outliers: "
 _ABLATED: Final = 4  # sequences of each store, as `outliers ablate` has by default
-
-
-class StepError(Exception):
-    """A step that did not succeed, told in one line."""
 
 
 @dataclass
@@ -88,122 +70,6 @@ class Results:
         """Reasons by the name of what failed."""
         failed = {outcome.name: outcome.reason for outcome in self.models if outcome.status == "failed"}
         return {name: reason for name, reason in {**failed, "comparison": self.comparison_failure}.items() if reason}
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a model of a recipe would take.
-
-    Parameters
-    ----------
-    name : of the model
-    missing_bytes : bytes on disk that are still to be written; None where that cannot be told
-    note : what is there already, or why nothing can be told
-    failed : whether the model would fail, as far as can be told
-    """
-
-    name: str
-    missing_bytes: int | None
-    note: str
-    failed: bool = False
-
-
-def store_path(out: Path, entry: Entry) -> Path:
-    """Where the store of a model is."""
-    return out / f"{entry.name}.zarr"
-
-
-def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
-    """Share of a model's sequences that are captured already, 0 to 1.
-
-    Raises
-    ------
-    OutliersError
-        Something else is there, or a store of another request.
-    """
-    path = store_path(out, entry)
-    if not os.path.lexists(path):
-        return 0.0
-    store = StoreWriter(path)
-    done = store.done()
-    asked = {**_defaults(), **entry.options}
-    had = {
-        "model": store.attributes.get("model_id"),
-        "text": store.attributes.get("text_source"),
-        "sequences": store.sizes.sequences,
-        "length": store.sizes.positions,
-        "dtype": store.attributes.get("compute_dtype"),
-        "raw": store.raw,
-        "compression": store.compression,
-        "bos": store.attributes.get("bos"),
-    }
-    asked = {**asked, "model": entry.model}
-    differences = [
-        f"{key} ({value} in the store, {asked[key]} in the recipe)"
-        for key, value in had.items()
-        if asked[key] not in (value, "auto", None)
-    ]
-    if differences:
-        raise OutliersError(
-            f"{path} was made by another request than {recipe.path} has; it differs in {'; '.join(differences)}; "
-            "give the model another name, remove the store, or choose another --out"
-        )
-    return float(done.mean())
-
-
-def forecast(recipe: Recipe, out: Path, reporter: Reporter, only: Sequence[str] = ()) -> list[Forecast]:
-    """Predict what each model would take, from configurations and what is on the disk; nothing runs.
-
-    A model's own configuration serves where it can be had, else the one that the recipe names as `config`.
-    """
-    return [_forecast(recipe, entry, out, reporter) for entry in recipe.chosen(only)]
-
-
-def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Forecast:
-    try:
-        share = finished_share(recipe, entry, out)
-    except OutliersError as error:
-        return Forecast(entry.name, 0, str(error), failed=True)
-    if share == 1:
-        return Forecast(entry.name, 0, "finished already")
-    note = "" if share == 0 else f"{share * 100:.0f}% of the sequences are there"
-    try:
-        return Forecast(entry.name, round(_estimate(recipe, entry, entry.model, reporter) * (1 - share)), note)
-    except OutliersError as error:
-        if entry.config is None:
-            return Forecast(entry.name, None, str(error), failed=True)
-    try:
-        size = _estimate(recipe, entry, entry.config, reporter)
-    except OutliersError as error:
-        return Forecast(entry.name, None, str(error), failed=True)
-    return Forecast(entry.name, round(size * (1 - share)), f"{note}; by {entry.config}".removeprefix("; "))
-
-
-def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> int:
-    from capture.estimate import estimate
-
-    known = inspect.signature(estimate).parameters
-    options = {key: value for key, value in entry.options.items() if key in known}
-    with contextlib.chdir(recipe.path.absolute().parent):
-        return estimate(model, **options, reporter=reporter).store_bytes
-
-
-def check_room(forecasts: Sequence[Forecast], out: Path) -> None:
-    """Refuse what the disk has no room for.
-
-    Raises
-    ------
-    OutliersError
-        The file system of `out` has fewer bytes free than the forecasts need together.
-    """
-    needed = sum(item.missing_bytes or 0 for item in forecasts)
-    folder = next(parent for parent in (out.absolute() / "x").parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutliersError(
-            f"the recipe needs about {needed / 1e9:,.2f} GB and the disk of {out} has {free / 1e9:,.2f} GB free; "
-            'free some room, run some of it with --only, or ask for fewer sequences or raw = "none"'
-        )
 
 
 def run_recipe(
@@ -303,7 +169,10 @@ class _Campaign:
             with partial.open("w", encoding="utf-8") as output:
                 self._outliers([*words, "--json"], log, output)
             partial.replace(target)
-        answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        try:
+            answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StepError(f"{target} is no JSON file ({error}); remove it, and it is made again") from error
         return answer
 
     def _ablate(self, entry: Entry, preset: str, found: dict[str, Any], log: IO[str]) -> None:
@@ -372,71 +241,8 @@ class _Campaign:
         with AtomicFile(self._out / "results.json") as output:
             output.write(json.dumps(results, indent=1).encode())
 
-    def _outliers(self, words: list[str], log: IO[str], output: IO[str] | None = None) -> None:
-        """Run one command in the recipe's folder; what it says goes to the log and to the user.
-
-        Raises
-        ------
-        StepError
-            It did not succeed.
-        """
-        log.write(f"$ {shlex.join(['outliers', *words])}\n")
-        log.flush()
-        last = complaint = ""
-        process = subprocess.Popen(
-            [*_OUTLIERS, *words],
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if output is None else output,
-            stderr=subprocess.STDOUT if output is None else subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        with _interruptible(process):
-            said = process.stdout if output is None else process.stderr
-            assert said is not None
-            for line in filter(str.strip, said):
-                log.write(line)
-                if complaint:
-                    self._tell(f"  {complaint}")
-                last = line.rstrip()
-                # The last one is the reason of a failure, and told as that.
-                complaint = last if last.startswith(_COMPLAINT) else ""
-                if not complaint:
-                    self._tell(f"  {last}")
-            code = process.wait()
-        log.flush()
-        if code in (130, -signal.SIGINT):
-            raise KeyboardInterrupt
-        if code:
-            raise StepError(_reason(words[0], code, last.removeprefix(_COMPLAINT)))
-
-
-@contextlib.contextmanager
-def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Wait for a process; where this one is interrupted, do not leave it behind."""
-    with process:
-        try:
-            yield
-        except BaseException:
-            # Ctrl-C on a terminal reached it too: let it end in its own way, then ask, then insist.
-            for number, grace in ((None, _GRACE / 6), (signal.SIGINT, _GRACE), (signal.SIGKILL, None)):
-                if number is not None:
-                    process.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=grace)
-                    break
-            raise
-
-
-def _reason(step: str, code: int, said: str) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        why = ", most likely for want of memory" if code == -signal.SIGKILL else ""
-        return f"{step} was ended by {name}{why}"
-    if code == 2:
-        return said
-    return f"{step} broke with exit code {code}: {said}; this is a bug, please report it with the log"
+    def _outliers(self, words: Sequence[str], log: IO[str], output: IO[str] | None = None) -> None:
+        run_outliers(words, self._folder, log, self._tell, output)
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
@@ -451,12 +257,6 @@ def _words(options: Mapping[str, Any]) -> list[str]:
         else:
             words += [f"--{flag}", str(value)]
     return words
-
-
-def _defaults() -> dict[str, Any]:
-    from capture.run import capture
-
-    return {name: parameter.default for name, parameter in inspect.signature(capture).parameters.items()}
 
 
 def _captured(store: Path) -> float:
@@ -476,13 +276,3 @@ def _read_results(out: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return results if isinstance(results, dict) else {}
-
-
-def terminate_like_ctrl_c() -> None:
-    """Let a batch system's SIGTERM end the sweep as Ctrl-C does: in order, and its process with it."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)

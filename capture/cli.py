@@ -17,7 +17,8 @@ from capture.ablate_command import ablate_command
 from capture.schema import OutliersError
 
 if TYPE_CHECKING:
-    from capture.campaign import Forecast, Outcome
+    from capture.campaign import Outcome
+    from capture.forecast import Forecast
 
 Model = Annotated[
     str,
@@ -280,7 +281,9 @@ def run_command(
     Example: outliers run data/recipes/offline.toml --out data/offline
     """
     prepare()
-    from capture.campaign import check_room, forecast, run_recipe, terminate_like_ctrl_c
+    from capture.campaign import run_recipe
+    from capture.errand import terminate_like_ctrl_c
+    from capture.forecast import check_room, forecast
     from capture.progress import Display
     from capture.recipe import read_recipe
 

@@ -157,6 +157,8 @@ def _entry(table: Any, defaults: Options, where: str) -> Entry:
     if "model" not in values:
         raise OutliersError(f"{where}: the key model is missing; expected what outliers capture takes as MODEL")
     model = values["model"]
+    if model.startswith("-"):
+        raise OutliersError(f"{where}: model = {model!r} looks like an option; expected what outliers capture takes")
     name = values.get("name", _name_of(model))
     if not _NAME.fullmatch(name):
         raise OutliersError(

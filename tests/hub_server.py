@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -96,3 +98,13 @@ def serving(folder: Path, repository: str) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def connect(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `huggingface_hub` take this server for the hub, and a folder for its cache."""
+    from huggingface_hub import constants
+
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

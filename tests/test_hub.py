@@ -16,7 +16,7 @@ from capture import hub as patience
 from capture.hub import passing_fault, patiently
 from capture.progress import Display, Silence
 from capture.schema import OutliersError
-from tests.hub_server import Hub, serving
+from tests.hub_server import Hub, connect, serving
 
 
 class Refused(Exception):
@@ -159,13 +159,9 @@ def test_a_wait_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The tiny model's files, served as org/tiny."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    pytest.importorskip("huggingface_hub")
     with serving(checkpoint, "org/tiny") as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        connect(hub, tmp_path / "cache", monkeypatch)
         yield hub
 
 
