@@ -1,15 +1,12 @@
-"""A store in xarray's own words: the accessor `Dataset.outliers`, and the engine `outliers` of `open_dataset`."""
+"""A store in xarray's own words: the accessor `Dataset.outliers`, registered when `analyze` is imported."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from xarray.backends import BackendEntrypoint
 
 from capture.schema import (
     FEATURE,
@@ -48,12 +45,13 @@ class OutliersAccessor:
     these, not by `isel`: the stored peaks of a layer are taken over all positions, and those of a position over all
     layers.
 
-    A Dataset that plain xarray opened has not the checks of `analyze.open_store` and of the engine `outliers`: zarr
-    reads a chunk whose file is missing as NaN, silently. A flipped bit is an error in either.
+    A Dataset that plain xarray opened has not the checks of `analyze.open_store`: zarr reads a chunk whose file is
+    missing as NaN, silently (a flipped bit is an error in either), and results of streaming passes are not kept. The
+    Dataset of `open_store` has this accessor as well.
 
     Parameters
     ----------
-    dataset : opened by `xarray.open_zarr`, `xarray.open_dataset(..., engine="outliers")` or `analyze.open_store`
+    dataset : opened by `xarray.open_zarr` or `analyze.open_store`
 
     Raises
     ------
@@ -123,35 +121,6 @@ class OutliersAccessor:
         from analyze.portraits.residual import walk
 
         return walk(checked(self._dataset), feature, **settings)
-
-
-class StoreBackend(BackendEntrypoint):
-    """`xarray.open_dataset(path, engine="outliers")`: a store as `analyze.open_store` opens it, every chunk checked."""
-
-    description = "Open a store of outlier-features; missing and damaged chunks are errors"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables")
-
-    def open_dataset(self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None) -> xr.Dataset:
-        """Open a store.
-
-        Raises
-        ------
-        OutliersError
-            As `analyze.open_store`.
-        """
-        from analyze.load import open_store
-
-        if not isinstance(filename_or_obj, str | os.PathLike):
-            raise OutliersError(f"cannot open {type(filename_or_obj).__name__}; expected the path of a store")
-        store = open_store(Path(filename_or_obj))
-        for variable in store.variables.values():
-            if variable.chunks is not None:  # what `chunks={}` keeps to
-                variable.encoding["preferred_chunks"] = dict(zip(variable.dims, variable.chunks, strict=True))
-        return store if drop_variables is None else store.drop_vars(drop_variables, errors="ignore")
-
-    def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Never: whoever wants this engine names it, and everyone else gets zarr's."""
-        return False
 
 
 def checked(dataset: xr.Dataset) -> xr.Dataset:
