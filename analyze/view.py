@@ -131,7 +131,7 @@ class View:
         chosen: dict[str, Any] = {}
         if self.layer_range is not None:
             chosen[LAYER] = slice(*self.layer_range)
-        if self.sites is not None:
+        if self.sites is not None and SITE in data.dims:
             known = [str(site) for site in data[SITE].values]
             chosen[SITE] = [known.index(site) for site in self.sites]
         if self.sequences is not None:
