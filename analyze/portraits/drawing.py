@@ -63,7 +63,7 @@ def signed_ticks(high: float, linear: float) -> list[float]:
     """Powers of ten on both sides of zero, from `linear` up, on a symmetric logarithmic scale."""
     first, last = int(np.ceil(np.log10(linear))), int(np.floor(np.log10(high)))
     powers = [10.0**k for k in range(first, last + 1)]
-    step = -(-len(powers) // 5)
+    step = max(1, -(-len(powers) // 5))
     powers = powers[::-1][::step][::-1]
     return [*(-power for power in reversed(powers)), 0.0, *powers]
 

@@ -147,7 +147,7 @@ def _draw_layers(axes: Axes, found: Portrait) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel(f"value{UNITS[found.criteria.scale]}")
     several = found.layers.sizes["sequence"] > 1
-    axes.set_title("smallest and largest value" + ("; median and range of sequences" if several else ""), fontsize=9)
+    axes.set_title("smallest and largest value" + (": median and range of sequences" if several else ""), fontsize=9)
     axes.legend(fontsize=8, frameon=False)
 
 
@@ -176,7 +176,7 @@ def _draw_tokens(axes: Axes, found: Portrait) -> None:
 
 
 def _draw_ranking(axes: Axes, found: Portrait) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     rank = np.arange(1, found.ranking.size + 1)
     drawn = np.isfinite(found.ranking) & (found.ranking > 0)
@@ -191,9 +191,10 @@ def _draw_ranking(axes: Axes, found: Portrait) -> None:
         )  # fmt: skip
     axes.axhline(found.criteria.magnitude, color="0.3", linewidth=1, linestyle=":")
     axes.margins(y=0.1)
-    axes.set_xscale("log")
     if drawn.any():
+        axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
