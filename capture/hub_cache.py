@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from capture.models import OFFLINE_MODEL
@@ -32,17 +33,14 @@ def remove_repository(repository: str) -> int:
     import huggingface_hub
 
     try:
-        cache = huggingface_hub.scan_cache_dir()
+        cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
     except huggingface_hub.CacheNotFound:
         return 0
-    revisions = [
-        revision.commit_hash
-        for repo in cache.repos
-        if repo.repo_type == "model" and repo.repo_id == repository
-        for revision in repo.revisions
-    ]
-    if not revisions:
+    repos = frozenset(repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id == repository)
+    if not repos:
         return 0
-    strategy = cache.delete_revisions(*revisions)
+    # A copy of a repository has the same commits: without the others, none of theirs can be meant.
+    own = dataclasses.replace(cache, repos=repos)
+    strategy = own.delete_revisions(*(revision.commit_hash for repo in repos for revision in repo.revisions))
     strategy.execute()
     return strategy.expected_freed_size
