@@ -23,11 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.load import array_name, box, fingerprint
+from analyze.load import array_name, box
 from analyze.steps import Steps
 from analyze.streaming import SequencePeaks
 from analyze.view import View
 from capture.schema import OutliersError
+from capture.store import Location
 
 _VERSION: Final = 1  # raised whenever peaks of the same view come out differently
 FOLDER: Final = ".views"
@@ -37,20 +38,39 @@ Shapes = dict[str, tuple[int, ...]]
 
 def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
     """Name of a view, or of what more was made of it; None where the Dataset is not just what `open_store` gave."""
-    mark = store.encoding.get("fingerprint")
-    if mark is None:
+    mark, location = store.encoding.get("mark"), store.encoding.get("location")
+    if mark is None or location is None:
         return None
     for name, variable in store.data_vars.items():
         if getattr(variable.data, "name", None) != array_name(mark, str(name)):
             return None
-    text = json.dumps({"version": _VERSION, "store": mark, "view": asdict(view.view), "more": more}, sort_keys=True)
+    identity = content_mark(store)
+    if identity is None:
+        return None
+    text = json.dumps({"version": _VERSION, "store": identity, "view": asdict(view.view), "more": more}, sort_keys=True)
     return sha256(text.encode()).hexdigest()[:32]
 
 
+def content_mark(store: xr.Dataset) -> str | None:
+    """What identifies the content of a store as it was opened; None where nothing does for sure."""
+    location: Location = store.encoding["location"]
+    if not location.distant:
+        mark: str = store.encoding["mark"]
+        return mark
+    if "content" not in store.encoding:
+        store.encoding["content"] = location.fingerprint()
+    return store.encoding["content"]
+
+
+def _unchanged(store: xr.Dataset) -> bool:
+    location: Location = store.encoding["location"]
+    return location.fingerprint() == content_mark(store)
+
+
 def _folders(store: xr.Dataset) -> list[Path]:
-    source = Path(store.encoding["source"])
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [source / FOLDER, user / "outlier-features" / "views"]
+    home: Path | None = store.encoding["location"].home
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outlier-features" / "views"
+    return [user] if home is None else [home / FOLDER, user]
 
 
 class SavedArray:
@@ -119,9 +139,8 @@ def write(
     draft, folder = _draft(store, key)
     try:
         _write_parts(draft, shapes, parts)
-        source = Path(store.encoding["source"])
-        if fingerprint(source) != store.encoding["fingerprint"]:
-            raise OutliersError(f"{source} changed while it was read; run the same command again")
+        if not _unchanged(store):
+            raise OutliersError(f"{store.encoding['source']} changed while it was read; run the same command again")
         (draft / "view.json").write_text(json.dumps(asdict(view.view), indent=1))
         final = folder / key
         shutil.rmtree(final, ignore_errors=True)  # not whole, or by another process at the same time
@@ -168,7 +187,7 @@ def read_steps(store: xr.Dataset, key: str) -> Steps | None:
 
 def write_steps(store: xr.Dataset, key: str, steps: Steps) -> None:
     """Keep step functions where that is possible; a sweep is complete without."""
-    if fingerprint(Path(store.encoding["source"])) != store.encoding["fingerprint"]:
+    if not _unchanged(store):
         return
     for folder in _folders(store):
         draft = folder / f".{key}.{secrets.token_hex(4)}.partial"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
+import math
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-import zarr
 from dask import is_dask_collection, optimize
 from dask.core import flatten
 from dask.local import get_sync
 
-from analyze.chunks import layout
+from analyze.sharing.location import open_location
 from capture.schema import (
     COORDINATES,
     FEATURE,
@@ -34,9 +33,27 @@ from capture.schema import (
     OutliersError,
     stored_variables,
 )
-from capture.store import MISSING, decode, open_group, read_chunk, read_index, stored_array
+from capture.store import (
+    MISSING,
+    TOKEN_TEXTS,
+    ArrayMetadata,
+    Folder,
+    Location,
+    decode,
+    decode_strings,
+    index_bytes,
+    parse_index,
+    read_array_metadata,
+    read_metadata,
+)
 
 Place = tuple[int, ...]
+
+_TOGETHER = 16  # files of a distant store that are asked for at once
+_SMALL = 2**25  # bytes of an array that is not worth more than one journey
+_OVERHEAD = 64  # bytes that encoding can add to a chunk, at most
+_CHECKSUM = 4
+_MOST_JSON = 2**20
 
 
 def box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
@@ -65,92 +82,106 @@ def box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any,
 
 
 class StoredArray:
-    """One array of a store, read on demand and checked.
+    """One array of a store, read on demand and checked, wherever the store is.
 
-    zarr reads a chunk whose file is missing as fill values. Here every chunk that a selection touches must be there.
+    zarr reads a chunk whose file is missing as fill values. Here every chunk that a selection touches must be there,
+    match its checksum and have the size that the metadata say.
 
     Parameters
     ----------
-    path : folder of the store
+    store : where it is
     name : name of the variable
     labels : names of the sites, for error messages
+    metadata : of the array; read from its own file where None
     """
 
-    def __init__(self, path: Path, name: str, labels: tuple[str, ...]) -> None:
-        self._path, self._name, self._labels = path, name, labels
-        self._open()
-
-    def _open(self) -> None:
-        array = zarr.open_array(self._path / self._name, mode="r")
-        self._array, self._layout = array, layout(array)
-        self.shape: tuple[int, ...] = array.shape
-        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+    def __init__(
+        self, store: Location | Path | str, name: str, labels: tuple[str, ...], metadata: ArrayMetadata | None = None
+    ) -> None:
+        location = open_location(store)
+        self._location, self._name, self._labels = location, name, labels
+        self._metadata = read_array_metadata(location, name) if metadata is None else metadata
+        self.shape = self._metadata.shape
+        self.dtype: np.dtype[Any] = np.dtype(self._metadata.dtype)
         self.ndim = len(self.shape)
-
-    def __getstate__(self) -> tuple[Path, str, tuple[str, ...]]:
-        return self._path, self._name, self._labels
-
-    def __setstate__(self, state: tuple[Path, str, tuple[str, ...]]) -> None:
-        self._path, self._name, self._labels = state
-        self._open()
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         slices, inner = box(key, self.shape)
-        touched = list(self._touched(slices))
         try:
-            values = np.asarray(self._array[slices]) if self._layout is None else self._decoded(slices, touched)
-            return np.asarray(values[inner])
+            return np.asarray(self._decoded(slices)[inner])
         except (ValueError, RuntimeError, OSError) as error:
             reason = " ".join(str(error).split()).split(". ")[0]
             raise self._damage(slices, reason) from error
 
-    def _touched(self, slices: tuple[slice, ...]) -> Iterator[tuple[Place, Path, tuple[int, int]]]:
-        """Chunks of a selection, each with its file, and its offset and length there; every one must be on disk."""
-        chunks = self._array.chunks
-        whole = chunks if self._array.shards is None else self._array.shards
-        inside = tuple(w // c for w, c in zip(whole, chunks, strict=True))
-        indices: dict[Path, npt.NDArray[np.uint64]] = {}
-        for place in itertools.product(
-            *(range(part.start // c, -(-part.stop // c)) for part, c in zip(slices, chunks, strict=True))
-        ):
-            key = self._array.metadata.encode_chunk_key(tuple(p // i for p, i in zip(place, inside, strict=True)))
-            file = self._path / self._name / key
-            if not file.is_file():
-                raise self._damage(slices, f"file {self._name}/{key} is missing")
-            if self._array.shards is None:
-                yield place, file, (0, file.stat().st_size)
-                continue
-            if file not in indices:
-                try:
-                    indices[file] = read_index(file, inside)
-                except (ValueError, OSError) as error:
-                    raise self._damage(slices, str(error)) from error
-            offset, length = indices[file][tuple(p % i for p, i in zip(place, inside, strict=True))]
-            if offset == MISSING:
-                corner = [slice(p * c, p * c + 1) for p, c in zip(place, chunks, strict=True)]
-                raise self._damage(corner, "a chunk is missing")
-            yield place, file, (int(offset), int(length))
-
-    def _decoded(
-        self, slices: tuple[slice, ...], touched: Sequence[tuple[Place, Path, tuple[int, int]]]
-    ) -> npt.NDArray[Any]:
+    def _decoded(self, slices: tuple[slice, ...]) -> npt.NDArray[Any]:
         """Values of a selection, its chunks decoded by this thread."""
-        kind = self._layout
-        assert kind is not None
-        result = np.empty([part.stop - part.start for part in slices], kind.dtype)
-        for place, file, (offset, length) in touched:
-            encoded = read_chunk(file, offset, length)
-            chunk = decode(encoded, kind.dtype, kind.chunk, compressed=kind.compressed)
+        about = self._metadata
+        spans = [range(part.start // c, -(-part.stop // c)) for part, c in zip(slices, about.chunk, strict=True)]
+        touched = list(itertools.product(*spans))
+        dtype = self.dtype.newbyteorder("<")
+        result: npt.NDArray[Any] | None = None
+        for place, encoded in self._encoded(slices, touched):
+            chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed)
             source, target = [], []
             for part, p, c in zip(slices, place, chunk.shape, strict=True):
                 start, stop = max(part.start, p * c), min(part.stop, (p + 1) * c)
                 source.append(slice(start - p * c, stop - p * c))
                 target.append(slice(start - part.start, stop - part.start))
             # Nearly a whole chunk is passed on as it is; a small part must not keep the rest in memory.
-            if len(touched) == 1 and 2 * result.size >= chunk.size:
+            if len(touched) == 1 and 2 * math.prod(part.stop - part.start for part in slices) >= chunk.size:
                 return chunk[tuple(source)]
+            if result is None:
+                result = np.empty([part.stop - part.start for part in slices], dtype)
             result[tuple(target)] = chunk[tuple(source)]
-        return result
+        return np.empty([part.stop - part.start for part in slices], dtype) if result is None else result
+
+    def _encoded(self, slices: tuple[slice, ...], touched: list[Place]) -> Iterator[tuple[Place, bytes]]:
+        """Chunks of a selection, each of which must be there; those of a distant store fetched many at a time."""
+        about, step = self._metadata, _TOGETHER if self._location.distant else 1
+        for start in range(0, len(touched), step):
+            places = touched[start : start + step]
+            files = [tuple(p // g for p, g in zip(place, about.grid, strict=True)) for place in places]
+            keys = [about.key(file) for file in files]
+            if about.shard is None:
+                parts = self._location.read(keys, about.chunk_bytes + _OVERHEAD)
+            else:
+                indices = self._indices(files)
+                requests = []
+                for place, key, file in zip(places, keys, files, strict=True):
+                    index = indices[file]
+                    if index is None:
+                        raise self._damage(slices, f"file {key} is missing")
+                    offset, length = index[tuple(p % g for p, g in zip(place, about.grid, strict=True))]
+                    if offset == MISSING:
+                        corner = [slice(p * c, p * c + 1) for p, c in zip(place, about.chunk, strict=True)]
+                        raise self._damage(corner, "a chunk is missing")
+                    if length > about.chunk_bytes + _OVERHEAD or length < _CHECKSUM:
+                        raise ValueError(f"file {key} is cut short, or its index says what cannot be")
+                    requests.append((key, int(offset), int(length)))
+                parts = list(self._location.ranges(requests))
+            for place, key, part in zip(places, keys, parts, strict=True):
+                if part is None:
+                    raise self._damage(slices, f"file {key} is missing")
+                yield place, part
+
+    def _indices(self, files: Sequence[Place]) -> dict[Place, npt.NDArray[np.uint64] | None]:
+        """Indices of shards; of a distant store those of the next shards too, in one journey."""
+        about = self._metadata
+        wanted = set(files)
+        if self._location.distant and SEQUENCE in VARIABLES[self._name].dims:
+            axis = VARIABLES[self._name].dims.index(SEQUENCE)
+            for file in files:
+                first = file[axis] // _TOGETHER * _TOGETHER
+                stop = min(first + _TOGETHER, about.files[axis])
+                wanted |= {(*file[:axis], n, *file[axis + 1 :]) for n in range(first, stop)}
+        order = sorted(wanted)
+        keys = [about.key(file) for file in order]
+        tails = self._location.tails(keys, index_bytes(about.grid))
+        found = dict(zip(order, zip(keys, tails, strict=True), strict=True))
+        return {
+            file: None if (tail := found[file][1]) is None else parse_index(*tail, about.grid, found[file][0])
+            for file in files
+        }
 
     def _damage(self, slices: Any, reason: str) -> OutliersError:
         where = []
@@ -162,26 +193,36 @@ class StoredArray:
                 where.append(f"{dim} {names[0]}" if names[0] == names[1] else f"{dim}s {names[0]} to {names[1]}")
         place = f" at {', '.join(where)}" if where else ""
         return OutliersError(
-            f"{self._path}: {self._name} is damaged{place} ({reason}); "
+            f"{self._location}: {self._name} is damaged{place} ({reason}); "
             "outliers verify lists all damage; restore the file from a copy, or capture again"
         )
 
 
 def fingerprint(path: Path) -> str:
-    """Digest of what identifies a store's content: its metadata, and name, size and time of each file of its arrays.
+    """Digest of what identifies the content of a store in a folder.
 
     Parameters
     ----------
     path : folder of the store
     """
-    digest = hashlib.sha256((path / "zarr.json").read_bytes())
-    for name in sorted(VARIABLES):
-        folder = path / name
-        if folder.is_dir():
-            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                status = entry.stat()
-                digest.update(f"{name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:32]
+    return Folder(path).fingerprint()
+
+
+def strings(location: Location, about: ArrayMetadata) -> tuple[str, ...]:
+    """Values of a one-dimensional array of strings in one chunk.
+
+    Raises
+    ------
+    ValueError, OSError
+        They are damaged, or another array.
+    """
+    if about.dtype != "string" or about.chunk != about.shape or len(about.shape) != 1 or about.shard is not None:
+        raise ValueError(f"{about.name} is {about.dtype}, in chunks of {about.chunk}; expected strings in one chunk")
+    key = about.key((0,))
+    (encoded,) = location.read([key], about.chunk_bytes + _OVERHEAD)
+    if encoded is None:
+        raise ValueError(f"file {key} is missing")
+    return tuple(decode_strings(encoded, about.shape[0]))
 
 
 def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
@@ -189,80 +230,84 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
 
     Parameters
     ----------
-    path : folder that `outliers capture` made
+    path : folder that `outliers capture` made, a `.zarr.zip` file that `outliers pack` made, or a URL of either:
+        `https://`, `s3://BUCKET/PATH` or `hf://datasets/ORG/NAME/PATH`
     partial : accept a store whose capture is unfinished; its sequences that are not `done` cannot be read
 
     Returns
     -------
-    Dataset of dask arrays, one dask chunk for each chunk of the store; dimensions `signal`, `sequence`, `layer`,
-    `site`, `position`, `feature`; attributes as captured
+    Dataset of dask arrays, one dask chunk for each chunk of the store (of a distant store, small arrays are one
+    chunk); dimensions `signal`, `sequence`, `layer`, `site`, `position`, `feature`; attributes as captured
 
     Raises
     ------
     OutliersError
-        Missing store, no store, newer format version, unfinished capture, missing variable, wrong dimensions or dtype.
-        Reading a damaged or missing chunk raises it later, at compute time.
+        Missing store, no store, a server that cannot be reached or refuses, newer format version, unfinished
+        capture, missing variable, wrong dimensions or dtype. Reading a damaged or missing chunk raises it later, at
+        compute time.
     """
-    path = Path(path)
-    group = open_group(path)
-    attributes = dict(group.attrs)
+    location = open_location(path)
+    metadata = read_metadata(location)
+    attributes, arrays = metadata.attributes, metadata.arrays
     raw = attributes.get("raw")
     if raw not in RAW_CHOICES:
         raise OutliersError(
-            f"{path}: attribute raw is {raw!r}; expected one of {', '.join(RAW_CHOICES)}; capture again"
+            f"{location}: attribute raw is {raw!r}; expected one of {', '.join(RAW_CHOICES)}; capture again"
         )
-    try:
-        arrays = {name: array for name, array in group.arrays() if name in VARIABLES or name in COORDINATES}
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutliersError(f"the metadata of {path} are damaged ({error}); restore zarr.json from a copy") from error
     wanted = (*COORDINATES, *(name for name in stored_variables(str(raw), bias="norm_bias" in arrays)))
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise OutliersError(
-            f"{path}: no variable {', '.join(missing)}; the store is damaged: restore it, or capture again"
+            f"{location}: no variable {', '.join(missing)}; the store is damaged: restore it, or capture again"
         )
     try:
-        labels = tuple(str(label) for label in np.asarray(arrays[SITE][...]))
-        signals = tuple(str(label) for label in np.asarray(arrays[SIGNAL][...]))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise OutliersError(f"{path}: the coordinates are damaged ({error}); restore them from a copy") from error
+        labels, signals = strings(location, arrays[SITE]), strings(location, arrays[SIGNAL])
+    except (ValueError, OSError) as error:
+        raise OutliersError(f"{location}: the coordinates are damaged ({error}); restore them from a copy") from error
     if signals != SIGNALS:
-        raise OutliersError(f"{path}: signal is {', '.join(signals)}; expected {', '.join(SIGNALS)}")
+        raise OutliersError(f"{location}: signal is {', '.join(signals)}; expected {', '.join(SIGNALS)}")
     sizes: dict[str, int] = {SIGNAL: len(signals), SITE: len(labels)}
     for name in wanted[len(COORDINATES) :]:
-        _check(path, arrays[name], name, sizes)
+        _check(location, arrays[name], sizes)
     if min(sizes.values()) == 0:
         empty = ", ".join(dim for dim, size in sizes.items() if size == 0)
-        raise OutliersError(f"{path}: dimension {empty} is empty; capture again")
+        raise OutliersError(f"{location}: dimension {empty} is empty; capture again")
 
-    mark = fingerprint(path)
+    mark = opening_mark(location)
     data = {}
     for name in wanted[len(COORDINATES) :]:
-        source = StoredArray(path, name, labels)
+        about = arrays[name]
+        source = StoredArray(location, name, labels, about)
+        whole = location.distant and math.prod(about.shape) * source.dtype.itemsize <= _SMALL
         lazy = da.from_array(
             source,
-            chunks=arrays[name].chunks,
+            chunks=about.shape if whole else about.chunk,
             name=array_name(mark, name),
             asarray=False,
             fancy=False,
             meta=np.empty((0,) * source.ndim, source.dtype),
         )
-        data[name] = (VARIABLES[name].dims, lazy, dict(arrays[name].attrs))
+        data[name] = (VARIABLES[name].dims, lazy, dict(about.attributes))
     coordinates: dict[str, Any] = {
         SIGNAL: list(signals),
         SITE: list(labels),
         **{dim: np.arange(sizes[dim]) for dim in (SEQUENCE, LAYER, POSITION, FEATURE)},
     }
     store = xr.Dataset(data, coords=coordinates, attrs=attributes)
-    store.encoding.update(source=str(path), fingerprint=mark)
+    store.encoding.update(source=str(location), location=location, mark=mark)
     if not partial:
         done = loaded(store["done"])
         if not done.all():
             raise OutliersError(
-                f"{path}: the capture is unfinished, {int(done.sum())} of {done.size} sequences are done; "
+                f"{location}: the capture is unfinished, {int(done.sum())} of {done.size} sequences are done; "
                 "run the same outliers capture command again, and it goes on where it stopped"
             )
     return store
+
+
+def opening_mark(location: Location) -> str:
+    """What the dask arrays of a store are named by: its fingerprint, or where that costs journeys, a name used once."""
+    return secrets.token_hex(16) if location.distant else str(location.fingerprint())
 
 
 def token_texts(store: xr.Dataset) -> dict[int, str]:
@@ -273,22 +318,28 @@ def token_texts(store: xr.Dataset) -> dict[int, str]:
     OutliersError
         The texts are damaged.
     """
-    source = store.encoding.get("source")
-    if source is None or not (Path(source) / VOCABULARY).is_dir():
+    location = store.encoding.get("location")
+    if location is None:
         return {}
+    arrays = read_metadata(location).arrays
+    if not all(name in arrays for name in TOKEN_TEXTS):
+        return {}
+    numbers, texts = (arrays[name] for name in TOKEN_TEXTS)
     try:
-        group = open_group(source)
-        arrays = [stored_array(group, f"{VOCABULARY}/{name}") for name in ("id", "text")]
-        if any(array.nchunks_initialized < array.nchunks for array in arrays):
-            raise ValueError("a file is missing")  # zarr alone would read fill values
-        ids, texts = (np.asarray(array[...]) for array in arrays)
-        if ids.ndim != 1 or ids.shape != texts.shape or ids.dtype.kind != "i":
-            raise ValueError(f"id is {ids.dtype} {ids.shape} and text {texts.dtype} {texts.shape}")
-        return {int(number): str(text) for number, text in zip(ids, texts, strict=True)}
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        if numbers.shape != texts.shape or numbers.dtype != "int32" or numbers.chunk != numbers.shape:
+            raise ValueError(f"id is {numbers.dtype} {numbers.shape} and text {texts.dtype} {texts.shape}")
+        key = numbers.key((0,))
+        (encoded,) = location.read([key], numbers.chunk_bytes + _OVERHEAD)
+        if encoded is None:
+            if location.read([f"{VOCABULARY}/zarr.json"], _MOST_JSON) == [None]:
+                return {}  # the folder was removed, which consolidated metadata do not know
+            raise ValueError(f"file {key} is missing")
+        ids = decode(encoded, "int32", numbers.shape, compressed=numbers.compressed)
+        return dict(zip(ids.tolist(), strings(location, texts), strict=True))
+    except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise OutliersError(
-            f"{source}: {VOCABULARY} is damaged ({reason}); restore that folder from a copy, or remove it"
+            f"{location}: {VOCABULARY} is damaged ({reason}); restore that folder from a copy, or remove it"
         ) from error
 
 
@@ -310,14 +361,16 @@ def array_name(mark: str, name: str) -> str:
     return f"outliers-{mark}-{name}"
 
 
-def _check(path: Path, array: zarr.Array[Any], name: str, sizes: dict[str, int]) -> None:
+def _check(location: Location, about: ArrayMetadata, sizes: dict[str, int]) -> None:
+    name, dims = about.name, about.dims
     expected = VARIABLES[name]
-    dims = getattr(array.metadata, "dimension_names", None)
-    if dims is None or tuple(dims) != expected.dims:
+    if dims is None or dims != expected.dims:
         found = "no dimension names" if dims is None else "dimensions (" + ", ".join(map(str, dims)) + ")"
-        raise OutliersError(f"{path}: {name} has {found}; expected ({', '.join(expected.dims)}); capture again")
-    if np.dtype(array.dtype) != np.dtype(expected.dtype):
-        raise OutliersError(f"{path}: {name} is {array.dtype}; expected {expected.dtype}; capture again")
-    for dim, size in zip(expected.dims, array.shape, strict=True):
+        raise OutliersError(f"{location}: {name} has {found}; expected ({', '.join(expected.dims)}); capture again")
+    if about.dtype != expected.dtype:
+        raise OutliersError(f"{location}: {name} is {about.dtype}; expected {expected.dtype}; capture again")
+    for dim, size in zip(expected.dims, about.shape, strict=True):
         if sizes.setdefault(dim, size) != size:
-            raise OutliersError(f"{path}: {name} has {size} along {dim}, other variables {sizes[dim]}; capture again")
+            raise OutliersError(
+                f"{location}: {name} has {size} along {dim}, other variables {sizes[dim]}; capture again"
+            )

@@ -8,6 +8,7 @@ offset and length, CRC-32C behind the index) and is read by any implementation.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -56,23 +57,60 @@ def decode(encoded: bytes, dtype: npt.DTypeLike, shape: tuple[int, ...], *, comp
     ValueError
         The bytes do not match their checksum, or are not those of a chunk of this dtype and shape.
     """
-    payload, checksum = encoded[:-_CHECKSUM_BYTES], encoded[-_CHECKSUM_BYTES:]
-    if _checksum(payload) != checksum:
-        raise ValueError("the values do not match their checksum")
-    values = np.empty(shape, np.dtype(dtype).newbyteorder("<"))
+    payload = checked_payload(encoded)
+    kind = np.dtype(dtype).newbyteorder("<")
+    size = math.prod(shape) * kind.itemsize
     if not compressed:
-        known = len(payload) == values.nbytes
+        known = len(payload) == size
     else:
         # Blosc believes its header: a stranger's may lie.
         sizes = np.frombuffer(payload[:_BLOSC_HEADER], "<u4") if len(payload) >= _BLOSC_HEADER else np.zeros(4)
-        known = (sizes[1], sizes[3]) == (values.nbytes, len(payload))
+        known = (int(sizes[1]), int(sizes[3])) == (size, len(payload))
     if not known:
         raise ValueError("a chunk has another size than the metadata say")
+    values = np.empty(shape, kind)
     if compressed:
         Blosc().decode(payload, out=values)
     else:
         values[...] = np.frombuffer(payload, values.dtype).reshape(shape)
     return values
+
+
+def decode_strings(encoded: bytes, count: int) -> list[str]:
+    """The strings of one chunk: Zarr's `vlen-utf8`, then CRC-32C.
+
+    Raises
+    ------
+    ValueError
+        The bytes do not match their checksum, are not so many strings, or are no UTF-8.
+    """
+    payload = checked_payload(encoded)
+    place, texts = 4, []
+    if len(payload) < place or int.from_bytes(payload[:place], "little") != count or 4 * count > len(payload):
+        raise ValueError(f"a chunk has not the {count} strings that the metadata say")
+    for _ in range(count):
+        length = int.from_bytes(payload[place : place + 4], "little")
+        if place + 4 + length > len(payload):
+            raise ValueError("a string is longer than the chunk that it stands in")
+        texts.append(payload[place + 4 : place + 4 + length].decode())
+        place += 4 + length
+    if place != len(payload):
+        raise ValueError("a chunk goes on behind its last string")
+    return texts
+
+
+def checked_payload(encoded: bytes) -> bytes:
+    """Bytes of a chunk or index without the checksum behind them.
+
+    Raises
+    ------
+    ValueError
+        They do not match it.
+    """
+    payload, checksum = encoded[:-_CHECKSUM_BYTES], encoded[-_CHECKSUM_BYTES:]
+    if _checksum(payload) != checksum:
+        raise ValueError("the values do not match their checksum")
+    return payload
 
 
 def _checksum(payload: bytes) -> bytes:
@@ -183,7 +221,7 @@ class ShardFile:
 
 def index_bytes(grid: tuple[int, ...]) -> int:
     """Length of the index of a shard, its checksum included."""
-    return int(np.prod(grid)) * 16 + _CHECKSUM_BYTES
+    return math.prod(grid) * 16 + _CHECKSUM_BYTES
 
 
 def read_index(path: Path, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
@@ -198,13 +236,19 @@ def read_index(path: Path, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     ValueError
         The file is too short, or the index does not match its checksum.
     """
-    size = index_bytes(grid) - _CHECKSUM_BYTES
+    size = index_bytes(grid)
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
-        if end < size + _CHECKSUM_BYTES:
-            raise ValueError(f"file {path.parent.name}/{path.name} is cut short: it has {end} bytes")
-        file.seek(end - size - _CHECKSUM_BYTES)
-        index, checksum = file.read(size), file.read(_CHECKSUM_BYTES)
+        file.seek(max(0, end - size))
+        tail = file.read(size)
+    return parse_index(tail, end, grid, f"{path.parent.name}/{path.name}")
+
+
+def parse_index(tail: bytes, end: int, grid: tuple[int, ...], key: str) -> npt.NDArray[np.uint64]:
+    """Index of a shard from the last `index_bytes` of its file, which has `end` bytes; else as `read_index`."""
+    if len(tail) < index_bytes(grid):
+        raise ValueError(f"file {key} is cut short: it has {end} bytes")
+    index, checksum = tail[:-_CHECKSUM_BYTES], tail[-_CHECKSUM_BYTES:]
     if _checksum(index) != checksum:
         raise ValueError("the index of the file does not match its checksum")
     return np.frombuffer(index, dtype="<u8").reshape(*grid, 2)

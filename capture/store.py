@@ -7,7 +7,6 @@ parts share a file, so that parts need no locks.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -20,9 +19,17 @@ import zarr
 
 from capture.creation import CHECKSUMS, StoreExistsError, create, file_digest, stored_array
 from capture.layout import chunks_and_shards, part_sequences, sequences_per_group
+from capture.location import Folder, Location, Range
+from capture.metadata import (
+    TOKEN_TEXTS,
+    ArrayMetadata,
+    StoreMetadata,
+    damaged,
+    parse_json,
+    read_array_metadata,
+    read_metadata,
+)
 from capture.schema import (
-    FORMAT,
-    FORMAT_VERSION,
     PER_SEQUENCE,
     RAW_VARIABLES,
     SEQUENCE,
@@ -37,10 +44,11 @@ from capture.shards import (
     AtomicFile,
     ShardFile,
     decode,
+    decode_strings,
     encode,
-    read_chunk,
+    index_bytes,
+    parse_index,
     read_chunks,
-    read_index,
     remove_partials,
     sync_folder,
 )
@@ -48,17 +56,28 @@ from capture.shards import (
 __all__ = [
     "CHECKSUMS",
     "MISSING",
+    "TOKEN_TEXTS",
+    "ArrayMetadata",
+    "Folder",
+    "Location",
+    "Range",
     "SequenceWriter",
     "StoreExistsError",
+    "StoreMetadata",
     "StoreWriter",
     "create",
+    "damaged",
     "decode",
+    "decode_strings",
     "file_digest",
     "flaw",
+    "index_bytes",
     "open_group",
+    "parse_index",
+    "parse_json",
     "part_sequences",
-    "read_chunk",
-    "read_index",
+    "read_array_metadata",
+    "read_metadata",
     "sequences_per_group",
     "stored_array",
     "sync_folder",
@@ -81,31 +100,13 @@ def open_group(path: Path | str) -> zarr.Group:
         Nothing is there, it is no store of this format, its metadata are damaged, or it has a newer format version.
     """
     path = Path(path)
-    if not path.exists():
-        raise OutliersError(
-            f"no store at {path}; check the path, or make one with: outliers capture MODEL --out {path}"
-        )
-    metadata = path / "zarr.json"
-    if not metadata.is_file():
-        raise OutliersError(
-            f"{path} is no Zarr v3 store (it has no zarr.json); expected a store made by outliers capture"
-        )
+    read_metadata(Folder(path))
     try:
-        attributes = json.loads(metadata.read_bytes()).get("attributes", {})
-        group = zarr.open_group(path, mode="r")
-        version = attributes.get("format_version")
+        return zarr.open_group(path, mode="r")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutliersError(
             f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
         ) from error
-    if attributes.get("format") != FORMAT or type(version) is not int:
-        raise OutliersError(f"{path} is a Zarr store, but not one of {FORMAT}; expected one made by outliers capture")
-    if version > FORMAT_VERSION:
-        raise OutliersError(
-            f"{path} has format version {version}, and this release reads up to {FORMAT_VERSION}; "
-            "upgrade with: pip install -U outlier-features"
-        )
-    return group
 
 
 def flaw(path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> str | None:

@@ -8,10 +8,9 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec
 
 from analyze import OutliersError
-from analyze.chunks import layout
 from analyze.load import StoredArray
 from capture import store
 from capture.schema import PER_SEQUENCE, RAW_VARIABLES, VARIABLES, Sizes
@@ -61,7 +60,6 @@ def signed(data: bytes) -> bytes:
 def test_every_selection_is_what_zarr_reads(tmp_path: Path, compression: str) -> None:
     x = written(tmp_path / "s.zarr", compression)
     stored = StoredArray(tmp_path / "s.zarr", "norm_input", builders.SITES)
-    assert layout(zarr.open_array(tmp_path / "s.zarr" / "norm_input")) is not None
     for key in KEYS:
         values = stored[key]
         np.testing.assert_array_equal(values, x[key])
@@ -83,17 +81,22 @@ def test_a_small_part_does_not_keep_its_chunk(tmp_path: Path) -> None:
         {"compressors": [BloscCodec()]},
         {"compressors": [GzipCodec(), Crc32cCodec()]},
         {"serializer": BytesCodec(endian="big"), "compressors": [Crc32cCodec()]},
-        {"compressors": [Crc32cCodec()], "shards": None},
+        {"compressors": [Crc32cCodec()], "filters": [TransposeCodec(order=(1, 0))]},
     ],
 )
-def test_other_layouts_are_left_to_zarr(tmp_path: Path, codecs: dict) -> None:
+def test_other_codecs_are_refused(tmp_path: Path, codecs: dict) -> None:
+    zarr.create_array(tmp_path / "nll", shape=(4, 6), dtype="f4", chunks=(1, 6), **{"shards": (2, 6), **codecs})
+    with pytest.raises(OutliersError, match="codecs .*expected those of the format: bytes, perhaps blosc, crc32c"):
+        StoredArray(tmp_path, "nll", ())
+
+
+def test_arrays_without_shards_are_read_alike(tmp_path: Path) -> None:
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
     array = zarr.create_array(
-        tmp_path / "nll", shape=x.shape, dtype=x.dtype, chunks=(1, 3), **{"shards": (2, 6), **codecs}
+        tmp_path / "nll", shape=x.shape, dtype=x.dtype, chunks=(3, 6), compressors=[BloscCodec(), Crc32cCodec()]
     )
     array[...] = x
-    assert layout(array) is None
-    np.testing.assert_array_equal(StoredArray(tmp_path, "nll", ())[1:3, 2:], x[1:3, 2:])
+    np.testing.assert_array_equal(StoredArray(tmp_path, "nll", ())[1:4:2, 2:], x[1:4:2, 2:])
 
 
 @pytest.mark.parametrize(("word", "value"), [(1, 136), (1, 2**31), (3, 20)])
