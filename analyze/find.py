@@ -17,7 +17,7 @@ from analyze.criteria import SATURATED, Criteria, critical_magnitude, required_h
 from analyze.load import loaded, open_store
 from analyze.peaks import Group, of_groups, view_peaks
 from analyze.streaming import Progress
-from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL
+from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, mantissa_bits
 
 Store = xr.Dataset | Path | str
 
@@ -57,6 +57,7 @@ class Outliers:
     nonfinite_count : NaN and infinite values among those that count (over all positions of the view's sequences)
     criteria : the criterion
     features : the outliers, those with the largest critical magnitude first
+    mantissa_bits : to which the store's activations were rounded when it was packed; None where they are exact
     """
 
     count: int
@@ -68,6 +69,7 @@ class Outliers:
     nonfinite_count: int
     criteria: Criteria
     features: tuple[Outlier, ...] = field(repr=False)
+    mantissa_bits: int | None = None
 
     @property
     def share(self) -> float:
@@ -95,6 +97,8 @@ class Outliers:
         }
         if self.nonfinite_count:
             result["nonfinite_count"] = self.nonfinite_count
+        if self.mantissa_bits is not None:
+            result["mantissa_bits"] = self.mantissa_bits
         return result
 
     def summary(self) -> list[tuple[str, str]]:
@@ -112,6 +116,9 @@ class Outliers:
         ]
         if self.nonfinite_count:
             rows.append(("not finite", f"{self.nonfinite_count:,} values are NaN or infinite; a NaN never hits"))
+        if self.mantissa_bits is not None:
+            bits = f"activations have {self.mantissa_bits} mantissa bits; stored peaks and plain views are exact"
+            rows.append(("rounded", bits))
         if self.saturated:
             rows.append(("saturated", "over half of the width qualifies: the criterion tells features apart no longer"))
         return rows
@@ -169,6 +176,7 @@ def find_outliers(
         nonfinite_count=nonfinite_count(store, criteria),
         criteria=criteria,
         features=tuple(rows),
+        mantissa_bits=mantissa_bits(store.attrs),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 FORMAT: Final = "outlier-features"
 FORMAT_VERSION: Final = 1
@@ -116,6 +117,12 @@ RAW_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
 PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll")
 """What every sequence has beside its raw activations, whatever `--raw` says."""
 
+ROUNDED: Final = "rounded"
+"""Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
+
+MANTISSA: Final = 23
+"""Explicit mantissa bits of float32."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -158,3 +165,20 @@ def stored_variables(raw: str, *, bias: bool) -> tuple[str, ...]:
     if not bias:
         absent.add("norm_bias")
     return tuple(name for name in VARIABLES if name not in absent)
+
+
+def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
+    """Mantissa bits of a store's raw activations; None where nothing was rounded.
+
+    Raises
+    ------
+    OutliersError
+        The label is not one that was written here.
+    """
+    label = attributes.get(ROUNDED)
+    if label is None:
+        return None
+    bits = label.get("mantissa_bits") if isinstance(label, Mapping) else None
+    if type(bits) is not int or not 1 <= bits < MANTISSA:
+        raise OutliersError(f"attribute {ROUNDED} is {label!r}; expected mantissa_bits from 1 to {MANTISSA - 1}")
+    return bits

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from capture.lossy import round_mantissa
 from capture.schema import (
     COORDINATES,
     PER_SEQUENCE,
@@ -20,6 +21,7 @@ from capture.schema import (
     VARIABLES,
     VOCABULARY,
     Sizes,
+    mantissa_bits,
     stored_variables,
 )
 from capture.shards import MISSING, decode, index_bytes, read_chunks, read_index
@@ -144,6 +146,7 @@ def _told(error: Exception) -> str:
 def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
     damage: list[Damage] = []
     small = {name: _whole(store, name, number, damage) for name in PER_SEQUENCE}
+    rounded = mantissa_bits(store.attributes)
     for name in RAW_VARIABLES[store.raw]:
         before = len(damage)
         peaks = _Peaks(store.sizes)
@@ -155,6 +158,8 @@ def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
         signal = SIGNALS.index(name.removeprefix("norm_"))
         for variable, values in peaks.arrays.items():
             stored = small[variable]
+            if stored is not None and rounded is not None and stored.dtype.kind == "f":
+                stored = round_mantissa(stored, rounded)  # the peaks of rounded values are the rounded peaks
             # `signal` comes first in the small arrays of one sequence.
             if stored is not None and not np.array_equal(stored[signal], values, equal_nan=values.dtype.kind == "f"):
                 damage.append(Damage(number, variable, f"differs from the peaks of {name}"))
