@@ -1,0 +1,100 @@
+"""`outliers report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analyze import arguments
+from analyze.options import (
+    Counting,
+    Json,
+    LayerRange,
+    Layers,
+    LayerUnit,
+    Positions,
+    Preset,
+    Rounding,
+    Scale,
+    Scheduler,
+    Sequences,
+    Sites,
+    SkipFirst,
+    Workers,
+    criteria_of,
+)
+from analyze.printing import print_json
+
+
+def report(
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE...", help="Folders made by outliers capture.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.", show_default=False)],
+    preset: Preset = None,
+    magnitude: Annotated[
+        str | None,
+        typer.Option(help="Magnitudes to offer: START:STOP:STEP or a list.", show_default="as many as fit"),
+    ] = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    signal: Annotated[
+        str | None, typer.Option(help="input or output: embed this one alone.", show_default="both")
+    ] = None,
+    counting: Counting = None,
+    layer_unit: LayerUnit = None,
+    layer_range: LayerRange = None,
+    sites: Sites = None,
+    sequences: Sequences = None,
+    skip_first: SkipFirst = None,
+    scale: Scale = None,
+    rounding: Rounding = None,
+    budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    json_: Json = False,
+) -> None:
+    """Write one HTML page with sliders that answers every threshold exactly, without a network.
+
+    Thresholds, counting and layer unit are what the page opens with; the view is what it holds.
+
+    Example: outliers report data/smollm2.zarr --out report.html
+    """
+    criteria = criteria_of(
+        preset,
+        signal=signal,
+        layers=layers,
+        positions=positions,
+        counting=counting,
+        layer_unit=layer_unit,
+        layer_range=layer_range,
+        sites=sites,
+        sequences=sequences,
+        skip_first=skip_first,
+        scale=scale,
+        rounding=rounding,
+    )
+    magnitudes = None if magnitude is None else arguments.numbers(magnitude, "magnitude")
+    from analyze.cluster import scheduler as running
+    from analyze.progress import shown
+    from analyze.report.write import write_report
+    from capture.schema import SIGNALS
+
+    with running(scheduler, workers), shown("reading peaks") as progress:
+        written = write_report(
+            stores,
+            out,
+            criteria,
+            signals=SIGNALS if signal is None else (signal,),
+            magnitudes=magnitudes,
+            budget=round(budget * 1e6),
+            progress=progress,
+        )
+    if json_:
+        print_json(written.to_dict())
+    else:
+        from analyze.tables import plain
+
+        print(plain(str(written)))

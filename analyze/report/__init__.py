@@ -1,0 +1,1 @@
+"""A page that answers threshold questions by itself: one HTML file, no network."""

@@ -1,0 +1,473 @@
+"use strict";
+// Settings, and everything that follows them.
+(() => {
+  const { facts, magnitudes } = Answers;
+  const { element, datum, whole, percent, number, ofStore, colour } = Charts;
+  const byId = (id) => document.getElementById(id);
+  const WORDS = {
+    signal: { input: "norm input", output: "norm output" },
+    counting: { "per-sequence": "each sequence", pooled: "all as one" },
+    unit: { site: "(layer, site)", layer: "layer" },
+  };
+  const CHOICES = { signal: facts.signals, counting: facts.countings, unit: facts.units };
+  const SIZES = [25, 100, 1000];
+  const UNIT = { absolute: "", rms: " RMS", median: " medians" }[facts.scale];
+
+  const state = { ...facts.opening, rows: SIZES[0], sort: "critical", down: true, portrait: null };
+  const views = facts.stores.map(() => ({ page: 0, filter: "" }));
+  let results = [];
+
+  // --- settings in the address, so that they can be kept and sent on
+
+  function writeHash() {
+    const words = new URLSearchParams({
+      m: magnitudes[state.magnitude], layers: state.layers, positions: state.positions,
+      signal: state.signal, counting: state.counting, unit: state.unit,
+    });
+    if (state.rows !== SIZES[0]) words.set("rows", state.rows);
+    if (state.portrait) {
+      words.set("store", state.portrait.store);
+      words.set("feature", state.portrait.feature);
+      if (state.portrait.sequence !== null) words.set("sequence", state.portrait.sequence);
+    }
+    const hash = `#${words}`;
+    if (location.hash === hash) return;
+    try { history.replaceState(null, "", hash); } catch { /* a document without an address of its own */ }
+  }
+
+  function readHash() {
+    const words = new URLSearchParams(location.hash.slice(1));
+    const given = (name) => (words.has(name) && words.get(name).trim() !== "" ? Number(words.get(name)) : NaN);
+    if (given("m") >= 0) state.magnitude = nearest(given("m"));
+    for (const name of ["layers", "positions"]) if (given(name) >= 0 && given(name) <= 1) state[name] = given(name);
+    for (const [name, choices] of Object.entries(CHOICES)) if (choices.includes(words.get(name))) state[name] = words.get(name);
+    if (SIZES.includes(given("rows"))) state.rows = given("rows");
+    const inside = (name, size) => Number.isInteger(given(name)) && given(name) >= 0 && given(name) < size;
+    state.portrait = null;
+    if (inside("store", facts.stores.length) && inside("feature", facts.stores[given("store")].width)) {
+      const store = facts.stores[given("store")];
+      const sequence = inside("sequence", store.sequences.length) ? given("sequence") : null;
+      state.portrait = { store: given("store"), feature: given("feature"), sequence };
+    }
+  }
+
+  // --- controls
+
+  function nearest(value) {
+    let best = 0;
+    for (let g = 1; g < magnitudes.length; g++) if (Math.abs(magnitudes[g] - value) < Math.abs(magnitudes[best] - value)) best = g;
+    return best;
+  }
+
+  function tell(name, text, told = false) {
+    const hint = byId(`${name}-hint`);
+    hint.textContent = text;
+    hint.classList.toggle("told", told);
+    byId(`${name}-number`).setAttribute("aria-invalid", String(told && name !== "magnitude"));
+  }
+
+  function hintMagnitude() {
+    tell("magnitude", magnitudes.length === 1 ? "the only one embedded"
+      : `one of ${magnitudes.length}, ${number(magnitudes[0])} to ${number(magnitudes[magnitudes.length - 1])}${UNIT}`);
+  }
+
+  function build() {
+    byId("magnitude").max = magnitudes.length - 1;
+    byId("magnitude").addEventListener("input", (event) => {
+      state.magnitude = Number(event.target.value);
+      hintMagnitude();
+      schedule();
+    });
+    byId("magnitude-number").addEventListener("change", (event) => {
+      const value = event.target.value === "" ? NaN : Number(event.target.value);
+      if (!(value >= 0)) {
+        tell("magnitude", "expected a number, 0 or more", true);
+      } else {
+        state.magnitude = nearest(value);
+        if (magnitudes[state.magnitude] === value) hintMagnitude();
+        else tell("magnitude", `${value} is not in this page; ${magnitudes[state.magnitude]} is the nearest that is`, true);
+      }
+      schedule();
+    });
+    byId("magnitude-number").addEventListener("keydown", (event) => {
+      const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      state.magnitude = Math.min(Math.max(state.magnitude + by, 0), magnitudes.length - 1);
+      hintMagnitude();
+      schedule();
+    });
+    for (const name of ["layers", "positions"]) {
+      byId(name).addEventListener("input", (event) => {
+        state[name] = Number(event.target.value);
+        schedule();
+      });
+      byId(`${name}-number`).addEventListener("change", (event) => {
+        const value = event.target.value === "" ? NaN : Number(event.target.value);
+        if (value >= 0 && value <= 1) {
+          state[name] = value;
+          schedule();
+        } else tell(name, "expected a share, 0 to 1", true);
+      });
+    }
+    for (const [name, choices] of Object.entries(CHOICES)) {
+      for (const choice of choices) {
+        const input = element("input", { type: "radio", name, value: choice, onchange: () => { state[name] = choice; schedule(); } });
+        byId(name).append(element("label", {}, input, WORDS[name][choice]));
+      }
+      byId(name).hidden = choices.length < 2;
+    }
+    for (const name of ["study", "dettmers"]) {
+      const { signal, counting, layer_unit: unit } = facts.presets[name];
+      const button = byId(`preset-${name}`);
+      button.disabled = !facts.signals.includes(signal);
+      button.addEventListener("click", () => { Object.assign(state, { signal, counting, unit }); schedule(); });
+    }
+    byId("preset-reset").addEventListener("click", () => { Object.assign(state, facts.opening); hintMagnitude(); schedule(); });
+    byId("view").textContent = viewWords();
+    byId("about").replaceChildren(...aboutWords().map((text) => element("p", {}, text)));
+    byId("theme").addEventListener("click", () => theme(isDark() ? "light" : "dark"));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(document.documentElement.dataset.theme));
+    if (facts.stores.length === 1) document.title = `Outlier features of ${facts.stores[0].name}`;
+    hintMagnitude();
+  }
+
+  function viewWords() {
+    const count = facts.stores.length;
+    const own = facts.view.length ? `, ${facts.view.join(" ")}` : "";
+    return `${count === 1 ? facts.stores[0].name : `${count} captures side by side`}${own}. Every number is that of outliers find.`;
+  }
+
+  function aboutWords() {
+    const words = [
+      "Of each feature, and each sequence: how many layers, (layer, site) pairs and positions reach each of " +
+      `${magnitudes.length} magnitudes, and its largest magnitude. Any share of layers and positions is answered exactly from these.`,
+      facts.chosen ? "The magnitudes were chosen by whoever wrote this page."
+        : "The magnitudes are round numbers, as densely as the file's size allows, and the last is above every value.",
+      "Left out: magnitudes in between (the page moves to the nearest that it has), exact critical magnitudes (it shows " +
+      "the two magnitudes around them), values at single positions, layers and positions of single sequences in portraits.",
+      "Other scales, layers, sites or skipped positions need another page: outliers report takes the same options as outliers find.",
+    ];
+    if (facts.view.length) words.push(`This one holds the view ${facts.view.join(" ")}.`);
+    words.push("Charts by uPlot 1.6.32 (MIT, © 2022 Leon Sorokin). This file loads nothing and sends nothing.");
+    return words;
+  }
+
+  const isDark = () => {
+    const chosen = document.documentElement.dataset.theme;
+    return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  };
+
+  function theme(name) {
+    if (name) document.documentElement.dataset.theme = name;
+    byId("theme").textContent = isDark() ? "Light" : "Dark";
+    byId("theme").setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
+    Charts.redrawAll();
+  }
+
+  // --- one card, and one table, for each store
+
+  const cards = facts.stores.map((store, s) => {
+    const cells = {};
+    const figure = (name, title) => {
+      cells[name] = element("dd", { "data-figure": name });
+      return element("div", {}, element("dt", {}, title), cells[name]);
+    };
+    const command = element("code", {});
+    const needs = element("p", {});
+    const loss = element("p", {}, "Perplexity ", store.perplexity === null ? "unknown" : datum(store.perplexity, store.perplexity.toFixed(2)), ".");
+    const flag = element("p", { class: "flag", hidden: true });
+    const lost = element("p", { class: "flag", hidden: true });
+    const sizes = `${whole(store.sequences.length)} × ${whole(store.positions)} tokens, ${whole(store.layers.length)} layers, ` +
+      `${store.sites.length} site${store.sites.length === 1 ? "" : "s"}, ${whole(store.width)} wide`;
+    const rows = [["folder", store.folder], ["sites", store.sites.join(", ")], ...store.attributes].filter(([, value]) => value);
+    const article = element("article", { class: "store", style: { "--colour": ofStore(s) }, "data-store": s, "aria-label": store.name },
+      element("header", {}, element("h3", {}, store.name),
+        element("p", { class: "quiet small" }, facts.stores.length > 1 && store.folder ? `${store.folder}: ${sizes}` : sizes)),
+      element("dl", { class: "figures" }, figure("count", "outliers"), figure("distinct", "distinct"),
+        figure("layers", "mean L%"), figure("positions", "mean S%")),
+      flag, lost, element("div", { class: "quiet small" }, needs, loss),
+      element("details", {}, element("summary", {}, "The same on the command line, and the capture"), command,
+        element("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [
+          element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)]))));
+    byId("stores").append(article);
+    return { cells, command, needs, flag, lost };
+  });
+
+  const COLUMNS = [
+    ["sequence", "seq.", "Number of the sequence"],
+    ["feature", "feature", "Index into the hidden dimension"],
+    ["layers", "L%", "Share of layer units with a hit"],
+    ["positions", "S%", "Share of positions with a hit"],
+    ["largest", "max |x|", "Largest magnitude"],
+    ["critical", "critical", "Between which two magnitudes of this page it stops being an outlier"],
+  ];
+
+  const tables = facts.stores.map((store, s) => {
+    const heads = {};
+    const head = element("tr", {}, ...COLUMNS.map(([name, title, help]) => {
+      const button = element("button", { type: "button", title: help, onclick: () => {
+        state.down = state.sort === name ? !state.down : !["sequence", "feature"].includes(name);
+        state.sort = name;
+        for (const view of views) view.page = 0;
+        schedule();
+      } }, title);
+      heads[name] = element("th", { scope: "col" }, button);
+      return heads[name];
+    }));
+    const body = element("tbody", {});
+    const title = element("p", { class: "quiet small" });
+    const filter = element("input", { type: "search", inputmode: "numeric", placeholder: "feature", "aria-label": `Feature to look up in ${store.name}`,
+      oninput: (event) => { views[s].filter = event.target.value.trim(); views[s].page = 0; table(s); } });
+    const turn = (by) => () => { views[s].page += by; table(s); };
+    const back = element("button", { type: "button", onclick: turn(-1), "aria-label": "Previous rows" }, "‹");
+    const next = element("button", { type: "button", onclick: turn(1), "aria-label": "Next rows" }, "›");
+    const size = element("select", { "aria-label": "Rows at a time", onchange: (event) => {
+      state.rows = Number(event.target.value);
+      for (const view of views) view.page = 0;
+      schedule();
+    } }, ...SIZES.map((each) => element("option", { value: each }, `${each} rows`)));
+    const save = element("button", { type: "button", onclick: () => download(s) }, "CSV");
+    byId("tables").append(element("section", { class: "rows", style: { "--colour": ofStore(s) }, "data-store": s, "aria-label": `Outliers of ${store.name}` },
+      element("h3", {}, store.name, facts.stores.length > 1 && store.folder ? element("span", { class: "quiet small" }, ` ${store.folder}`) : null),
+      element("div", { class: "bar" }, title, element("span", { class: "turn" }, back, next), element("span", { class: "grow" }), filter, size, save),
+      element("div", { class: "scroll" }, element("table", {}, element("thead", {}, head), body))));
+    return { heads, body, title, back, next, size };
+  });
+
+  function card(s) {
+    const { hits, answer } = results[s];
+    const store = facts.stores[s];
+    const { cells, command, needs, flag, lost } = cards[s];
+    const share = answer.distinct / store.width;
+    cells.count.replaceChildren(datum(answer.count, whole(answer.count)));
+    cells.distinct.replaceChildren(datum(answer.distinct, whole(answer.distinct)),
+      element("small", {}, `of ${whole(store.width)}, ${percent(share)}`));
+    cells.layers.replaceChildren(datum(answer.meanLayers, percent(answer.meanLayers)));
+    cells.positions.replaceChildren(datum(answer.meanPositions, percent(answer.meanPositions)));
+    flag.hidden = !(share > facts.saturated);
+    flag.textContent = "Saturated: over half of the width qualifies, so that the criterion tells features apart no longer.";
+    const nonfinite = store.signals[state.signal].nonfinite;
+    lost.hidden = nonfinite === 0;
+    lost.textContent = `${whole(nonfinite)} ${nonfinite === 1 ? "value is" : "values are"} NaN or infinite; a NaN never hits.`;
+    const [layers, positions] = Answers.thresholds(hits, state);
+    const units = state.unit === "site" ? "(layer, site) pairs" : "layers";
+    needs.textContent = `Asks for ${whole(layers)} of ${whole(hits.units)} ${units} and ${whole(positions)} of ${whole(hits.positions)} positions.`;
+    command.textContent = commandWords(store);
+  }
+
+  function commandWords(store) {
+    const folder = store.folder === null ? "STORE" : /^[\w.@%+=:,-]+$/.test(store.folder) ? store.folder : `'${store.folder.replaceAll("'", "'\\''")}'`;
+    return ["outliers find", folder, "--magnitude", magnitudes[state.magnitude], "--layers", state.layers, "--positions", state.positions,
+      "--signal", state.signal, "--counting", state.counting, "--layer-unit", state.unit, ...facts.view].join(" ");
+  }
+
+  // Sorted rows: by the column asked for, then as outliers find breaks ties.
+  function ordered(s) {
+    const result = results[s];
+    const key = `${state.sort} ${state.down}`;
+    if (result.order && result.order.key === key) return result.order.rows;
+    const { hits, answer } = result;
+    const size = hits.F * hits.N;
+    const start = state.magnitude * size;
+    const least = Answers.thresholds(hits, state);
+    const rows = answer.found.map((i) => ({
+      i, feature: Math.floor(i / hits.N), sequence: i % hits.N, layers: hits.layer[start + i], positions: hits.position[start + i],
+      largest: hits.largest[i], critical: Answers.critical(hits, i, least),
+    }));
+    const by = state.sort;
+    const sign = state.down ? -1 : 1;
+    rows.sort((a, b) => (a[by] === b[by] ? 0 : sign * (a[by] < b[by] ? -1 : 1)) || b.critical - a.critical ||
+      a.sequence - b.sequence || a.feature - b.feature);
+    result.order = { key, rows };
+    return rows;
+  }
+
+  function table(s) {
+    const { hits } = results[s];
+    const store = facts.stores[s];
+    const view = views[s];
+    const { heads, body, title, back, next, size } = tables[s];
+    const pooled = state.counting === "pooled";
+    const every = ordered(s);
+    const rows = view.filter === "" ? every : every.filter((row) => String(row.feature) === view.filter);
+    const last = Math.max(0, Math.ceil(rows.length / state.rows) - 1);
+    view.page = Math.min(Math.max(view.page, 0), last);
+    const from = view.page * state.rows;
+    const shown = rows.slice(from, from + state.rows);
+    heads.sequence.hidden = pooled;
+    for (const [name] of COLUMNS) {
+      if (state.sort === name) heads[name].setAttribute("aria-sort", state.down ? "descending" : "ascending");
+      else heads[name].removeAttribute("aria-sort");
+    }
+    title.textContent = rows.length ? `${whole(from + 1)} to ${whole(from + shown.length)} of ${whole(rows.length)}`
+      : view.filter === "" ? "no outliers at these settings" : `feature ${view.filter} is no outlier at these settings`;
+    back.disabled = view.page === 0;
+    next.disabled = view.page === last;
+    size.value = String(state.rows);
+    body.replaceChildren(...shown.map((row) => element("tr", {},
+      pooled ? null : element("td", {}, datum(store.sequences[row.sequence], String(store.sequences[row.sequence]))),
+      element("td", {}, element("button", { type: "button", "aria-haspopup": "dialog", "data-row": row.i, "aria-label": `Portrait of feature ${row.feature}`, onclick: () => {
+        state.portrait = { store: s, feature: row.feature, sequence: pooled ? null : row.sequence };
+        schedule();
+      } }, datum(row.feature, String(row.feature)))),
+      element("td", {}, datum(row.layers / hits.units, percent(row.layers / hits.units))),
+      element("td", {}, datum(row.positions / hits.positions, percent(row.positions / hits.positions))),
+      element("td", {}, datum(row.largest, number(row.largest))),
+      element("td", {}, datum(row.critical, Portrait.bracket(row.critical + 1))))));
+  }
+
+  function download(s) {
+    const { hits } = results[s];
+    const store = facts.stores[s];
+    const pooled = state.counting === "pooled";
+    const top = (row) => (row.critical + 1 < magnitudes.length ? magnitudes[row.critical + 1] : "");
+    const lines = [["sequence", "feature", "layer_fraction", "position_fraction", "max_magnitude", "critical_from", "critical_below"],
+      ...ordered(s).map((row) => [pooled ? "" : store.sequences[row.sequence], row.feature, row.layers / hits.units,
+        row.positions / hits.positions, row.largest, magnitudes[row.critical], top(row)])];
+    const address = URL.createObjectURL(new Blob([lines.map((line) => `${line.join(",")}\n`).join("")], { type: "text/csv" }));
+    element("a", { href: address, download: "outliers.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  }
+
+  // --- charts of all stores
+
+  const from = magnitudes[0] > 0 ? 0 : 1;
+  const x = magnitudes.slice(from);
+  const KINDS = [
+    ["count", "Outliers", (v) => (v > 0 ? v : null), (v) => whole(v), true],
+    ["distinct", "Distinct features, share of the width", (v, s) => (100 * v) / facts.stores[s].width, (v, s) => percent(v / facts.stores[s].width), false],
+    ["meanLayers", "Mean L%", (v) => (Number.isNaN(v) ? null : 100 * v), percent, false],
+    ["meanPositions", "Mean S%", (v) => (Number.isNaN(v) ? null : 100 * v), percent, false],
+  ];
+
+  const charts = KINDS.map(([name, title, value, say, log]) => Charts.chart({
+    title,
+    label: `${title} against the magnitude; the line above reads the values`,
+    build: (handle) => {
+      const shared = results.map(({ curves }, s) => curves[name].slice(from).map((v) => value(v, s)));
+      const most = Math.max(1, ...shared.flat());
+      handle.read = (g) => {
+        handle.reading.replaceChildren(`at ${number(magnitudes[g])}: `, ...results.flatMap(({ curves }, s) => [
+          s ? " · " : "", element("b", { style: { color: ofStore(s) } }, say(curves[name][g], s))]));
+      };
+      handle.read(state.magnitude);
+      return {
+        data: [x, ...shared],
+        options: {
+          cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false }, sync: { key: "outliers" },
+            bind: { click: (u) => () => {
+              if (u.cursor.idx !== null && u.cursor.idx !== undefined) { state.magnitude = u.cursor.idx + from; hintMagnitude(); schedule(); }
+            } } },
+          scales: { x: { time: false, distr: 3, range: () => Charts.padded(x[0], x[x.length - 1]) },
+            y: log ? { distr: 3, range: () => [0.8, most * 1.6] } : { range: () => [0, 103] } },
+          axes: [Charts.logAxis({ size: 30 }), log ? Charts.logAxis({ size: 50 }) : Charts.axis({ size: 50, values: (u, splits) => splits.map((v) => `${v}%`) })],
+          series: [{}, ...facts.stores.map((store, s) => ({
+            label: store.name, stroke: colour(`--s${s % 8}`), width: 2, dash: Charts.DASHES[Math.floor(s / 8) % 4 || s % 4],
+            points: { show: x.length === 1, size: 6 }, spanGaps: false,
+          }))],
+          hooks: {
+            draw: [Charts.marker(() => magnitudes[state.magnitude])],
+            setCursor: [(u) => handle.read(u.cursor.idx === null || u.cursor.idx === undefined ? state.magnitude : u.cursor.idx + from)],
+          },
+        },
+      };
+    },
+  }));
+  byId("charts").append(...charts.map(({ figure }) => figure));
+
+  // --- everything that follows the settings
+
+  let asked = 0;
+  let waiting = false;
+  let spoken = 0;
+  let drawn = "";
+
+  function schedule() {
+    asked += 1;
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => { waiting = false; render(); });
+  }
+
+  async function render() {
+    const turn = asked;
+    controls();
+    writeHash();
+    const data = await Promise.all(facts.stores.map((_, s) => Answers.load(s, state.signal)));
+    if (turn !== asked) return; // the settings have moved on, and another turn is on its way
+    results = data.map((each) => {
+      const hits = Answers.cube(each, state.counting, state.unit);
+      return { data: each, hits, answer: Answers.find(hits, state), curves: Answers.curves(hits, state) };
+    });
+    facts.stores.forEach((_, s) => { card(s); table(s); });
+    // Curves depend on everything but the magnitude, which is only a line on them.
+    const curves = JSON.stringify([state.layers, state.positions, state.signal, state.counting, state.unit]);
+    for (const handle of charts) {
+      if (curves !== drawn || !handle.u) handle.redraw();
+      else { handle.read(state.magnitude); handle.u.redraw(false, false); }
+    }
+    drawn = curves;
+    portrait();
+    document.body.dataset.settled = String(turn);
+    clearTimeout(spoken);
+    spoken = setTimeout(() => {
+      byId("status").textContent = results.map(({ answer }, s) =>
+        `${facts.stores[s].name}: ${answer.count} outliers, ${answer.distinct} distinct features.`).join(" ");
+    }, 600);
+  }
+
+  function controls() {
+    byId("magnitude").value = state.magnitude;
+    byId("magnitude").setAttribute("aria-valuetext", number(magnitudes[state.magnitude]));
+    byId("magnitude-number").value = magnitudes[state.magnitude];
+    for (const name of ["layers", "positions"]) {
+      byId(name).value = state[name];
+      byId(name).setAttribute("aria-valuetext", percent(state[name]));
+      byId(`${name}-number`).value = state[name];
+      tell(name, percent(state[name]));
+    }
+    for (const name of Object.keys(CHOICES)) for (const input of byId(name).querySelectorAll("input")) input.checked = input.value === state[name];
+    byId("charts-note").textContent = "A click moves the magnitude there." + (facts.stores.length > 1 ? " Colours are those of the captures above." : "");
+  }
+
+  let opened = "";
+  function portrait() {
+    const key = state.portrait ? JSON.stringify([state.portrait, { ...state, portrait: null, rows: 0, sort: 0, down: 0 }]) : "";
+    if (key === opened) return;
+    opened = key;
+    if (!state.portrait) { Portrait.close(); return; }
+    const { store, feature, sequence } = state.portrait;
+    Portrait.open({
+      data: results[store].data, store, feature, sequence, state,
+      onGroup: (chosen) => { state.portrait = { store, feature, sequence: chosen }; schedule(); },
+      onClose: () => {
+        const row = feature * results[store].hits.N + (sequence === null ? 0 : sequence);
+        state.portrait = null;
+        opened = "";
+        writeHash();
+        // The table may have been written anew since, and the focus belongs on the row that it came from.
+        const source = document.querySelector(`#tables [data-store="${store}"] [data-row="${row}"]`);
+        if (source) source.focus();
+      },
+    });
+  }
+
+  async function start() {
+    try {
+      if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack it; use Chrome or Edge 103, Firefox 113, Safari 16.4, or a newer one");
+      build();
+      readHash();
+      byId("columns").hidden = false;
+      theme();
+      addEventListener("hashchange", () => { readHash(); schedule(); });
+      asked += 1;
+      await render();
+    } catch (error) {
+      byId("trouble").hidden = false;
+      byId("trouble").textContent = `This page cannot show its data: ${error.message}.`;
+      throw error;
+    }
+  }
+  start();
+})();
