@@ -20,6 +20,7 @@ import zarr
 from capture.creation import CHECKSUMS, StoreExistsError, create, file_digest, stored_array
 from capture.layout import chunks_and_shards, part_sequences, sequences_per_group
 from capture.location import Folder, Location, Range
+from capture.lossy import write_rounded
 from capture.metadata import (
     TOKEN_TEXTS,
     ArrayMetadata,
@@ -37,6 +38,7 @@ from capture.schema import (
     VARIABLES,
     OutliersError,
     Sizes,
+    mantissa_bits,
 )
 from capture.shards import (
     COMPRESSION,
@@ -81,6 +83,7 @@ __all__ = [
     "sequences_per_group",
     "stored_array",
     "sync_folder",
+    "write_rounded",
     "write_sequence",
 ]
 
@@ -193,7 +196,15 @@ class StoreWriter:
         return self.read("done")
 
     def sequence(self, number: int) -> SequenceWriter:
-        """Begin one sequence; whatever an earlier attempt left of it is replaced."""
+        """Begin one sequence; whatever an earlier attempt left of it is replaced.
+
+        Raises
+        ------
+        OutliersError
+            The store's activations are rounded, and exact ones must not stand among them.
+        """
+        if mantissa_bits(self.attributes) is not None:
+            raise OutliersError(f"{self.path} holds rounded activations; capture to another --out")
         return SequenceWriter(self, number)
 
     def shard(self, name: str, number: int) -> ShardFile:
