@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from analyze.study.compare import compare as compare
     from analyze.study.published import PublishedTable as PublishedTable
     from analyze.study.published import published as published
+    from analyze.report.write import Report as Report
+    from analyze.report.write import write_report as write_report
     from analyze.sweeps import Sweep as Sweep
     from analyze.sweeps import sweep as sweep
     from analyze.view import View as View
@@ -74,6 +76,8 @@ _HOMES = {
     "Outlier": "analyze.find",
     "Outliers": "analyze.find",
     "OutliersError": "capture.schema",
+    "Report": "analyze.report.write",
+    "write_report": "analyze.report.write",
     "Sweep": "analyze.sweeps",
     "View": "analyze.view",
     "activations": "analyze.activations",

@@ -137,10 +137,14 @@ def tally(peaks: xr.Dataset, criteria: Criteria, magnitudes: list[float], progre
     size = np.arange(len(magnitudes)) @ position.sum(axis=2, dtype=np.int64)
     order = np.argsort(size, kind="stable")
     return Tally(
-        order.astype(_least(width)),
-        *(counts[:, order] for counts in (layer, extra, position)),
-        largest[order],
-        *(of_place[:, order] for of_place in (levels[0], negative, levels[1])),
+        order=order.astype(_least(width)),
+        layer=layer[:, order],
+        extra=extra[:, order],
+        position=position[:, order],
+        largest=largest[order],
+        profile=levels[0][:, order],
+        negative=negative[:, order],
+        buckets=levels[1][:, order],
     )
 
 
