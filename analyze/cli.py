@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -16,9 +16,10 @@ from capture.schema import OutliersError
 app = typer.Typer(
     name="outliers",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+_COMPLETION: Final = "_OUTLIERS_COMPLETE"
 
 
 def _version(asked: bool) -> None:
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     command = typer.main.get_command(app)
+    if _COMPLETION in os.environ:  # the shell asks, on a press of TAB
+        command.main(args=words, prog_name="outliers", complete_var=_COMPLETION, standalone_mode=False)
+        return 0
     try:
         with command.make_context("outliers", words) as context:
             command.invoke(context)

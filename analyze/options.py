@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,24 +13,57 @@ from analyze import arguments
 if TYPE_CHECKING:
     from analyze.criteria import Criteria
 
+
+def _words(*words: str) -> Callable[[str], list[str]]:
+    """What a press of TAB offers for an option; what it accepts is checked where it is used."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
 StorePath = Annotated[
     Path, typer.Argument(metavar="STORE", help="Folder made by outliers capture.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Preset = Annotated[str | None, typer.Option(help="study or dettmers: all conventions at once.", show_default=False)]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=_words("study", "dettmers"),
+        help="study or dettmers: all conventions at once.",
+        show_default=False,
+    ),
+]
 Magnitude = Annotated[float | None, typer.Option(help="A value hits where |x| >= this.", show_default="6")]
 Layers = Annotated[float | None, typer.Option(help="Least share of layer units with a hit.", show_default="0.25")]
 Positions = Annotated[float | None, typer.Option(help="Least share of positions with a hit.", show_default="0.06")]
-Signal = Annotated[str | None, typer.Option(help="input or output of the norms.", show_default="input")]
-Counting = Annotated[str | None, typer.Option(help="per-sequence or pooled.", show_default="per-sequence")]
-LayerUnit = Annotated[str | None, typer.Option(help="site or layer.", show_default="site")]
+Signal = Annotated[
+    str | None,
+    typer.Option(autocompletion=_words("input", "output"), help="input or output of the norms.", show_default="input"),
+]
+Counting = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=_words("per-sequence", "pooled"), help="per-sequence or pooled.", show_default="per-sequence"
+    ),
+]
+LayerUnit = Annotated[
+    str | None, typer.Option(autocompletion=_words("site", "layer"), help="site or layer.", show_default="site")
+]
 LayerRange = Annotated[str | None, typer.Option(help="FIRST:STOP; STOP is left out.", show_default="all")]
 Sites = Annotated[str | None, typer.Option(help="Names, separated by commas.", show_default="all")]
 Sequences = Annotated[str | None, typer.Option(help="Indices such as 0,2,5:8.", show_default="all")]
 SkipFirst = Annotated[int | None, typer.Option(help="Positions at the start that do not count.", show_default="0")]
-Scale = Annotated[str | None, typer.Option(help="absolute, rms or median.", show_default="absolute")]
+Scale = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=_words("absolute", "rms", "median"), help="absolute, rms or median.", show_default="absolute"
+    ),
+]
 Rounding = Annotated[
-    str | None, typer.Option(help="none or bfloat16: of values, before all else.", show_default="none")
+    str | None,
+    typer.Option(
+        autocompletion=_words("none", "bfloat16"),
+        help="none or bfloat16: of values, before all else.",
+        show_default="none",
+    ),
 ]
 Many = Annotated[str | None, typer.Option(help="START:STOP:STEP, a list, or a number.", show_default="6")]
 ManyLayers = Annotated[str | None, typer.Option(help="As --magnitude, fractions.", show_default="0.25")]
