@@ -50,6 +50,7 @@ def test_no_analysis_command_imports_torch(path: Path, tmp_path: Path) -> None:
             ["find", store, "--all-conventions"],
             ["metrics", store],
             ["null", store, "--repeats", "2"],
+            ["compare", store, "--published"],
             ["sweep", store, "--magnitude", "1:4:1", "--layers", "0.1,0.5", "--plot", str(tmp_path / "a.png")],
         ]
     )

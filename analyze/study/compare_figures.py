@@ -183,7 +183,7 @@ def draw(rows: Sequence[Row], plan: Plan, criterion: str = "") -> Figure:
 
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    known = [row for row in rows if _finite(row[plan.x])]
+    known = [row for row in rows if _finite(row[plan.x]) and row[plan.x] > 0]
     drawn = [row for row in known if any(_finite(row[series.key]) for series in plan.series)]
     nothing = [row for row in known if row["count"] == 0]
     _set_axes(axes, known, plan)
@@ -242,9 +242,9 @@ def _set_axes(axes: Axes, rows: Sequence[Row], plan: Plan) -> None:
     else:
         axes.set_xscale("log")
         axes.set_xlabel(_X_LABELS[plan.x])
-        margin = max((high / max(low, 1)) ** 0.06, 1.3)
-        axes.set_xlim(max(low, 1) / margin, high * margin)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / max(low, 1) < 300 else (1,)))
+        margin = max((high / low) ** 0.06, 1.3)
+        axes.set_xlim(low / margin, high * margin)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: parameters(round(value))))
     if plan.percent:
@@ -324,12 +324,13 @@ def _name_points(axes: Axes, rows: Sequence[Row], plan: Plan) -> None:
         names[place, text, row["published"] is None] = None
     ordered = sorted(names)
     for (place, text, own), moved in zip(ordered, spread([place for place, _, _ in ordered], _GAP), strict=True):
-        axes.annotate(
+        axes.plot(
+            [place, moved], [1.005, 1.045], color="0.75", linewidth=0.6, transform=axes.transAxes, clip_on=False
+        )
+        axes.text(
+            moved,
+            1.06,
             text,
-            xy=(place, 1.0),
-            xytext=(moved, 1.06),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
             rotation=45,
             rotation_mode="anchor",
             ha="left",
@@ -337,15 +338,7 @@ def _name_points(axes: Axes, rows: Sequence[Row], plan: Plan) -> None:
             fontsize=7,
             color="black" if own else _INK,
             weight="bold" if own else "normal",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": "0.75",
-                "linewidth": 0.6,
-                "shrinkA": 0,
-                "shrinkB": 0,
-                "relpos": (0, 0),
-            },
-            annotation_clip=False,
+            transform=axes.transAxes,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 import math
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from analyze import notebook
 from analyze.study.compare import Comparison, Row, columns
 from analyze.tables import plain
 from capture.schema import OutliersError
@@ -48,7 +48,7 @@ def as_text(comparison: Comparison) -> str:
         rows = displayed(rows_of(comparison, table), table)
         if rows:
             parts.append(f"{title}: {_criterion(comparison, table)}\n{_aligned(rows)}")
-    return "\n\n".join([*parts, *_notes(comparison)])
+    return "\n\n".join([*parts, *map(plain, _notes(comparison))])
 
 
 def as_markdown(comparison: Comparison, table: str) -> str:
@@ -68,19 +68,11 @@ def as_markdown(comparison: Comparison, table: str) -> str:
 
 def as_html(comparison: Comparison) -> str:
     """All three tables for a notebook."""
-    parts = []
-    for table, title in TITLES.items():
-        rows = displayed(rows_of(comparison, table), table)
-        if not rows:
-            continue
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(plain(cell))}</td>" for cell in row.values()) + "</tr>" for row in rows
-        )
-        caption = html.escape(f"{title}: {_criterion(comparison, table)}")
-        parts.append(f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>")
-    notes = "".join(f"<li>{html.escape(plain(note))}</li>" for note in _notes(comparison))
-    return "".join(parts) + f"<ul>{notes}</ul>"
+    tables = [
+        notebook.rows(displayed(rows_of(comparison, table), table), f"{title}: {_criterion(comparison, table)}")
+        for table, title in TITLES.items()
+    ]
+    return notebook.stack(*tables, notebook.facts([("note", note) for note in _notes(comparison)]))
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
