@@ -123,6 +123,9 @@ ROUNDED: Final = "rounded"
 MANTISSA: Final = 23
 """Explicit mantissa bits of float32."""
 
+SIGNIFICANT: Final = {"bfloat16": 7, "float16": 10, "float32": MANTISSA}
+"""Explicit mantissa bits of the dtypes that models compute in."""
+
 
 @dataclass(frozen=True)
 class Sizes:

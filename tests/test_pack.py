@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analyze import find_outliers, open_store
 from analyze.cli import main
@@ -24,7 +26,9 @@ from analyze.criteria import Criteria
 from analyze.sharing import entries as entries_module
 from analyze.sharing.pack import pack
 from analyze.sharing.unpack import unpack
+from capture.lossy import round_mantissa
 from capture.schema import RAW_VARIABLES, OutliersError
+from capture.store import StoreWriter
 from capture.verify import verify
 from tests import builders
 
@@ -121,6 +125,97 @@ def test_peaks_only_twice_changes_nothing_more(store: Path, tmp_path: Path) -> N
     out = unpack(first, tmp_path / "p.zarr")
     assert pack(out, tmp_path / "q.zarr.zip", peaks_only=True).read_bytes() == first.read_bytes()
     assert pack(out, tmp_path / "r.zarr.zip").read_bytes() == first.read_bytes()
+
+
+def rounded_by_decimals(value: float, bits: int) -> float:
+    """The nearest number with so many mantissa bits, by exact arithmetic; the even one of two."""
+    from fractions import Fraction
+
+    if not np.isfinite(value) or value == 0:
+        return value
+    exact = Fraction(value)
+    unit = Fraction(2) ** (max(int(np.floor(np.log2(abs(value)))), -126) - bits)
+    for shift in (Fraction(1, 2), Fraction(1), Fraction(2)):  # log2 may be off by one beside a power of two
+        candidate = unit * shift
+        if 2**bits <= abs(exact) / candidate < 2 ** (bits + 1) or candidate == Fraction(2) ** (-126 - bits):
+            unit = candidate
+            break
+    return float(round(exact / unit) * unit)
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=20),
+    st.integers(1, 22),
+)
+def test_rounding_by_exact_arithmetic(values: list[float], bits: int) -> None:
+    array = np.array(values, np.float32)
+    result = round_mantissa(array, bits)
+    largest = float(np.float32(2) ** np.float32(127)) * (2 - 2.0**-bits)
+    expected = [
+        float(np.clip(rounded_by_decimals(float(v), bits), -largest, largest)) if np.isfinite(v) else v for v in array
+    ]
+    np.testing.assert_array_equal(result, np.array(expected, np.float32))
+    assert np.array_equal(np.signbit(result), np.signbit(array))
+    finite = np.sort(array[np.isfinite(array)])
+    assert (np.diff(round_mantissa(finite, bits)) >= 0).all()
+
+
+@pytest.mark.parametrize("raw", ["input", "output", "both"])
+def test_rounded_activations_are_labelled_and_checkable(raw: str, tmp_path: Path) -> None:
+    values = builders.random_activations()
+    values[0, 0, 0, 0, 0] = np.nan
+    values[1, 1, 1, 2, 3] = -np.inf
+    values[1, 1, 1, 2, 2] = np.finfo(np.float32).max
+    store = builders.on_disk(tmp_path / "s.zarr", values, raw=raw)
+    packed = pack(store, tmp_path / "r.zarr.zip", mantissa_bits=5)
+    assert packed.read_bytes() == pack(store, tmp_path / "r2.zarr.zip", mantissa_bits=5).read_bytes()
+    out = unpack(packed, tmp_path / "r.zarr")
+    assert verify(out).damage == ()
+    whole, rounded = xr.open_zarr(store).load(), xr.open_zarr(out).load()
+    variables = list(RAW_VARIABLES[raw])
+    assert rounded.attrs["rounded"]["mantissa_bits"] == 5
+    assert rounded.attrs["rounded"]["variables"] == variables
+    for name in whole.data_vars:
+        expected = round_mantissa(whole[name].values, 5) if name in variables else whole[name].values
+        np.testing.assert_array_equal(rounded[name].values, expected)
+        assert ("rounded to 5 mantissa bits" in rounded[name].attrs["long_name"]) == (name in variables)
+    assert not np.array_equal(rounded[variables[0]], whole[variables[0]], equal_nan=True)
+    assert packed.stat().st_size < pack(store, tmp_path / "e.zarr.zip").stat().st_size
+    found = find_outliers(out, Criteria(magnitude=2))
+    assert found.to_dict() == {**find_outliers(store, Criteria(magnitude=2)).to_dict(), "mantissa_bits": 5}
+    assert "rounded" in dict(found.summary())
+    for words, said in [
+        ({"mantissa_bits": 4}, "is rounded already"),
+        ({"mantissa_bits": 23}, "expected 1 to 22"),
+        ({"mantissa_bits": 0}, "expected 1 to 22"),
+        ({"mantissa_bits": 4, "peaks_only": True}, "give one of them"),
+    ]:
+        with pytest.raises(OutliersError, match=said):
+            pack(out, tmp_path / "x.zarr.zip", **words)
+    again = unpack(pack(out, tmp_path / "again.zarr.zip"), tmp_path / "again.zarr")
+    assert files(again) == files(out)
+
+
+def test_verify_sees_peaks_that_the_rounded_values_have_not(store: Path, tmp_path: Path) -> None:
+    out = unpack(pack(store, tmp_path / "r.zarr.zip", mantissa_bits=6), tmp_path / "r.zarr")
+    writer = StoreWriter(out)
+    values = xr.open_zarr(out).layer_high[:, 1].values
+    values[0, 1, 0, 2] *= 1.1
+    writer.put_small("layer_high", 1, values)
+    (damage,) = verify(out).damage
+    assert str(damage) == "sequence 1: layer_high: differs from the peaks of norm_input"
+    with pytest.raises(OutliersError, match="holds rounded activations"):
+        writer.sequence(0)
+
+
+def test_rounding_that_the_dtype_has_done_already(tmp_path: Path) -> None:
+    values = builders.random_activations((1, 2, 2, 3, 4))
+    store = builders.on_disk(tmp_path / "s.zarr", values, attributes={"compute_dtype": "bfloat16"})
+    with pytest.raises(OutliersError, match="was computed in bfloat16 with 7; expected 1 to 6"):
+        pack(store, tmp_path / "a.zarr.zip", mantissa_bits=7)
+    peaks = builders.on_disk(tmp_path / "n.zarr", values, raw="none")
+    with pytest.raises(OutliersError, match="keeps no activations"):
+        pack(peaks, tmp_path / "a.zarr.zip", mantissa_bits=3)
 
 
 def flip(path: Path) -> None:

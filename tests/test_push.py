@@ -16,6 +16,7 @@ import pytest
 import xarray as xr
 
 from analyze.cli import main
+from analyze.sharing import card as card_module
 from analyze.sharing import push as push_module
 from analyze.sharing.card import card, code, size_category
 from analyze.sharing.push import bucket_url, hub_url, push
@@ -30,7 +31,9 @@ NASTY = "</code><script>alert(1)</script> ![x](http://evil) | `a``b` \n<!-- end 
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     attributes = {"model_id": NASTY, "text_source": "fineweb-edu", "command": "outliers capture"}
     return builders.on_disk(
-        tmp_path_factory.mktemp("pushed") / "s.zarr", builders.random_activations(), attributes=attributes
+        tmp_path_factory.mktemp("pushed") / "s.zarr",
+        builders.random_activations((2, 2, 2, 3, 4)),
+        attributes=attributes,
     )
 
 
@@ -54,6 +57,16 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure takes longer than all the rest of a small upload."""
+    draw = card_module.picture
+    monkeypatch.setattr(card_module, "picture", lambda data: _PICTURES.get("") or _PICTURES.setdefault("", draw(data)))
+
+
+_PICTURES: dict[str, bytes] = {}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -137,7 +150,7 @@ def test_a_stopped_upload_goes_on(store: Path, server: hub.Hub) -> None:
 
 def test_another_store_of_that_name_stays_unless_told(store: Path, server: hub.Hub, tmp_path: Path) -> None:
     push(store, DATASET)
-    other = builders.on_disk(tmp_path / "o.zarr", builders.random_activations((2, 2, 2, 3, 4)))
+    other = builders.on_disk(tmp_path / "o.zarr", builders.random_activations((2, 2, 2, 3, 5)))
     before = stored(server)
     with pytest.raises(OutliersError, match=r"holds another store \(.* differs\); choose another --name"):
         push(other, DATASET, name="s.zarr")
@@ -276,8 +289,8 @@ def test_unsound_stores_are_not_uploaded(store: Path, server: hub.Hub, tmp_path:
 def test_limits_are_known_before_anything_is_sent(
     store: Path, server: hub.Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(push_module, "MOST_FILES", 4)
-    with pytest.raises(OutliersError, match=r"folder [a-z_]+ has \d+ files and the Hub takes fewer than 4"):
+    monkeypatch.setattr(push_module, "MOST_FILES", 3)
+    with pytest.raises(OutliersError, match=r"folder [a-z_]+ has \d+ files and the Hub takes fewer than 3"):
         push(store, DATASET)
     monkeypatch.setattr(push_module, "MOST_FILES", 10_000)
     monkeypatch.setattr(push_module, "LARGEST_FILE", 100)
@@ -375,6 +388,7 @@ def test_size_categories(tokens: int, word: str) -> None:
     assert size_category(tokens) == word
 
 
+@pytest.mark.slow
 def test_what_the_page_says_about_opening_is_true(store: Path, server: hub.Hub, tmp_path: Path) -> None:
     """In a fresh process that knows the Hub by its environment: pushed, then opened with plain xarray."""
     code_of_page = (

@@ -16,6 +16,12 @@ def pack(
     peaks_only: Annotated[
         bool, typer.Option("--peaks-only", help="Leave out the raw activations: small enough to mail.")
     ] = False,
+    mantissa_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Round raw activations to so many: smaller, labelled, peaks stay exact.", show_default="exact"
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Pack a store into one file that is readable in place; the same store gives the same bytes.
@@ -27,6 +33,10 @@ def pack(
     from analyze.tables import size
 
     with shown("reading back") as progress:
-        packed = run(store, out, peaks_only=peaks_only, overwrite=overwrite, progress=progress)
+        packed = run(
+            store, out, peaks_only=peaks_only, mantissa_bits=mantissa_bits, overwrite=overwrite, progress=progress
+        )
     kept = "peaks, tokens and losses" if peaks_only else "everything"
+    if mantissa_bits is not None:
+        kept += f", activations rounded to {mantissa_bits} mantissa bits,"
     typer.echo(f"packed {kept} of {store} in {packed}, {size(packed.stat().st_size)}")

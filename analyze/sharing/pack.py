@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from analyze.sharing.entries import Entry, check_free_space, check_target, entries
-from capture.schema import RAW_VARIABLES, OutliersError
-from capture.store import CHECKSUMS, flaw, open_group, sync_folder
+from capture.schema import MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES, OutliersError
+from capture.schema import mantissa_bits as bits_of
+from capture.store import CHECKSUMS, StoreWriter, flaw, open_group, sync_folder, write_rounded
 
 SUFFIX: Final = ".zarr.zip"
 # What is not of the store must not reach the archive: the earliest time that ZIP knows, and plain permissions.
@@ -32,6 +33,7 @@ def pack(
     out: Path | str,
     *,
     peaks_only: bool = False,
+    mantissa_bits: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -44,6 +46,8 @@ def pack(
     store : folder of a whole store
     out : file to write, ending in `.zarr.zip`
     peaks_only : leave out the raw activations; the packed store has the attributes `raw` = `none` and `packed`
+    mantissa_bits : round the raw activations to so many; the packed store has the attribute `rounded`, and its peaks
+        stay exact
     overwrite : replace an existing file
     progress : is called with (sequences read back, sequences in all)
 
@@ -54,7 +58,7 @@ def pack(
     Raises
     ------
     OutliersError
-        The store is missing, damaged or unfinished, the file exists, or the disk has no room for it.
+        The store is missing, damaged or unfinished, cannot be rounded so, the file exists, or the disk has no room.
     """
     store, out = Path(store), Path(out)
     if not out.name.endswith(SUFFIX):
@@ -66,15 +70,23 @@ def pack(
         raise OutliersError(f"{out} lies inside the store; choose another --out")
     check_target(out, store=False, overwrite=overwrite)
     found = entries(store)
+    if peaks_only and mantissa_bits is not None:
+        raise OutliersError("--peaks-only leaves nothing for --mantissa-bits to round; give one of them")
+    if mantissa_bits is not None:
+        check_mantissa_bits(store, mantissa_bits)
     if peaks_only:
         found = without_raw(found)
-    check_free_space(out, sum(entry.size + 2 * len(entry.name) + _HEADERS for entry in found))
+    needed = sum(entry.size + 2 * len(entry.name) + _HEADERS for entry in found)
+    check_free_space(out, needed if mantissa_bits is None else 2 * needed)  # rounded files lie beside the archive first
     wrong = flaw(store, progress=progress)
     if wrong is not None:
         raise OutliersError(f"{store} {wrong}; mend it first, outliers verify says how")
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    scratch = draft.with_name(f"{draft.name}.rounded")
     try:
+        if mantissa_bits is not None:
+            found = with_rounded(found, store, mantissa_bits, scratch)
         with draft.open("xb") as file:
             _write(file, found)
             file.flush()
@@ -83,6 +95,7 @@ def pack(
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     sync_folder(out.absolute().parent)
     return out
 
@@ -94,35 +107,101 @@ def without_raw(found: list[Entry]) -> list[Entry]:
     ----------
     found : files of a whole store, from `entries`
     """
-    by_name = {entry.name: entry for entry in found}
-    root = json.loads(content(by_name["zarr.json"]))
+    root, before = _root(found)
     raw = root["attributes"]["raw"]
     dropped = RAW_VARIABLES[raw]
     if not dropped:
         return found
-    listing = content(by_name[CHECKSUMS])
     root["attributes"]["raw"] = "none"
-    root["attributes"]["packed"] = {
-        "left_out": list(dropped),
-        "raw_before": raw,
-        "sha256sums_before": hashlib.sha256(listing).hexdigest(),
-    }
-    consolidated: dict[str, Any] = root.get("consolidated_metadata") or {"metadata": {}}
+    root["attributes"]["packed"] = {"left_out": list(dropped), "raw_before": raw, "sha256sums_before": before}
     for name in dropped:
-        consolidated["metadata"].pop(name, None)
+        _consolidated(root).pop(name, None)
     kept = [entry for entry in found if entry.name.partition("/")[0] not in dropped]
-    metadata = json.dumps(root, indent=2).encode()
+    return _relisted(kept, {"zarr.json": _json(root)})
+
+
+def with_rounded(found: list[Entry], store: Path, bits: int, scratch: Path) -> list[Entry]:
+    """The files of the same store with its raw activations rounded, which says so in its attributes.
+
+    Parameters
+    ----------
+    found : files of a whole store, from `entries`
+    store : folder of it
+    bits : mantissa bits to keep
+    scratch : folder for the rounded files
+    """
+    root, before = _root(found)
+    variables = RAW_VARIABLES[root["attributes"]["raw"]]
+    root["attributes"][ROUNDED] = {
+        "mantissa_bits": bits,
+        "variables": list(variables),
+        "sha256sums_before": before,
+    }
+    said = f"rounded to {bits} mantissa bits"
+    by_name = {entry.name: entry for entry in found}
+    changed: dict[str, Path | bytes] = dict(write_rounded(StoreWriter(store), scratch, bits))
+    for name in variables:
+        array = json.loads(content(by_name[f"{name}/zarr.json"]))
+        for described in (array, _consolidated(root).get(name, array)):
+            described["attributes"]["long_name"] = f"{VARIABLES[name].description}, {said}"
+        changed[f"{name}/zarr.json"] = _json(array)
+    return _relisted(found, {**changed, "zarr.json": _json(root)})
+
+
+def check_mantissa_bits(store: Path, bits: int) -> None:
+    """Refuse rounding that changes nothing, or that no check could follow.
+
+    Raises
+    ------
+    OutliersError
+        Bits out of range, a store without activations, or one that is rounded already.
+    """
+    attributes = dict(open_group(store).attrs)
+    most = SIGNIFICANT.get(str(attributes.get("compute_dtype")), MANTISSA)
+    if not 1 <= bits < most:
+        raise OutliersError(
+            f"--mantissa-bits is {bits}, and {store} was computed in {attributes.get('compute_dtype')} with {most}; "
+            f"expected 1 to {most - 1}"
+        )
+    if attributes["raw"] == "none":
+        raise OutliersError(f"{store} keeps no activations that could be rounded; leave --mantissa-bits out")
+    if bits_of(attributes) is not None:
+        raise OutliersError(f"{store} is rounded already, and rounding twice is not rounding once; pack the original")
+
+
+def _root(found: list[Entry]) -> tuple[dict[str, Any], str]:
+    """Root metadata of a store, and the digest of its list of checksums: what tells the original from any other."""
+    by_name = {entry.name: entry for entry in found}
+    root: dict[str, Any] = json.loads(content(by_name["zarr.json"]))
+    return root, hashlib.sha256(content(by_name[CHECKSUMS])).hexdigest()
+
+
+def _consolidated(root: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = (root.get("consolidated_metadata") or {}).get("metadata", {})
+    return found
+
+
+def _json(metadata: dict[str, Any]) -> bytes:
+    return json.dumps(metadata, indent=2).encode()
+
+
+def _relisted(kept: list[Entry], changed: dict[str, Path | bytes]) -> list[Entry]:
+    """Files with some of them changed, and the list of checksums to match."""
+    by_name = {entry.name: entry for entry in kept}
     lines = []
-    for line in listing.decode().splitlines():
+    for line in content(by_name[CHECKSUMS]).decode().splitlines():
         name = line.partition("  ")[2]
-        if name.partition("/")[0] in dropped:
-            continue
-        lines.append(f"{hashlib.sha256(metadata).hexdigest()}  {name}\n" if name == "zarr.json" else f"{line}\n")
-    rewritten = {"zarr.json": metadata, CHECKSUMS: "".join(lines).encode()}
-    return [
-        Entry(entry.name, rewritten[entry.name], len(rewritten[entry.name])) if entry.name in rewritten else entry
-        for entry in kept
-    ]
+        source = changed.get(name)
+        if isinstance(source, bytes):
+            lines.append(f"{hashlib.sha256(source).hexdigest()}  {name}\n")
+        elif name in by_name:
+            lines.append(f"{line}\n")
+    changed = {**changed, CHECKSUMS: "".join(lines).encode()}
+    return [_entry(entry.name, changed[entry.name]) if entry.name in changed else entry for entry in kept]
+
+
+def _entry(name: str, source: Path | bytes) -> Entry:
+    return Entry(name, source, len(source) if isinstance(source, bytes) else source.stat().st_size)
 
 
 def content(entry: Entry) -> bytes:
