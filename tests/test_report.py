@@ -11,9 +11,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dask import delayed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +26,7 @@ from analyze.report import grid
 from analyze.report.embed import packed, text, text_length
 from analyze.report.page import json_text
 from analyze.report.tally import bucket_starts, span, tally
-from capture.schema import OutliersError
+from capture.schema import VARIABLES, OutliersError
 from tests import builders
 
 
@@ -324,6 +326,64 @@ def test_views_are_passed_on(tmp_path: Path) -> None:
     data = decoded(out, 0, "input")
     expected = find_outliers(tmp_path / "s.zarr", Criteria(**{**vars(criteria), "layers": 0, "positions": 1 / 6}))
     assert (data["position"][g:].sum(axis=0) >= 1).sum() == expected.count
+
+
+def wide() -> xr.Dataset:
+    """Peaks of 16 x 2,048 tokens, 4,096 wide: streams that grow with depth, massive first tokens, bfloat16 values."""
+    sequences, layers, positions, width = 16, 32, 2048, 4096
+    rng = np.random.default_rng(0)
+    scale = np.exp(0.7 * rng.standard_normal(width, dtype=np.float32))
+    scale[::500] *= 30
+    sizes = {"signal": 2, "sequence": sequences, "layer": layers, "site": 2, "position": positions, "feature": width}
+
+    def cut(values: np.ndarray) -> np.ndarray:
+        return (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+    def position_peak(signal: int, n: int) -> np.ndarray:
+        draws = np.random.default_rng([signal, n]).standard_normal((positions, width), dtype=np.float32)
+        draws *= 0.35
+        values = np.exp(draws, out=draws)
+        values *= scale * (12, 2)[signal]
+        values[0, ::500] *= 50
+        return cut(values)[None, None]
+
+    growth = np.exp(2.5 * np.linspace(0, 1, layers, dtype=np.float32))[:, None, None]
+    noise = rng.standard_normal((2, sequences, layers, 2, width), dtype=np.float32)
+    high = scale * np.exp(0.3 * noise)
+    high[0] *= 2 * growth
+    low = -high * rng.uniform(0.5, 1.5, high.shape).astype(np.float32)
+    blocks = [
+        [
+            da.from_delayed(delayed(position_peak)(signal, n), (1, 1, positions, width), np.float32)
+            for n in range(sequences)
+        ]
+        for signal in range(2)
+    ]
+    data = {
+        "layer_high": cut(high),
+        "layer_low": cut(low),
+        "position_peak": da.concatenate([da.concatenate(row, axis=1) for row in blocks], axis=0),
+        "nll": np.ones((sequences, positions), np.float32),
+        "nonfinite_count": np.zeros((2, sequences, layers, 2), np.int32),
+    }
+    coords: dict[str, Any] = {name: np.arange(size) for name, size in sizes.items()}
+    coords |= {"signal": ["input", "output"], "site": list(builders.SITES)}
+    return xr.Dataset(
+        {name: (VARIABLES[name].dims, values) for name, values in data.items()}, coords, {"model_id": "wide"}
+    )
+
+
+@pytest.mark.slow
+def test_a_wide_store_makes_a_page_to_mail(tmp_path: Path) -> None:
+    store, out = wide(), tmp_path / "r.html"
+    written = write_report(store, out)
+    assert written.bytes < 5_000_000
+    assert len(written.magnitudes) >= 40
+    peaks = store["position_peak"][1, 5].values
+    position = decoded(out, 0, "output")["position"][:, :, 5]
+    for g in (0, 10, 20, 30):
+        hits = (peaks >= np.float32(written.magnitudes[g])).sum(axis=0)
+        assert np.array_equal(position[g:].sum(axis=0), hits)
 
 
 def test_nothing_but_zeros(tmp_path: Path) -> None:
