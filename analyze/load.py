@@ -278,10 +278,11 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
     for name in wanted[len(COORDINATES) :]:
         about = arrays[name]
         source = StoredArray(location, name, labels, about)
-        whole = location.distant and math.prod(about.shape) * source.dtype.itemsize <= _SMALL
+        # What has no features is small, and is asked for whole.
+        few = FEATURE not in VARIABLES[name].dims and math.prod(about.shape) * source.dtype.itemsize <= _SMALL
         lazy = da.from_array(
             source,
-            chunks=about.shape if whole else about.chunk,
+            chunks=about.shape if few and location.distant else about.chunk,
             name=array_name(mark, name),
             asarray=False,
             fancy=False,

@@ -6,9 +6,10 @@ that a laptop can count to, whatever a few bytes of JSON claim.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,6 +78,10 @@ class ArrayMetadata:
     def chunk_bytes(self) -> int:
         """Bytes of a chunk once decoded; for strings a bound on what they can have."""
         return math.prod(self.chunk) * _BYTES[self.dtype]
+
+    def keys(self) -> Iterator[str]:
+        """Keys of all files."""
+        return map(self.key, itertools.product(*map(range, self.files)))
 
     def key(self, file: tuple[int, ...]) -> str:
         """Key of a file, of which `file` counts along each dimension."""

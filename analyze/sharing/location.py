@@ -12,8 +12,15 @@ def open_location(store: Path | str | Location) -> Location:
 
     Parameters
     ----------
-    store : path of a folder
+    store : path of a folder, or a URL
+
+    Raises
+    ------
+    OutliersError
+        A URL of another kind, or of a server that cannot be asked.
     """
-    if isinstance(store, Path | str):
-        return Folder(Path(store))
-    return store
+    if isinstance(store, str) and "://" in store:
+        from analyze.sharing.remote import Remote
+
+        return Remote(store)
+    return Folder(Path(store)) if isinstance(store, Path | str) else store
