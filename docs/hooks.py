@@ -1,0 +1,57 @@
+"""Pages that are made when the site is built: the commands from their own help, the changelog from its file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.cli import get_docs_for_click
+
+CAPTURE = (
+    "capture.run.capture",
+    "capture.estimate.estimate",
+    "capture.verify.verify",
+    "capture.sites.find_sites",
+    "capture.models.load_model",
+    "capture.store.StoreWriter",
+    "capture.store.write_sequence",
+)
+ROOT = Path(__file__).parents[1]
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in the pages that say only where their text comes from."""
+    made = {"api.md": api, "commands.md": commands, "changelog.md": changelog}.get(page.file.src_uri)
+    return markdown if made is None else made()
+
+
+def commands() -> str:
+    """Every command with its options, as `--help` has them."""
+    from analyze.cli import app
+
+    command = typer.main.get_command(app)
+    with command.make_context("outliers", [], resilient_parsing=True) as context:
+        text = get_docs_for_click(obj=command, ctx=context, name="outliers", title="Commands")
+    # What follows an `Example:` is to be copied.
+    return re.sub(r"^Example: (.+)$", r"    \1", text, flags=re.MULTILINE)
+
+
+def api() -> str:
+    """Every public name, where it is defined."""
+    import analyze
+
+    lines = ["# Python", "", "## Analysis", "", "Without torch; each of these is a name of `analyze`.", ""]
+    functions = sorted(name for name in analyze.__all__ if name[0].islower())
+    classes = sorted(name for name in analyze.__all__ if name[0].isupper())
+    for name in (*functions, *classes):
+        lines += [f"::: {getattr(analyze, name).__module__}.{name}", ""]
+    lines += ["## Capture", "", "Needs the extra `[capture]`.", ""]
+    lines += [f"::: {name}\n" for name in CAPTURE]
+    return "\n".join(lines)
+
+
+def changelog() -> str:
+    """The changelog."""
+    return (ROOT / "CHANGELOG.md").read_text().replace("`docs/", "`")
