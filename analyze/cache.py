@@ -59,7 +59,8 @@ def content_mark(store: xr.Dataset) -> str | None:
         return mark
     if "content" not in store.encoding:
         store.encoding["content"] = location.fingerprint()
-    return store.encoding["content"]
+    content: str | None = store.encoding["content"]
+    return content
 
 
 def _unchanged(store: xr.Dataset) -> bool:

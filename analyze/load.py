@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask import is_dask_collection, optimize
+from dask.base import is_dask_collection, optimize
 from dask.core import flatten
 from dask.local import get_sync
 

@@ -116,6 +116,11 @@ class Folder:
             opened.seek(offset)
             return opened.read(length)
 
+    def mark(self, key: str) -> str:
+        """Size and time of a file."""
+        status = (self.path / key).stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
     def fingerprint(self) -> str:
         """Digest of the metadata, and of name, size and time of each file of the arrays."""
         digest = hashlib.sha256((self.path / "zarr.json").read_bytes())

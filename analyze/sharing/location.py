@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+from capture.schema import OutliersError
 from capture.store import Folder, Location
+
+if TYPE_CHECKING:
+    from analyze.sharing.remote import Remote
+
+SCHEMES: Final = ("https://", "http://", "s3://", "hf://")
+_ARCHIVE: Final = ".zip"
 
 
 def open_location(store: Path | str | Location) -> Location:
@@ -12,15 +20,34 @@ def open_location(store: Path | str | Location) -> Location:
 
     Parameters
     ----------
-    store : path of a folder, or a URL
+    store : path of a folder or of a `.zarr.zip` file, or a URL of either
 
     Raises
     ------
     OutliersError
-        A URL of another kind, or of a server that cannot be asked.
+        A URL of another kind, of a server that cannot be asked, or an archive that is missing or no store's.
     """
+    if not isinstance(store, Path | str):
+        return store
     if isinstance(store, str) and "://" in store:
-        from analyze.sharing.remote import Remote
+        if not store.startswith(SCHEMES):
+            raise OutliersError(f"{store} cannot be opened; expected a path, or a URL with {', '.join(SCHEMES)}")
+        from analyze.sharing.remote import Remote as Server
 
-        return Remote(store)
-    return Folder(Path(store)) if isinstance(store, Path | str) else store
+        around, _, name = store.rstrip("/").rpartition("/")
+        return _archive(Server(around), name) if name.endswith(_ARCHIVE) else Server(store)
+    path = Path(store)
+    if path.name.endswith(_ARCHIVE) and not path.is_dir():
+        return _archive(Folder(path.parent), path.name)
+    return Folder(path)
+
+
+def is_url(store: Path | str) -> bool:
+    """Whether this is a URL and no path."""
+    return isinstance(store, str) and "://" in store
+
+
+def _archive(around: Folder | Remote, name: str) -> Location:
+    from analyze.sharing.archive import Archive
+
+    return Archive(around, name)

@@ -24,7 +24,6 @@ from urllib.parse import quote, urlsplit
 from capture.schema import VARIABLES, OutliersError
 from capture.store import Range, read_metadata
 
-SCHEMES: Final = ("http://", "https://", "s3://", "hf://")
 TIMEOUT: Final = "OUTLIERS_TIMEOUT"
 """Environment variable: seconds that a server may be silent."""
 
@@ -105,14 +104,14 @@ class Remote:
         if not silence.isdecimal() or int(silence) == 0:
             raise OutliersError(f"{TIMEOUT} is {silence}; expected a whole number of seconds")
         base = self.url if self._dataset is None else self._dataset.base
-        client: dict[str, Any] = {
+        client: Any = {
             "connect_timeout": timedelta(seconds=min(_CONNECT, int(silence))),
             "read_timeout": timedelta(seconds=int(silence)),
             "timeout": timedelta(hours=1),  # a large chunk over a slow line is no fault
             "user_agent": "outlier-features",
             "allow_http": base.startswith("http://"),
         }
-        retry: dict[str, Any] = {
+        retry: Any = {
             "max_retries": _RETRIES,
             "retry_timeout": timedelta(seconds=2 * int(silence)),
             "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
@@ -217,7 +216,7 @@ class Remote:
         else:
             arrays = [array for name, array in metadata.arrays.items() if name in VARIABLES]
             keys = [key for array in arrays for key in array.keys()]  # noqa: SIM118
-            marks = zip(keys, self._together(self._mark, keys), strict=True)
+            marks = zip(keys, self._together(self.mark, keys), strict=True)
         for key, mark in sorted(marks):
             if mark is None:
                 return None
@@ -234,7 +233,7 @@ class Remote:
             if entry["path"].partition("/")[0] in VARIABLES
         ]
 
-    def _mark(self, key: str) -> str | None:
+    def mark(self, key: str) -> str | None:
         """Size and entity tag of a file; "absent" for one that is not there, None for one without a tag."""
         import obstore
 
@@ -372,7 +371,7 @@ def hub_dataset(url: str) -> HubDataset:
         )
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     try:
         commit = huggingface_hub.HfApi().dataset_info(f"{organisation}/{name}", revision=revision, timeout=_SILENCE).sha

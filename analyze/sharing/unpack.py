@@ -53,7 +53,7 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
     try:
         try:
             with zipfile.ZipFile(archive) as opened:
-                found = checked_entries(opened, archive)
+                found = checked_entries(opened, archive, archive.stat().st_size)
                 check_free_space(out, sum(info.file_size + _SLACK for info in found))
                 draft.mkdir()
                 for info in found:
@@ -70,13 +70,14 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
     return out
 
 
-def checked_entries(opened: zipfile.ZipFile, archive: Path | str) -> list[zipfile.ZipInfo]:
+def checked_entries(opened: zipfile.ZipFile, archive: Path | str, size: int) -> list[zipfile.ZipInfo]:
     """Entries of an archive that are plain files inside it, none twice, none larger than the archive is.
 
     Parameters
     ----------
     opened : the archive
     archive : its name, for error messages
+    size : bytes of the archive
 
     Raises
     ------
@@ -103,16 +104,11 @@ def checked_entries(opened: zipfile.ZipFile, archive: Path | str) -> list[zipfil
         if needed.casefold() not in found or found[needed.casefold()].filename != needed:
             raise OutliersError(f"{archive} has no {needed} at its root; expected a file made by outliers pack")
     # Stored entries cannot grow, unless several of them name the same bytes.
-    if sum(info.file_size for info in found.values()) > os.fstat(_descriptor(opened)).st_size:
+    if sum(info.file_size for info in found.values()) > size:
         raise OutliersError(
             f"{archive}: entries claim more bytes than the file has; expected one made by outliers pack"
         )
     return list(found.values())
-
-
-def _descriptor(opened: zipfile.ZipFile) -> int:
-    assert opened.fp is not None
-    return opened.fp.fileno()
 
 
 def _name_flaw(name: str) -> str | None:

@@ -1,0 +1,179 @@
+"""A store in a ZIP archive, read in place. The archive is a stranger's: its entries are checked before any is read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import threading
+import zipfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from analyze.sharing.unpack import checked_entries
+from capture.schema import OutliersError
+from capture.store import Folder, Location, Range
+
+if TYPE_CHECKING:
+    from analyze.sharing.remote import Remote
+
+_HEADER: Final = struct.Struct("<4s5H3I2H")
+_MAGIC: Final = b"PK\x03\x04"
+_END: Final = 2**16
+_LARGEST_DIRECTORY: Final = 2**28
+
+
+class Archive:
+    """The entries of an archive, which stand in it as they are.
+
+    Parameters
+    ----------
+    around : where the archive is: a folder or a server
+    file : its name there
+
+    Raises
+    ------
+    OutliersError
+        It is missing, no archive of a store, cut short, or has entries that a store has not.
+    """
+
+    def __init__(self, around: Folder | Remote, file: str) -> None:
+        self._around, self._file = around, file
+        tail = around.tails([file], _END)[0]
+        if tail is None:
+            raise OutliersError(
+                f"no file at {self}; check the path, or make one with: outliers pack STORE --out {self}"
+            )
+        data, self._size = tail
+        window = _Window(around, file, data, self._size)
+        try:
+            with zipfile.ZipFile(window) as opened:
+                self._directory = opened.start_dir
+                entries = checked_entries(opened, str(self), self._size)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, ValueError, OSError) as error:
+            raise OutliersError(f"{self} is no whole ZIP file ({error}); get another copy of it") from error
+        self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
+        self._starts: dict[str, int] = {}
+        self._kept: dict[Range, bytes] = {}
+        self._mark = hashlib.sha256(window.directory(self._directory))
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker reads the directory of the archive again."""
+        return Archive, (self._around, self._file)
+
+    def __str__(self) -> str:
+        """Path or URL of the archive."""
+        return f"{str(self._around).rstrip('/')}/{self._file}" if str(self._around) != "." else self._file
+
+    @property
+    def home(self) -> None:
+        """An archive is not written into."""
+
+    @property
+    def distant(self) -> bool:
+        """Whether the archive is on a server."""
+        return self._around.distant
+
+    def absent(self) -> str:
+        """In one line, that no store is here, and what to do."""
+        return f"{self} has no zarr.json at its root; expected a file made by outliers pack"
+
+    def read(self, keys: Sequence[str], limit: int) -> list[bytes | None]:
+        """Whole entries; None for one that is not there."""
+        known = [key for key in keys if key in self._entries]
+        for key in known:
+            if self._entries[key].file_size > limit:
+                raise ValueError(f"{key} is larger than the {limit:,} bytes that it can have")
+        parts = self.ranges([(key, 0, self._entries[key].file_size) for key in known])
+        found = dict(zip(known, parts, strict=True))
+        return [found.get(key) for key in keys]
+
+    def tails(self, keys: Sequence[str], length: int) -> list[tuple[bytes, int] | None]:
+        """Last bytes of entries, each with its size; None for one that is not there."""
+        sizes = {key: self._entries[key].file_size for key in keys if key in self._entries}
+        asked = [(key, max(0, size - length), min(size, length)) for key, size in sizes.items()]
+        new = [request for request in asked if request not in self._kept]
+        fresh = dict(zip(new, self.ranges(new), strict=True))
+        found = {request[0]: fresh[request] if request in fresh else self._kept[request] for request in asked}
+        if self.distant:
+            self._kept.update(fresh)
+        return [(found[key], sizes[key]) if key in found else None for key in keys]
+
+    def ranges(self, requests: Sequence[Range]) -> list[bytes]:
+        """Parts of entries."""
+        self._find({key for key, *_ in requests})
+        asked = []
+        for key, offset, length in requests:
+            if offset + length > self._entries[key].file_size:
+                raise ValueError(f"file {key} is cut short")
+            asked.append((self._file, self._starts[key] + offset, length))
+        return self._around.ranges(asked)
+
+    def _find(self, keys: set[str]) -> None:
+        """Find where the bytes of entries begin: behind headers, whose length the directory does not say."""
+        unknown = sorted(keys - self._starts.keys())
+        offsets = [self._entries[key].header_offset for key in unknown]
+        headers = self._around.ranges([(self._file, offset, _HEADER.size) for offset in offsets])
+        for key, offset, header in zip(unknown, offsets, headers, strict=True):
+            magic, *_, name, extra = _HEADER.unpack(header)
+            start = offset + _HEADER.size + name + extra
+            if magic != _MAGIC or start + self._entries[key].file_size > self._directory:
+                raise ValueError(f"entry {key} is not where the archive says")
+            with self._lock:
+                self._starts[key] = start
+
+    def fingerprint(self) -> str | None:
+        """Digest of the directory, which has a checksum of each entry, and of what tells a new file of this name."""
+        mark = self._around.mark(self._file)
+        if mark is None:
+            return None
+        digest = self._mark.copy()
+        digest.update(f"{self} {mark}".encode())
+        return digest.hexdigest()[:32]
+
+
+class _Window(io.RawIOBase):
+    """An archive as the file that `zipfile` reads a directory from; more than its end is fetched only when needed."""
+
+    def __init__(self, around: Location, file: str, tail: bytes, size: int) -> None:
+        self._around, self._file, self._tail, self._size = around, file, tail, size
+        self._place = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        if place < 0:
+            raise OSError("the archive is shorter than it says")
+        self._place = place
+        return place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int | None = -1) -> bytes:
+        stop = self._size if size is None or size < 0 else min(self._size, self._place + size)
+        data = self._between(self._place, stop)
+        self._place += len(data)
+        return data
+
+    def directory(self, start: int) -> bytes:
+        """Everything from the begin of the directory on."""
+        return self._between(start, self._size)
+
+    def _between(self, start: int, stop: int) -> bytes:
+        if start >= stop:
+            return b""
+        first = self._size - len(self._tail)
+        if start < first:
+            if self._size - start > _LARGEST_DIRECTORY:
+                raise ValueError(f"its directory has over {_LARGEST_DIRECTORY:,} bytes")
+            (before,) = self._around.ranges([(self._file, start, first - start)])
+            self._tail, first = before + self._tail, start
+        return self._tail[start - first : stop - first]
