@@ -75,8 +75,10 @@ def test_a_scheduler_without_the_package_is_refused(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["nonsense://x", "tcp://no-such-host.invalid:1"])
-def test_a_scheduler_that_does_not_answer_is_refused(address: str) -> None:
-    pytest.importorskip("distributed")
+def test_a_scheduler_that_does_not_answer_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda *args, **options: client(*args, **{**options, "timeout": "1s"}))
     with pytest.raises(OutliersError, match="no scheduler answers at"), scheduler(address):
         pass
     # What follows runs on threads again, and does not wait for whom nobody reached.

