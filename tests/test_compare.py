@@ -113,6 +113,8 @@ def test_both_tables_equal_loops_over_the_stores(stores: list[Path]) -> None:
     assert row["precision"] == "bfloat16 (mxfp4)"
     assert [row[name] for name in ("experts", "shared_experts", "top_k", "routing")] == [64, 1, 8, "softmax"]
     assert study["org/dense"]["precision"] == "float32"
+    assert row["nonfinite_count"] == 1
+    assert "org/moe: 1 values are NaN or infinite; a NaN never hits." in as_text(result)
     # Rounding is what makes these two apart.
     assert brute(stores[0], Criteria.preset("study", rounding="none"))["count"] < row["count"]
 
@@ -223,6 +225,8 @@ def test_a_norm_counted_twice_changes_nothing(preset: str) -> None:
         compare([builders.dataset(values, values)], Criteria.preset(preset), resamples=20).to_dict()
         for values in (x, np.repeat(x, 2, axis=2))
     )
+    for table in ("dense", "table4"):
+        assert twice[table][0].pop("nonfinite_count") == 2 * once[table][0].pop("nonfinite_count")
     assert once == twice
     assert once["dense"][0]["count"] > 0
 

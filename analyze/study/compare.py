@@ -14,7 +14,7 @@ import xarray as xr
 
 from analyze.criteria import SATURATED, Criteria
 from analyze.dettmers import dettmers_table
-from analyze.find import Store, all_jsonable, as_dataset, mean_fraction, perplexity
+from analyze.find import Store, all_jsonable, as_dataset, mean_fraction, nonfinite_count, perplexity
 from analyze.load import loaded
 from analyze.streaming import Progress
 from analyze.study.ablations import Ablation, read_ablations
@@ -31,7 +31,7 @@ from analyze.study.bootstrap import (
 from analyze.study.hits import Counts, Hits, position_peaks, read_hits
 from analyze.study.published import TABLES, PublishedTable
 from analyze.study.published import published as published_table
-from capture.schema import POSITION, SEQUENCE, OutliersError
+from capture.schema import POSITION, SEQUENCE, OutliersError, mantissa_bits
 
 RESAMPLES: Final = 1000
 
@@ -39,6 +39,7 @@ FACTS: Final = (
     *("model", "store", "published", "text", "sequences", "positions"),
     *("total_parameters", "active_parameters", "experts", "shared_experts", "top_k", "routing", "precision"),
     *("perplexity", "perplexity_low", "perplexity_high"),
+    *("nonfinite_count", "mantissa_bits"),
 )
 COUNTED: Final = (
     *(f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")),
@@ -74,16 +75,17 @@ class Comparison:
     -----
     Keys of both: `model`, `store` (path; None for a published row), `published` (name of the published table; None for
     a store), `text`, `sequences`, `positions`, `total_parameters`, `active_parameters`, `experts`, `shared_experts`,
-    `top_k`, `routing`, `precision`, `perplexity`, `count`, `distinct_features`, `hidden_size`, `share` (of the width),
-    `saturated`, `mean_layer_fraction`, `mean_position_fraction`, their medians over the outliers
-    (`median_layer_fraction` ...), and the ends of 95% bootstrap intervals (`count_low`, `count_high` ...), of means
-    over the resamples that have an outlier; `doubtful`: columns that a publication marks. Where `outliers ablate` ran
-    with the criterion also `top1_with`, `top1_without`, `top1_random`, `perplexity_without`, `perplexity_random`.
+    `top_k`, `routing`, `precision`, `perplexity`, `nonfinite_count` and `mantissa_bits` (as in `Outliers`), `count`,
+    `distinct_features`, `hidden_size`, `share` (of the width), `saturated`, `mean_layer_fraction`,
+    `mean_position_fraction`, their medians over the outliers (`median_layer_fraction` ...), and the ends of 95%
+    bootstrap intervals (`count_low`, `count_high` ...), of means over the resamples that have an outlier; `doubtful`:
+    columns that a publication marks. Where `outliers ablate` ran with the criterion also `top1_with`, `top1_without`,
+    `top1_random`, `perplexity_without`, `perplexity_random`.
 
     `table4` also has `one_sided`, `largest_feature`, the quartiles `first_quartile`, `median`, `third_quartile` and
     `median_magnitude`, the quantity of Figure 4a; `median_magnitude_of` says of what: `hits` of the largest outlier
     feature (as the paper, needs the activations), `position peaks` of it over positions with a hit (from stored peaks
-    alone; never smaller), or the `most common` outlier feature (Table 4 as printed).
+    alone; as a rule larger), or the `most common` outlier feature (Table 4 as printed).
     """
 
     criteria: Criteria
@@ -282,6 +284,8 @@ def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
         "perplexity": perplexity(store, hits.criteria),
         "perplexity_low": low,
         "perplexity_high": high,
+        "nonfinite_count": nonfinite_count(store, hits.criteria),
+        "mantissa_bits": mantissa_bits(store.attrs),
     }
 
 

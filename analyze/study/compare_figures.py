@@ -216,7 +216,7 @@ def _foot(rows: Sequence[Row], known: Sequence[Row], plan: Plan, criterion: str)
 
 MEDIANS: Final = {
     "hits": "stores: over the hits of the largest outlier feature",
-    "position peaks": "stores: over position peaks of the largest outlier feature, which are larger than its hits",
+    "position peaks": "stores: over position peaks of the largest outlier feature, as a rule larger than its hits",
     "most common": "published: over the hits of the most common outlier feature (Table 4)",
 }
 _X_LABELS: Final = {
@@ -324,9 +324,7 @@ def _name_points(axes: Axes, rows: Sequence[Row], plan: Plan) -> None:
         names[place, text, row["published"] is None] = None
     ordered = sorted(names)
     for (place, text, own), moved in zip(ordered, spread([place for place, _, _ in ordered], _GAP), strict=True):
-        axes.plot(
-            [place, moved], [1.005, 1.045], color="0.75", linewidth=0.6, transform=axes.transAxes, clip_on=False
-        )
+        axes.plot([place, moved], [1.005, 1.045], color="0.75", linewidth=0.6, transform=axes.transAxes, clip_on=False)
         axes.text(
             moved,
             1.06,

@@ -187,19 +187,24 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
             + ("; ..." if len(texts) > 8 else "")
             + "."
         )
+    for name, words in (
+        ("nonfinite_count", "{:,} values are NaN or infinite; a NaN never hits"),
+        ("mantissa_bits", "activations have {} mantissa bits; stored peaks and plain views are exact"),
+    ):
+        notes += sorted({f"{row['model']}: {words.format(row[name])}." for row in own if row[name]})
     if any(row["saturated"] for row in own):
         notes.append("Saturated: over half of the width qualifies; the criterion tells features apart no longer.")
     if table in (None, "table4") and comparison.table4:
         kinds = {row["median_magnitude_of"] for row in comparison.table4}
-        told = {
+        medians = {
             "hits": "over the hits of the largest outlier feature",
-            "position peaks": "for stores over position peaks of the largest outlier feature, which are larger than "
+            "position peaks": "for stores over position peaks of the largest outlier feature, as a rule larger than "
             "its hits; --quartiles reads the activations for the paper's quantity",
             "most common": "for published rows over the hits of the most common outlier feature, as Table 4 prints it",
         }
-        words = [text for kind, text in told.items() if kind in kinds]
-        if words:
-            notes.append("Median magnitude: " + "; ".join(words) + ".")
+        parts = [text for kind, text in medians.items() if kind in kinds]
+        if parts:
+            notes.append("Median magnitude: " + "; ".join(parts) + ".")
     for one in comparison.published:
         if table is None or ((one.kind == "dettmers") == (table == "table4") and one.kind in (table, "dettmers")):
             notes.append(f"Published: {one.source}. {' '.join(one.notes)}")
