@@ -44,6 +44,15 @@ if TYPE_CHECKING:
     from analyze.study.published import published as published
     from analyze.report.write import Report as Report
     from analyze.report.write import write_report as write_report
+    from analyze.study.transition import Transition as Transition
+    from analyze.study.transition import published_transition as published_transition
+    from analyze.study.transition import transition as transition
+    from analyze.study.transition_figures import transition_figure as transition_figure
+    from analyze.study.transition_figures import transition_grid_figure as transition_grid_figure
+    from analyze.study.transition_grid import TransitionGrid as TransitionGrid
+    from analyze.study.transition_grid import transition_grid as transition_grid
+    from analyze.study.transition_verdict import TransitionTest as TransitionTest
+    from analyze.study.transition_verdict import transition_test as transition_test
     from analyze.sweeps import Sweep as Sweep
     from analyze.sweeps import sweep as sweep
     from analyze.view import View as View
@@ -79,6 +88,15 @@ _HOMES = {
     "Report": "analyze.report.write",
     "write_report": "analyze.report.write",
     "Sweep": "analyze.sweeps",
+    "Transition": "analyze.study.transition",
+    "TransitionGrid": "analyze.study.transition_grid",
+    "TransitionTest": "analyze.study.transition_verdict",
+    "published_transition": "analyze.study.transition",
+    "transition": "analyze.study.transition",
+    "transition_figure": "analyze.study.transition_figures",
+    "transition_grid": "analyze.study.transition_grid",
+    "transition_grid_figure": "analyze.study.transition_figures",
+    "transition_test": "analyze.study.transition_verdict",
     "View": "analyze.view",
     "activations": "analyze.activations",
     "critical_magnitudes": "analyze.find",

@@ -141,7 +141,7 @@ class Candidates:
     def fits(self, y: Float64) -> list[Fit]:
         """Fit every model that has a shape here to one (point,) y that is not constant; usable ones get an AICc."""
         scores = {name: float(values[0]) for name, values in self.aicc(y[None]).items()}
-        least = min(scores.values())
+        least = min(scores.values(), default=math.nan)
         weights = {name: math.exp(-(score - least) / 2) for name, score in scores.items()}
         result = []
         for kind, names in KINDS.items():
@@ -158,7 +158,7 @@ class Candidates:
                         rss=float(((y - values) ** 2).sum()),
                         aicc=score,
                         delta=score - least,
-                        weight=weights.get(name, math.nan) / sum(weights.values()),
+                        weight=weights[name] / sum(weights.values()) if name in weights else math.nan,
                         values=values,
                         **(self._step(name, y, place) if kind == "step" else {}),
                     )

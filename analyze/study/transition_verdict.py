@@ -159,7 +159,9 @@ def _verdict(
     """Verdict, the reason where undecided, and p-values."""
     if not candidates.usable("step"):
         if candidates.points <= candidates.parameters["step"] + 1:
-            return "undecided", f"{candidates.points} points; {candidates.parameters['step'] + 2} or more can tell", {}
+            enough = candidates.parameters["step"] + 2
+            shown = "" if candidates.at is not None else ", and 8 a step"
+            return "undecided", f"{candidates.points} points; {enough} or more can show a trend{shown}", {}
         where = "" if candidates.at is None else f" of {candidates.at:.4g}"
         return "undecided", f"no place for a step with two points on each side{where}", {}
     found = {kind: float(values[0]) for kind, values in candidates.by_kind(y[None]).items()}
@@ -190,9 +192,9 @@ def _verdict(
     tests: list[tuple[Kind, str]] = [("step", name) for name in KINDS["smooth"]]
     if first == "smooth":
         tests = [("smooth", "step"), ("step", best)]
-    for kind, null in tests:
+    for tested, null in tests:
         if candidates.usable(null):
-            p_values[f"{kind} over {null}"] = _bootstrap(candidates, y, null, kind, repeats, seed)
+            p_values[f"{tested} over {null}"] = _bootstrap(candidates, y, null, tested, repeats, seed)
     for name, p in p_values.items():
         kind, null = name.split(" over ")
         if kind == first and p > LEVEL:
@@ -233,12 +235,17 @@ def _orders(points: int, repeats: int, seed: int) -> tuple[npt.NDArray[np.intp],
 
 def _spearman(x: Float64, y: Float64, orders: npt.NDArray[np.intp], exact: bool) -> tuple[float, float]:
     """Rank correlation, mean ranks for ties, and its two-sided p-value by permutation."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values) - (len(x) + 1) / 2 for values in (x, y)]
+    ranks = [_ranks(values) - (len(x) + 1) / 2 for values in (x, y)]
     a, b = (values / np.linalg.norm(values) for values in ranks)
     found = float(a @ b)
     return found, _share(np.abs(b[orders] @ a), abs(found), exact)
+
+
+def _ranks(values: Float64) -> Float64:
+    """Ranks from 1, their mean where values are equal."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Float64 = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def _size_interval(x: Float64, y: Float64, at: float) -> tuple[float, float] | None:

@@ -1,0 +1,136 @@
+"""`outliers transition`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from analyze import arguments
+from analyze.options import (
+    Counting,
+    Json,
+    LayerRange,
+    LayerUnit,
+    Many,
+    ManyLayers,
+    Positions,
+    Preset,
+    Rounding,
+    Scale,
+    Scheduler,
+    Sequences,
+    Signal,
+    Sites,
+    SkipFirst,
+    Workers,
+    criteria_of,
+)
+from analyze.printing import print_json
+
+
+def transition(
+    stores: Annotated[
+        list[Path] | None, typer.Argument(metavar="STORE...", help="Stores of different models.", show_default=False)
+    ] = None,
+    published: Annotated[bool, typer.Option("--published", help="Test the published tables too.")] = False,
+    against: Annotated[str, typer.Option(help="total or active parameters, or perplexity.")] = "total",
+    at: Annotated[
+        float | None,
+        typer.Option(help="Change point known before these data, such as 6.7e9.", show_default="searched for"),
+    ] = None,
+    absent: Annotated[str, typer.Option(help="A model without outliers: zero or drop.")] = "zero",
+    preset: Preset = None,
+    magnitude: Many = None,
+    layers: ManyLayers = None,
+    positions: Positions = None,
+    signal: Signal = None,
+    counting: Counting = None,
+    layer_unit: LayerUnit = None,
+    layer_range: LayerRange = None,
+    sites: Sites = None,
+    sequences: Sequences = None,
+    skip_first: SkipFirst = None,
+    scale: Scale = None,
+    rounding: Rounding = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Random permutations and samples.", show_default="9999, 1999 for a grid's cell")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for tables and figures.", metavar="DIR", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Test whether outliers step, trend or do neither over models of several sizes.
+
+    Several magnitudes or shares of layers make a grid: the verdict for each, under every convention.
+
+    Example: outliers transition opt-*.zarr --preset study --magnitude 2:20:1 --layers 0.1:1:0.1 --out transition
+    """
+    grids = {
+        name: arguments.numbers(text, name)
+        for name, text in (("magnitude", magnitude), ("layers", layers))
+        if text is not None
+    }
+    criteria = criteria_of(
+        preset,
+        **{name: values[0] for name, values in grids.items() if len(values) == 1},
+        positions=positions,
+        signal=signal,
+        counting=counting,
+        layer_unit=layer_unit,
+        layer_range=layer_range,
+        sites=sites,
+        sequences=sequences,
+        skip_first=skip_first,
+        scale=scale,
+        rounding=rounding,
+    )
+    from analyze.cluster import scheduler as running
+    from analyze.progress import shown
+    from analyze.study.transition import REPEATS, published_transitions
+    from analyze.study.transition import transition as run
+    from analyze.study.transition_grid import GRID_REPEATS, transition_grid
+
+    results, grid = [], None
+    left_out: dict[str, str] = {}
+    settings: dict[str, Any] = {"against": against, "at": at, "seed": seed}
+    if stores or not published:
+        with running(scheduler, workers), shown("reading activations") as progress:
+            results.append(
+                run(
+                    stores or [],
+                    criteria,
+                    absent=absent,
+                    repeats=REPEATS if repeats is None else repeats,
+                    progress=progress,
+                    **settings,
+                )
+            )
+        if any(len(values) > 1 for values in grids.values()):
+            with running(scheduler, workers), shown("sweeping stores") as progress:
+                grid = transition_grid(
+                    stores or [],
+                    criteria,
+                    grids.get("magnitude"),
+                    grids.get("layers"),
+                    absent=absent,
+                    repeats=GRID_REPEATS if repeats is None else repeats,
+                    progress=progress,
+                    **settings,
+                )
+    if published:
+        tables, left_out = published_transitions(repeats=REPEATS if repeats is None else repeats, **settings)
+        results += tables
+    from analyze.study.transition_tables import print_transitions, result_of, write_transitions
+
+    if out is not None:
+        write_transitions(out, results, grid)
+    if json_:
+        print_json(result_of(results, grid, left_out))
+    else:
+        print_transitions(results, grid, left_out)
