@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ class Info:
     raw : which activations are kept
     perplexity : exp of the mean negative log-likelihood of the captured sequences; NaN if unknown
     nonfinite : number of NaN and infinite values of each signal
-    bytes : size on disk
+    bytes : size on disk; None where a server does not say at little cost
     attributes : all attributes as captured
     """
 
@@ -43,7 +42,7 @@ class Info:
     raw: str
     perplexity: float
     nonfinite: dict[str, int]
-    bytes: int
+    bytes: int | None
     attributes: dict[str, Any]
 
     def summary(self) -> list[tuple[str, str]]:
@@ -64,7 +63,7 @@ class Info:
             ("features", f"{self.features:,}"),
             ("activations kept", self.raw),
             ("perplexity", "unknown" if math.isnan(self.perplexity) else f"{self.perplexity:.2f}"),
-            ("size on disk", size(self.bytes)),
+            ("size on disk", "unknown" if self.bytes is None else size(self.bytes)),
         ]
         return rows + [(f"not finite, {name}", f"{count:,} values") for name, count in self.nonfinite.items() if count]
 
@@ -95,7 +94,6 @@ def store_info(path: Path | str) -> Info:
     OutliersError
         As `open_store`, save that an unfinished capture is welcome.
     """
-    path = Path(path)
     store = open_store(path, partial=True)
     done = loaded(store["done"])
     captured = np.flatnonzero(done)
@@ -120,20 +118,9 @@ def store_info(path: Path | str) -> Info:
         raw=str(store.attrs["raw"]),
         perplexity=perplexity,
         nonfinite={name: int(n) for name, n in zip(SIGNALS, counts, strict=True)},
-        bytes=_bytes(path),
+        bytes=store.encoding["location"].size(),
         attributes=dict(store.attrs),
     )
-
-
-def _bytes(path: Path) -> int:
-    total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except FileNotFoundError:  # a capture that goes on renames its files
-                continue
-    return total
 
 
 def _strict(value: Any) -> Any:

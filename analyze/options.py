@@ -20,7 +20,10 @@ def _words(*words: str) -> Callable[[str], list[str]]:
 
 
 StorePath = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Folder made by outliers capture.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="STORE", help="A store: folder, .zarr.zip file, or https, s3 or hf URL.", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Preset = Annotated[

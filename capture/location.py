@@ -41,6 +41,9 @@ class Location(Protocol):
     def ranges(self, requests: Sequence[Range]) -> list[bytes]:
         """Parts of files, each a key, an offset and a length; ValueError where a file ends before its part does."""
 
+    def size(self) -> int | None:
+        """Size of everything that is here; None where that takes many questions."""
+
     def fingerprint(self) -> str | None:
         """Digest of what tells this content from any other at little cost; None where nothing tells it for sure."""
 
@@ -115,6 +118,17 @@ class Folder:
                 raise ValueError(f"file {key} is cut short")
             opened.seek(offset)
             return opened.read(length)
+
+    def size(self) -> int:
+        """Size of everything that is here."""
+        total = 0
+        for folder, _, files in os.walk(self.path):
+            for name in files:
+                try:
+                    total += os.lstat(os.path.join(folder, name)).st_size
+                except FileNotFoundError:  # a capture that goes on renames its files
+                    continue
+        return total
 
     def mark(self, key: str) -> str:
         """Size and time of a file."""

@@ -37,7 +37,7 @@ _STORE = "zarr.json"
 
 def compare(
     stores: Annotated[
-        list[Path] | None, typer.Argument(metavar="STORE...", help="Folders made by outliers capture.")
+        list[str] | None, typer.Argument(metavar="STORE...", help="Stores: folders, .zarr.zip files, or URLs.")
     ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Add the numbers of the study and of Dettmers et al. (2022).")

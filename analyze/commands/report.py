@@ -30,7 +30,8 @@ from analyze.printing import print_json
 
 def report(
     stores: Annotated[
-        list[Path], typer.Argument(metavar="STORE...", help="Folders made by outliers capture.", show_default=False)
+        list[str],
+        typer.Argument(metavar="STORE...", help="Stores: folders, .zarr.zip files, or URLs.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.", show_default=False)],
     preset: Preset = None,

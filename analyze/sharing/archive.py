@@ -124,6 +124,10 @@ class Archive:
             with self._lock:
                 self._starts[key] = start
 
+    def size(self) -> int:
+        """Size of the archive."""
+        return self._size
+
     def fingerprint(self) -> str | None:
         """Digest of the directory, which has a checksum of each entry, and of what tells a new file of this name."""
         mark = self._around.mark(self._file)

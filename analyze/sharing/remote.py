@@ -200,6 +200,9 @@ class Remote:
                     parts[request] = data[offset - start : offset - start + length]
         return [parts[request] for request in requests]
 
+    def size(self) -> None:
+        """Not known: every file would have to be asked for."""
+
     def fingerprint(self) -> str | None:
         """Digest of URL, metadata, and what the server marks each file of the arrays with; None if it marks none.
 
