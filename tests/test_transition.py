@@ -157,6 +157,9 @@ def test_what_the_published_numbers_say() -> None:
     assert said["dettmers2022_table4"].sentence("positions").startswith("undecided: step and smooth trend are 1.2")
     assert said["study_dense"].sentence("layers").startswith("undecided: 5 points")
     assert said["study_moe"].sentence("layers").startswith("undecided: 7 points cannot show a step")
+    # The claim's own numbers are searched, whatever is named: naming what was read off them would be circular.
+    named, _ = published_transitions(at=6.7e9, repeats=99)
+    assert [result.tests["layers"].at for result in named] == [6.7e9, 6.7e9, None]
     low, high = published_transition("study_dense", at=6.7e9).tests["layers"].size_interval
     assert (low, high) == (pytest.approx(-6.2, abs=0.05), pytest.approx(4.7, abs=0.05))
 

@@ -32,7 +32,12 @@ from analyze.printing import print_json
 
 def transition(
     stores: Annotated[
-        list[Path] | None, typer.Argument(metavar="STORE...", help="Stores of different models.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="STORE...",
+            help="Stores of different models: folders, .zarr.zip files, or URLs.",
+            show_default=False,
+        ),
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="Test the published tables too.")] = False,
     against: Annotated[str, typer.Option(help="total or active parameters, or perplexity.")] = "total",

@@ -89,7 +89,7 @@ def _draw_points(axes: Axes, result: Transition, outcome: str) -> None:
     family = _text(result.family)
     heading = "" if outcome == "positions" else f"{family}, {len(points)} models\n"
     axes.set_title(heading + textwrap.fill(_text(result.sentence(outcome)), 58), fontsize=9, loc="left")
-    if test is not None and test.fits:
+    if axes.get_legend_handles_labels()[0]:
         place: Any = "upper right" if step is not None and step.size is not None and step.size < 0 else "upper left"
         axes.legend(fontsize=7.5, frameon=False, loc=place)
     for side in ("top", "right"):
@@ -138,9 +138,9 @@ def transition_grid_figure(grid: TransitionGrid, outcome: str = "layers") -> Fig
             handles.append(Patch(facecolor=colour, edgecolor="0.6", label=label, linewidth=0.6))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     name = {"layers": "L%", "positions": "S%", "count": "the number of outliers"}[outcome]
-    where = "" if grid.at is None else f", a step at {axis_value(grid.against, grid.at)}"
+    where = "with" if grid.at is None else f"at {axis_value(grid.against, grid.at)}"
     figure.suptitle(
-        f"Does {name} step with {_X_LABELS[grid.against]}{where}? {len(grid.models)} models\n"
+        f"Does {name} step {where} {_X_LABELS[grid.against]}? {len(grid.models)} models\n"
         "small numbers: models with outliers, where not all",
         fontsize=9,
     )

@@ -162,7 +162,7 @@ def _verdict(
             enough = candidates.parameters["step"] + 2
             shown = "" if candidates.at is not None else ", and 8 a step"
             return "undecided", f"{candidates.points} points; {enough} or more can show a trend{shown}", {}
-        where = "" if candidates.at is None else f" of {candidates.at:.4g}"
+        where = "" if candidates.at is None else " of the one named"
         return "undecided", f"no place for a step with two points on each side{where}", {}
     found = {kind: float(values[0]) for kind, values in candidates.by_kind(y[None]).items()}
     by_chance = candidates.by_kind(y[orders])
