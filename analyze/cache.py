@@ -1,20 +1,21 @@
 """Peaks of views, and step functions of sweeps, that have been computed once, kept on disk.
 
 A cached view is found by the fingerprint of the store and the view. It lives in the store's folder `.views` where that
-can be written, else in the user's cache folder; Zarr readers of the store do not see it.
+can be written, else, and for stores that are no folder, in the user's cache folder; Zarr readers of the store do not
+see it. Everything is sealed (`analyze.seals`): what another user left in a store is passed over, and computed again.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import math
 import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +25,14 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.load import array_name, box
+from analyze.seals import BYTES, holds, seal, user_folder
 from analyze.steps import Steps
 from analyze.streaming import SequencePeaks
 from analyze.view import View
 from capture.schema import OutliersError
 from capture.store import Location
 
-_VERSION: Final = 1  # raised whenever peaks of the same view come out differently
+_VERSION: Final = 2  # raised whenever peaks of the same view come out differently
 FOLDER: Final = ".views"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -48,7 +50,8 @@ def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
     if identity is None:
         return None
     text = json.dumps({"version": _VERSION, "store": identity, "view": asdict(view.view), "more": more}, sort_keys=True)
-    return sha256(text.encode()).hexdigest()[:32]
+    # A seal for a name: two users of one store do not take each other's views away.
+    return seal(text.encode(), "key").hex()
 
 
 def content_mark(store: xr.Dataset) -> str | None:
@@ -70,8 +73,9 @@ def _unchanged(store: xr.Dataset) -> bool:
 
 def _folders(store: xr.Dataset) -> list[Path]:
     home: Path | None = store.encoding["location"].home
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outlier-features" / "views"
-    return [user] if home is None else [home / FOLDER, user]
+    user = user_folder() / "views"
+    # A link in a store could lead the writing elsewhere.
+    return [user] if home is None or (home / FOLDER).is_symlink() else [home / FOLDER, user]
 
 
 class SavedArray:
@@ -79,40 +83,57 @@ class SavedArray:
 
     Parameters
     ----------
-    file : path of the file
+    file : path of the file; its seals, one for each index of the first dimension, are beside it
+    key : name of the view
 
     Raises
     ------
     ValueError, OSError
-        No such file, not of this kind, or cut short.
+        No such file, not of this kind, cut short, or sealed by somebody else.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, key: str) -> None:
+        self._file, self._key = file, key
         with file.open("rb") as stream:
             if np.lib.format.read_magic(stream) != (1, 0):
                 raise ValueError(f"{file} has another version of the npy format")
             self.shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(stream)
             self._offset = stream.tell()
         self.ndim = len(self.shape)
-        self._row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
         if fortran or self.dtype != np.float32 or file.stat().st_size != self._offset + self.shape[0] * self._row:
             raise ValueError(f"{file} is not whole")
+        seals = _seals(file).read_bytes()
+        own, self._seals = seals[:BYTES], seals[BYTES:]
+        if len(self._seals) != self.shape[0] * BYTES or not holds(own, self._seals, key, file.name, str(self.shape)):
+            raise ValueError(f"{file} was sealed by somebody else")
 
     def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
         (rows, *rest), inner = box(key, self.shape)
         count = (rows.stop - rows.start) * self._row // self.dtype.itemsize
         values = np.fromfile(self._file, self.dtype, count, offset=self._offset + rows.start * self._row)
+        for n, row in enumerate(values.reshape(-1, self._row // 4) if values.size == count else [], rows.start):
+            if not holds(self._seals[n * BYTES : (n + 1) * BYTES], row.data, self._key, self._file.name, n):
+                values = values[:0]
+                break
+        if values.size != count:
+            raise OutliersError(
+                f"{self._file} is damaged; remove the folder {self._file.parent} and run the same command again"
+            )
         whole = values.reshape(-1, *self.shape[1:])
         return np.asarray(whole[(slice(None), *rest)][inner])
 
 
+def _seals(file: Path) -> Path:
+    return file.with_suffix(".seals")
+
+
 def read(store: xr.Dataset, key: str, shapes: Shapes) -> dict[str, da.Array] | None:
-    """Cached arrays, one dask chunk for each sequence; None where there are none, or not whole."""
+    """Cached arrays, one dask chunk for each sequence; None where there are none, not whole, or not this user's."""
     for folder in _folders(store):
         place = folder / key
         try:
-            saved = {name: SavedArray(place / f"{name}.npy") for name in shapes}
+            saved = {name: SavedArray(place / f"{name}.npy", key) for name in shapes}
         except (OSError, ValueError):
             continue
         if all(saved[name].shape == shape for name, shape in shapes.items()):
@@ -139,11 +160,13 @@ def write(
     """
     draft, folder = _draft(store, key)
     try:
-        _write_parts(draft, shapes, parts)
+        _write_parts(draft, key, shapes, parts)
         if not _unchanged(store):
             raise OutliersError(f"{store.encoding['source']} changed while it was read; run the same command again")
         (draft / "view.json").write_text(json.dumps(asdict(view.view), indent=1))
         final = folder / key
+        if final.is_symlink():
+            final.unlink()
         shutil.rmtree(final, ignore_errors=True)  # not whole, or by another process at the same time
         try:
             draft.rename(final)
@@ -152,13 +175,14 @@ def write(
                 raise OutliersError(f"cannot write {final}: {error.strerror}") from error
         arrays = read(store, key, shapes)
         if arrays is None:
-            raise OutliersError(f"{final} was removed while it was written; run the same command again")
+            raise OutliersError(f"{final} was replaced while it was written; remove it and run the same command again")
         return arrays
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write_parts(draft: Path, shapes: Shapes, parts: Iterable[SequencePeaks]) -> None:
+def _write_parts(draft: Path, key: str, shapes: Shapes, parts: Iterable[SequencePeaks]) -> None:
+    seals = {name: bytearray() for name in shapes}
     with ExitStack() as stack:
         files = {name: stack.enter_context((draft / f"{name}.npy").open("wb")) for name in shapes}
         for name, file in files.items():
@@ -167,19 +191,28 @@ def _write_parts(draft: Path, shapes: Shapes, parts: Iterable[SequencePeaks]) ->
         for part in parts:
             for name, file in files.items():
                 try:
-                    file.write(np.ascontiguousarray(getattr(part, name)).data)
+                    for row in np.ascontiguousarray(getattr(part, name)):
+                        n = len(seals[name]) // BYTES
+                        seals[name] += seal(row.data.cast("B"), key, f"{name}.npy", n)
+                        file.write(row.data)
                     file.flush()
                 except OSError as error:
                     raise OutliersError(
                         f"cannot write {draft}: {error.strerror}; free some space, or set XDG_CACHE_HOME"
                     ) from error
+    for name, data in seals.items():
+        own = seal(bytes(data), key, f"{name}.npy", str(shapes[name]))
+        _seals(draft / f"{name}.npy").write_bytes(own + data)
 
 
 def read_steps(store: xr.Dataset, key: str) -> Steps | None:
-    """Kept step functions; None where there are none, or not whole (each array has a checksum)."""
+    """Kept step functions; None where there are none, not whole, or not this user's."""
     for folder in _folders(store):
         try:
-            with np.load(folder / f"{key}.npz", allow_pickle=False) as file:
+            data = (folder / f"{key}.npz").read_bytes()
+            if not holds(data[:BYTES], memoryview(data)[BYTES:], key, "steps"):
+                continue
+            with np.load(io.BytesIO(memoryview(data)[BYTES:]), allow_pickle=False) as file:
                 return Steps.of_arrays(file.__getitem__)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             continue
@@ -194,8 +227,11 @@ def write_steps(store: xr.Dataset, key: str, steps: Steps) -> None:
         draft = folder / f".{key}.{secrets.token_hex(4)}.partial"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()
+            np.savez(content, allow_pickle=False, **steps.arrays)
             with draft.open("wb") as file:
-                np.savez(file, allow_pickle=False, **steps.arrays)
+                file.write(seal(content.getbuffer(), key, "steps"))
+                file.write(content.getbuffer())
             draft.replace(folder / f"{key}.npz")
         except OSError:
             draft.unlink(missing_ok=True)
