@@ -40,7 +40,9 @@ def ablate_command(
     scale: Scale = None,
     rounding: Rounding = None,
     site: Annotated[str, typer.Option(help="Before which sublayers: ln_attn, ln_mlp or both.")] = "ln_attn",
-    sequences: Annotated[int, typer.Option(help="How many sequences of the store to run.")] = 4,
+    sequences: Annotated[
+        int | None, typer.Option(help="How many sequences of the store to run.", show_default="4, or all of fewer")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Draws of as many random other features.")] = 5,
     seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Sequences that go through the model together.")] = 1,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+_SEQUENCES: Final = 4
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "numpy", "outlier-features")
 
 
@@ -45,7 +46,7 @@ def ablate(
     *,
     model: str | None = None,
     device: str = "auto",
-    sequences: int = 4,
+    sequences: int | None = None,
     repeats: int = 5,
     seed: int = 0,
     batch_size: int = 1,
@@ -66,7 +67,7 @@ def ablate(
     criteria : which features are outliers; all that qualify in any sequence
     model : where the store's model is now, None where it says so itself
     device, trust_remote_code : as for `capture.models.load_model`
-    sequences : how many of the store's sequences to run, from the first
+    sequences : how many of the store's sequences to run, from the first; None for 4, or all where there are fewer
     repeats : number of random draws of as many features that are no outliers
     seed : where their randomness starts
     batch_size : sequences that go through the model together
@@ -87,7 +88,7 @@ def ablate(
     if site not in SITE_CHOICES:
         raise OutliersError(f"site is {site!r}; expected one of {', '.join(SITE_CHOICES)}")
     for name, number, least in (
-        ("sequences", sequences, 1),
+        ("sequences", 1 if sequences is None else sequences, 1),
         ("repeats", repeats, 1),
         ("seed", seed, 0),
         ("batch-size", batch_size, 1),
@@ -97,8 +98,10 @@ def ablate(
     if path.exists() and not path.is_dir():
         raise OutliersError(f"{path} is no folder; expected an unpacked store, in which the result can be kept")
     dataset = open_store(path)
-    if sequences > dataset.sizes[SEQUENCE]:
-        raise OutliersError(f"sequences is {sequences}, and {path} has {dataset.sizes[SEQUENCE]}; use fewer")
+    captured = dataset.sizes[SEQUENCE]
+    sequences = min(_SEQUENCES, captured) if sequences is None else sequences
+    if sequences > captured:
+        raise OutliersError(f"sequences is {sequences}, and {path} has {captured}; use fewer")
     found = find_outliers(dataset, criteria)
     features = tuple(sorted({row.feature for row in found.features}))
     question = _Question(

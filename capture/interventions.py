@@ -142,8 +142,10 @@ def predictions(
 
 def _largest_probability(logits: torch.Tensor) -> Float64:
     """(sequence,): mean over positions of the largest softmax probability."""
-    parts = [part.float() for part in logits.split(_PREDICTIONS, dim=1)]
-    largest = [(part.amax(-1) - part.logsumexp(-1)).exp() for part in parts]
+    largest = []
+    for part in logits.split(_PREDICTIONS, dim=1):
+        wide = part.float()
+        largest.append((wide.amax(-1) - wide.logsumexp(-1)).exp())
     return torch.cat(largest, dim=1).double().mean(dim=1).cpu().numpy()
 
 
