@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, file.content, **headers)
             return
         first, last = asked.removeprefix("bytes=").split("-")
-        start = int(first) if first else file.size - int(last)
+        start = int(first) if first else max(0, file.size - int(last))
         stop = int(last) + 1 if first and last else file.size
         part = file.content[start:stop]
         self._answer(206, part, Content_Range=f"bytes {start}-{start + len(part) - 1}/{file.size}", **headers)
