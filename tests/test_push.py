@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import os
 import re
 import shutil
 import subprocess
@@ -109,8 +112,6 @@ def test_again_uploads_nothing(store: Path, server: hub.Hub) -> None:
 @pytest.mark.parametrize("xet", [True, False])
 def test_large_files(xet: bool, store: Path, server: hub.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real client of the content-addressed storage, and through Git LFS where that is off."""
-    import hashlib
-
     server.large = 300
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", not xet)
     push(store, DATASET)
@@ -400,8 +401,6 @@ def test_what_the_page_says_about_opening_is_true(store: Path, server: hub.Hub, 
         "print(json.dumps({name: float(array.sum()) for name, array in store.data_vars.items()}))\n"
     )
     environment: dict[str, Any] = {"HF_ENDPOINT": server.url, "HF_TOKEN": hub.TOKEN, "HF_HOME": str(tmp_path / "hf")}
-    import os
-
     result = subprocess.run(
         [sys.executable, "-c", code_of_page],
         env={**os.environ, **environment},
@@ -413,3 +412,161 @@ def test_what_the_page_says_about_opening_is_true(store: Path, server: hub.Hub, 
     sums = json.loads(result.stdout.splitlines()[-1])
     expected = {name: float(array.sum()) for name, array in xr.open_zarr(store).data_vars.items()}
     assert sums == expected
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """A real S3 server of this process."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    pytest.importorskip("obstore")
+    server.start()
+    _, port = server.get_host_and_port()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A client of boto3 for the bucket `bucket`, which is empty; obstore finds the server by its environment."""
+    boto3 = pytest.importorskip("boto3")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    for entry in client.list_objects_v2(Bucket="bucket").get("Contents", []):
+        client.delete_object(Bucket="bucket", Key=entry["Key"])
+    return client
+
+
+S3 = "s3://bucket/captures/s.zarr"
+
+
+def objects(client: Any, prefix: str = "captures/s.zarr/") -> dict[str, bytes]:
+    entries = client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", [])
+    return {
+        entry["Key"].removeprefix(prefix): client.get_object(Bucket="bucket", Key=entry["Key"])["Body"].read()
+        for entry in entries
+    }
+
+
+@pytest.fixture
+def puts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is put into the bucket, in order."""
+    import obstore
+
+    names: list[str] = []
+    real = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda store, name, *a, **k: names.append(name) or real(store, name, *a, **k))
+    return names
+
+
+def test_a_bucket_gets_everything_and_the_root_last(store: Path, bucket: Any, puts: list[str]) -> None:
+    assert main(["push", str(store), S3]) == 0
+    assert objects(bucket) == files(store)
+    assert sorted(puts) == sorted(files(store))
+    assert puts[-1] == "zarr.json"
+    late = [push_module.is_last(name) for name in puts]
+    assert late == sorted(late)
+    put = len(puts)
+    push(store, S3)
+    assert len(puts) == put  # what is there already is not sent again
+
+
+def test_a_stopped_upload_to_a_bucket_goes_on(
+    store: Path, bucket: Any, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import obstore
+
+    recorded = obstore.put
+
+    def broken(target: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith("position_peak/c"):
+            raise ConnectionError("cut")
+        return recorded(target, name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(obstore, "put", broken)
+        with pytest.raises(OutliersError, match="s3://bucket/captures/s.zarr: .*cut"):
+            push(store, S3)
+    there = objects(bucket)
+    assert not any(push_module.is_last(name) for name in there)
+    puts.clear()
+    push(store, S3)
+    assert sorted(puts) == sorted(set(files(store)) - set(there))
+    assert objects(bucket) == files(store)
+
+
+def test_files_of_many_parts_are_known_again(
+    store: Path, bucket: Any, puts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tags are no MD5 of the content, so that the digest left with them must do."""
+    file = store / "ablation" / "large.json"
+    file.parent.mkdir()
+    file.write_bytes(np.random.default_rng(0).bytes(6 * 2**20))
+    monkeypatch.setattr("analyze.sharing.bucket._PART", 5 * 2**20)
+    push(store, S3)
+    assert "-2" in bucket.head_object(Bucket="bucket", Key="captures/s.zarr/ablation/large.json")["ETag"]
+    puts.clear()
+    push(store, S3)
+    assert puts == []
+
+
+def test_files_that_another_tool_copied_are_known(store: Path, bucket: Any, puts: list[str]) -> None:
+    for name, content in files(store).items():
+        bucket.put_object(Bucket="bucket", Key=f"captures/s.zarr/{name}", Body=content)
+    push(store, S3)
+    assert puts == []
+
+
+def test_another_store_in_a_bucket_stays_unless_told(store: Path, bucket: Any, tmp_path: Path, puts: list[str]) -> None:
+    push(store, S3)
+    other = builders.on_disk(tmp_path / "o.zarr", builders.random_activations((1, 2, 2, 3, 5)))
+    before = objects(bucket)
+    with pytest.raises(OutliersError, match=r"holds another store \(.* differs\)"):
+        push(other, S3)
+    assert objects(bucket) == before
+    puts.clear()
+    push(other, S3, overwrite=True)
+    assert objects(bucket) == files(other)
+    assert puts[-1] == "zarr.json"
+    bucket.put_object(Bucket="bucket", Key="captures/s.zarr/thesis.tex", Body=b"mine")
+    with pytest.raises(OutliersError, match=r"holds thesis.tex, which is no file of a store"):
+        push(store, S3, overwrite=True)
+    assert objects(bucket)["thesis.tex"] == b"mine"
+
+
+def test_what_a_bucket_refuses(store: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(OutliersError, match="there is no such bucket"):
+        push(store, "s3://nowhere/s.zarr")
+    with pytest.raises(OutliersError, match="--license and --private mean nothing for s3://"):
+        push(store, S3, licence="odc-by", private=True)
+    unfinished = builders.on_disk(tmp_path / "u.zarr", builders.random_activations(), done=1)
+    with pytest.raises(OutliersError, match="unfinished"):
+        push(unfinished, S3)
+    assert objects(bucket) == {}
+    monkeypatch.setattr("analyze.sharing.bucket._RETRIES", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OutliersError, match="cannot be reached.*run the same command again"):
+        push(store, S3)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("analyze.sharing.bucket.find_spec", lambda name: None)
+    with pytest.raises(OutliersError, match=r"outlier-features\[remote\]"):
+        push(store, S3)
+
+
+def test_a_dry_run_to_a_bucket(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(store), S3, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(files(store)) + 1
+    assert {line.split("/s.zarr/")[1] for line in lines[:-1]} == set(files(store))

@@ -130,7 +130,7 @@ def _plan(store: Path, target: str, name: str | None, licence: str | None, priva
     if store.is_file():
         raise OutliersError(f"{store} is a file; expected the folder of a store, as outliers unpack makes it")
     open_group(store)
-    files = tuple(sorted(entries(store), key=lambda entry: is_last(entry.name)))
+    files = tuple(sorted(entries(store), key=lambda entry: (is_last(entry.name), entry.name == "zarr.json")))
     if target.startswith(HUB):
         url = hub_url(target, store, name)
         check_hub_limits(files)
