@@ -8,7 +8,22 @@ from typing import Final
 import typer
 
 # In the order that `outliers --help` lists them.
-NAMES: Final = ("info", "find", "sweep", "metrics", "null", "compare", "transition", "show", "map", "walk", "pack", "unpack", "report")
+NAMES: Final = (
+    "info",
+    "find",
+    "sweep",
+    "metrics",
+    "null",
+    "compare",
+    "transition",
+    "show",
+    "map",
+    "walk",
+    "pack",
+    "unpack",
+    "push",
+    "report",
+)
 
 
 def register(app: typer.Typer) -> None:

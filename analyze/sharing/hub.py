@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -192,18 +193,18 @@ class HubUpload:
 def _progress() -> Iterator[None]:
     """The library's own progress: bars on a terminal, plain lines elsewhere."""
     from huggingface_hub import logging
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    terminal, verbosity, disabled = sys.stderr.isatty(), logging.get_verbosity(), are_progress_bars_disabled()
-    (logging.set_verbosity_error if terminal else logging.set_verbosity_info)()
+    bars: Any = import_module("huggingface_hub.utils")
+    terminal, verbosity, disabled = sys.stderr.isatty(), logging.get_verbosity(), bars.are_progress_bars_disabled()
+    logging.set_verbosity(logging.ERROR if terminal else logging.INFO)
     if not terminal:
-        disable_progress_bars()
+        bars.disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if not disabled:
-            enable_progress_bars()
+            bars.enable_progress_bars()
 
 
 def _refused(where: str, error: Any) -> str:
