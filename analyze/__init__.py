@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from analyze.study.transition_grid import transition_grid as transition_grid
     from analyze.study.transition_verdict import TransitionTest as TransitionTest
     from analyze.study.transition_verdict import transition_test as transition_test
+    from analyze.sharing.pack import pack as pack
+    from analyze.sharing.push import push as push
+    from analyze.sharing.unpack import unpack as unpack
     from analyze.sweeps import Sweep as Sweep
     from analyze.sweeps import sweep as sweep
     from analyze.view import View as View
@@ -102,7 +105,10 @@ _HOMES = {
     "critical_magnitudes": "analyze.find",
     "find_outliers": "analyze.find",
     "open_store": "analyze.load",
+    "pack": "analyze.sharing.pack",
+    "push": "analyze.sharing.push",
     "sweep": "analyze.sweeps",
+    "unpack": "analyze.sharing.unpack",
     "view_peaks": "analyze.peaks",
 }
 

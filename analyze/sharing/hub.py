@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -192,17 +193,17 @@ class HubUpload:
 @contextmanager
 def _progress() -> Iterator[None]:
     """The library's own progress: bars on a terminal, plain lines elsewhere."""
-    from huggingface_hub import logging
+    from huggingface_hub import logging as talk
 
     bars: Any = import_module("huggingface_hub.utils")
-    terminal, verbosity, disabled = sys.stderr.isatty(), logging.get_verbosity(), bars.are_progress_bars_disabled()
-    logging.set_verbosity(logging.ERROR if terminal else logging.INFO)
+    terminal, verbosity, disabled = sys.stderr.isatty(), talk.get_verbosity(), bars.are_progress_bars_disabled()
+    talk.set_verbosity(logging.ERROR if terminal else logging.INFO)
     if not terminal:
         bars.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        talk.set_verbosity(verbosity)
         if not disabled:
             bars.enable_progress_bars()
 
