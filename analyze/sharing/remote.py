@@ -118,7 +118,8 @@ class Remote:
         }
         try:
             if base.startswith("s3://"):
-                del client["allow_http"]  # AWS_ALLOW_HTTP says
+                endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
+                client["allow_http"] = endpoint.startswith("http://")
                 return S3Store.from_url(base, client_options=client, retry_config=retry, **_credentials())
             parts = urlsplit(base)
             if parts.query or parts.fragment or parts.hostname is None:
@@ -303,7 +304,7 @@ def coalesced(requests: Sequence[Range]) -> list[tuple[str, int, int]]:
 def _reason(error: Exception, kind: re.Match[str] | None) -> str:
     name, text = type(error).__name__, str(error)
     status = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
-    if name == "PermissionDeniedError":
+    if name == "PermissionDeniedError" or (status is not None and status[1].startswith("403")):
         return "access is refused (403); check the URL and your credentials"
     if name == "UnauthenticatedError":
         return "the server asks who you are (401); check your credentials"
@@ -372,12 +373,12 @@ def hub_dataset(url: str) -> HubDataset:
             f"{url} is on the Hugging Face Hub, which takes the extra remote; "
             "install it with: pip install 'outlier-features[remote]'"
         )
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     try:
-        commit = huggingface_hub.HfApi().dataset_info(f"{organisation}/{name}", revision=revision, timeout=_SILENCE).sha
+        commit = HfApi().dataset_info(f"{organisation}/{name}", revision=revision, timeout=_SILENCE).sha
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no answer")
         raise OutliersError(
@@ -389,6 +390,5 @@ def hub_dataset(url: str) -> HubDataset:
             f"the Hugging Face Hub cannot be reached for {url} ({type(error).__name__}: {_line(error)}); "
             "check the network"
         ) from error
-    endpoint = huggingface_hub.constants.ENDPOINT
-    base = f"{endpoint}/datasets/{organisation}/{name}/resolve/{commit}/{quote(path)}"
+    base = f"{constants.ENDPOINT}/datasets/{organisation}/{name}/resolve/{commit}/{quote(path)}"
     return HubDataset(base, str(commit), tuple(sorted(build_hf_headers().items())))
