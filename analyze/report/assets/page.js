@@ -19,7 +19,15 @@
 
   // --- settings in the address, so that they can be kept and sent on
 
+  // Once things are still: browsers refuse a page that moves its address too often.
+  let writing = 0;
+  let known = "";
   function writeHash() {
+    clearTimeout(writing);
+    writing = setTimeout(replaceHash, 200);
+  }
+
+  function replaceHash() {
     const words = new URLSearchParams({
       m: magnitudes[state.magnitude], layers: state.layers, positions: state.positions,
       signal: state.signal, counting: state.counting, unit: state.unit,
@@ -31,12 +39,15 @@
       if (state.portrait.sequence !== null) words.set("sequence", state.portrait.sequence);
     }
     const hash = `#${words}`;
-    if (location.hash === hash) return;
+    // Where the address is not the one last seen, the reader has just changed it, and it is about to be read.
+    if (location.hash === hash || location.hash !== known) return;
     try { history.replaceState(null, "", hash); } catch { /* a document without an address of its own */ }
+    known = location.hash;
   }
 
   function readHash() {
-    const words = new URLSearchParams(location.hash.slice(1));
+    known = location.hash;
+    const words = new URLSearchParams(known.slice(1));
     const given = (name) => (words.has(name) && words.get(name).trim() !== "" ? Number(words.get(name)) : NaN);
     if (given("m") >= 0) state.magnitude = nearest(given("m"));
     for (const name of ["layers", "positions"]) if (given(name) >= 0 && given(name) <= 1) state[name] = given(name);
