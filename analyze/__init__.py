@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from analyze.portraits.residual import walk as walk
     from analyze.portraits.strongest import FeatureMap as FeatureMap
     from analyze.portraits.strongest import feature_map as feature_map
+    from analyze.report.write import Report as Report
+    from analyze.report.write import write_report as write_report
+    from analyze.sharing.pack import pack as pack
+    from analyze.sharing.push import push as push
+    from analyze.sharing.unpack import unpack as unpack
     from analyze.study.compare import Comparison as Comparison
     from analyze.study.compare import compare as compare
     from analyze.study.published import PublishedTable as PublishedTable
     from analyze.study.published import published as published
-    from analyze.report.write import Report as Report
-    from analyze.report.write import write_report as write_report
     from analyze.study.transition import Transition as Transition
     from analyze.study.transition import published_transition as published_transition
     from analyze.study.transition import transition as transition
@@ -53,9 +56,6 @@ if TYPE_CHECKING:
     from analyze.study.transition_grid import transition_grid as transition_grid
     from analyze.study.transition_verdict import TransitionTest as TransitionTest
     from analyze.study.transition_verdict import transition_test as transition_test
-    from analyze.sharing.pack import pack as pack
-    from analyze.sharing.push import push as push
-    from analyze.sharing.unpack import unpack as unpack
     from analyze.sweeps import Sweep as Sweep
     from analyze.sweeps import sweep as sweep
     from analyze.view import View as View
