@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from analyze.sharing.pack import pack as pack
     from analyze.sharing.push import push as push
     from analyze.sharing.unpack import unpack as unpack
+    from analyze.study.ablations import Ablation as Ablation
+    from analyze.study.ablations import read_ablations as read_ablations
     from analyze.study.compare import Comparison as Comparison
     from analyze.study.compare import compare as compare
     from analyze.study.published import PublishedTable as PublishedTable
@@ -104,6 +106,8 @@ _HOMES = {
     "activations": "analyze.activations",
     "critical_magnitudes": "analyze.find",
     "find_outliers": "analyze.find",
+    "Ablation": "analyze.study.ablations",
+    "read_ablations": "analyze.study.ablations",
     "open_store": "analyze.load",
     "pack": "analyze.sharing.pack",
     "push": "analyze.sharing.push",
