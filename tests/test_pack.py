@@ -374,7 +374,7 @@ def test_entries_that_claim_the_same_bytes(store: Path, tmp_path: Path) -> None:
         content[place + 16 : place + 28] = sizes["site/c.000"][:12]
         content[place + 42 : place + 46] = sizes["site/c.000"][12:]
     path.write_bytes(content)
-    with pytest.raises(OutliersError, match="entries claim more bytes|no whole ZIP file"):
+    with pytest.raises(OutliersError, match="entries claim more bytes"):
         unpack(path, tmp_path / "u.zarr")
     assert not (tmp_path / "u.zarr").exists()
 
