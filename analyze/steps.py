@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -163,12 +163,12 @@ def _count_narrow(band: Float32, rank: int, limit: Float32, counts: Counts) -> b
     if bins > max(_FEW_BINS, units // 2):
         return False
     # Each feature has bins of its own, one after another. Sums of 16 bits wrap around and come out right.
-    kind = np.uint16 if features * bins <= 2**16 else np.int64
+    kind: type[np.integer[Any]] = np.uint16 if features * bins <= 2**16 else np.int64
     own = (np.arange(features) * bins - lowest).astype(kind)
     per_feature = np.zeros(features * bins, np.int64)
     rows = max(1, _BAND // features)
     for row in range(0, units, rows):
-        places = keys[row : row + rows].astype(kind) + own
+        places = np.add(keys[row : row + rows].astype(kind), own)
         per_feature += np.bincount(places.ravel(), minlength=features * bins)
     each = per_feature.reshape(features, bins)
     reached = np.cumsum(each[:, ::-1], axis=1)[:, ::-1]  # peaks at or above each bin
