@@ -63,7 +63,7 @@ def test_aicc_by_hand() -> None:
 
 
 @given(points)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_fits_are_least_squares(both: tuple[list[float], list[float]]) -> None:
     x, y = (np.array(values) for values in both)
     fits = {fit.name: fit for fit in transition_test(x, y, repeats=99).fits}
@@ -116,7 +116,7 @@ def test_weights() -> None:
 
 
 @given(st.lists(st.integers(0, 4), min_size=6, max_size=6).filter(lambda y: len(set(y)) > 1))
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 def test_spearman_against_every_order(y: list[int]) -> None:
     result = transition_test(X[:6], y, repeats=720)
     assert result.exact
@@ -249,7 +249,7 @@ def test_equal_x_are_never_parted() -> None:
 
 
 @given(points, st.floats(1e-6, 1e6), st.randoms())
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_neither_units_nor_order_matter(both: tuple[list[float], list[float]], factor: float, random: object) -> None:
     x, y = both
     order = list(range(len(x)))
@@ -263,7 +263,7 @@ def test_neither_units_nor_order_matter(both: tuple[list[float], list[float]], f
 
 
 @given(points, st.floats(0.1, 10), st.floats(-50, 50))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_units_of_y_do_not_matter(both: tuple[list[float], list[float]], scale: float, shift: float) -> None:
     x, y = both
     first = transition_test(x, y, repeats=99)
@@ -273,7 +273,7 @@ def test_units_of_y_do_not_matter(both: tuple[list[float], list[float]], scale: 
 
 
 @given(points)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_monotone_maps_leave_spearman(both: tuple[list[float], list[float]]) -> None:
     x, y = both
     first = transition_test(x, y, repeats=99)

@@ -226,8 +226,8 @@ def published_transitions(
 
     Parameters
     ----------
-    against, at, repeats, seed : as in `published_transition`; in Table 4 of Dettmers et al. the change point is searched
-        for in any case, because the claim of one at 6.7B was read off these very numbers
+    against, at, repeats, seed : as in `published_transition`; in Table 4 of Dettmers et al. the change point is
+        searched for in any case, because the claim of one at 6.7B was read off these very numbers
 
     Raises
     ------
