@@ -36,7 +36,8 @@ _LONGEST: Final = 2**22
 _MOST_CHUNKS: Final = 2**22
 _MOST_TOKENS: Final = 2**30
 _LARGEST_CHUNK: Final = 2**31
-_BYTES: Final = {"float32": 4, "int32": 4, "bool": 1, "string": 64}
+_BYTES: Final = {"float32": 4, "int32": 4, "bool": 1, "string": 256}
+_STRINGS_BYTES: Final = 2**20  # that a chunk of strings may have whatever their number
 _LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC: Final = {"name": "crc32c"}
 _STRINGS: Final = {"name": "vlen-utf8"}
@@ -77,7 +78,7 @@ class ArrayMetadata:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of a chunk once decoded; for strings a bound on what they can have."""
-        return math.prod(self.chunk) * _BYTES[self.dtype]
+        return math.prod(self.chunk) * _BYTES[self.dtype] + (_STRINGS_BYTES if self.dtype == "string" else 0)
 
     def keys(self) -> Iterator[str]:
         """Keys of all files."""
@@ -239,7 +240,7 @@ def parse_array(name: str, document: dict[str, Any]) -> ArrayMetadata:
         raise ValueError("it has storage transformers; expected none")
     shape = _lengths(document["shape"], least=0)
     dtype = document["data_type"]
-    if dtype not in _BYTES:
+    if not isinstance(dtype, str) or dtype not in _BYTES:
         raise ValueError(f"its values are {json.dumps(dtype)[:80]}; expected one of {', '.join(_BYTES)}")
     grid, keys = document["chunk_grid"], document["chunk_key_encoding"]
     if grid["name"] != "regular" or keys["name"] != "default":

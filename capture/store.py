@@ -209,7 +209,7 @@ class StoreWriter:
 
     def shard(self, name: str, number: int) -> ShardFile:
         """Begin the shard of a variable that holds sequence `number`."""
-        return ShardFile(self.file(name, number), self.grid(name))
+        return ShardFile(self._own(self.file(name, number)), self.grid(name))
 
     def file(self, name: str, number: int) -> Path:
         """File of a variable that holds sequence `number`."""
@@ -218,6 +218,12 @@ class StoreWriter:
         dims = VARIABLES[name].dims
         key = (number // size if dim == SEQUENCE else 0 for dim, size in zip(dims, whole, strict=True))
         return self.path / name / ".".join(["c", *map(str, key)])
+
+    def _own(self, file: Path) -> Path:
+        """A file to write, in a folder that is the store's own: a link could lead anywhere."""
+        if file.parent.is_symlink():
+            raise OutliersError(f"{file.parent} is a link, and a store is written only inside its own folder; copy it")
+        return file
 
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """Shape of one chunk of a variable."""
@@ -251,7 +257,7 @@ class StoreWriter:
         file = self.file(name, number)
         own = number % self._group if grid[axis] > 1 else 0
         kept = self._kept(name, number) if grid[axis] > 1 else {}
-        shard = ShardFile(file, grid)
+        shard = ShardFile(self._own(file), grid)
         try:
             for place in np.ndindex(*grid):
                 if place[axis] == own:
@@ -320,7 +326,7 @@ class StoreWriter:
         return damaged
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
-        remove_partials(file.parent, file.name)
+        remove_partials(self._own(file).parent, file.name)
         with AtomicFile(file) as output:
             output.write(encode(flags, "none"))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,23 @@ def test_pickled_weights_are_never_loaded(checkpoint: Path, tmp_path: Path) -> N
     torch.save(tiny_llama().state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OutliersError, match="safetensors"):
         load_model(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(_Runs(tmp_path / "ran")))
+    with pytest.raises(OutliersError, match="safetensors"):
+        load_model(str(tmp_path))
+    both = copied(checkpoint, tmp_path / "both")
+    shutil.copy(tmp_path / "pytorch_model.bin", both)
+    load_model(str(both))  # beside sound weights it is passed over
+    assert not (tmp_path / "ran").exists()
+
+
+class _Runs:
+    """What touches a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self._file,)
 
 
 def copied(checkpoint: Path, folder: Path) -> Path:
