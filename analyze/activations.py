@@ -38,9 +38,11 @@ def activations(store: xr.Dataset, signal: str) -> xr.DataArray:
     if signal == "output" and "norm_input" in RAW_VARIABLES.get(raw, ()):
         return _derived(store)
     kept = "no activations" if raw == "none" else f"activations of --raw {raw} only"
+    remedy = f"capture again with --raw {signal if raw == 'none' else 'both'}"
+    if "packed" in store.attrs:
+        remedy = "open the store that this one was packed from"
     raise OutliersError(
-        f"this view needs the norm {signal}s themselves, and the store keeps {kept}; "
-        f"capture again with --raw {signal if raw == 'none' else 'both'}, or ask for a view without "
+        f"this view needs the norm {signal}s themselves, and the store keeps {kept}; {remedy}, or ask for a view without "
         "--layer-range, --sites, --skip-first and --scale"
     )
 
