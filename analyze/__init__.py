@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from analyze.null import Null as Null
     from analyze.null import permutation_null as permutation_null
     from analyze.peaks import view_peaks as view_peaks
+    from analyze.portraits.figures import map_figure as map_figure
+    from analyze.portraits.figures import portrait_figure as portrait_figure
     from analyze.portraits.portrait import Portrait as Portrait
     from analyze.portraits.portrait import portrait as portrait
     from analyze.portraits.residual import Walk as Walk
     from analyze.portraits.residual import walk as walk
     from analyze.portraits.strongest import FeatureMap as FeatureMap
     from analyze.portraits.strongest import feature_map as feature_map
+    from analyze.portraits.walk_figure import walk_figure as walk_figure
     from analyze.report.write import Report as Report
     from analyze.report.write import write_report as write_report
     from analyze.sharing.pack import pack as pack
@@ -86,6 +89,9 @@ _HOMES = {
     "walk": "analyze.portraits.residual",
     "FeatureMap": "analyze.portraits.strongest",
     "feature_map": "analyze.portraits.strongest",
+    "map_figure": "analyze.portraits.figures",
+    "portrait_figure": "analyze.portraits.figures",
+    "walk_figure": "analyze.portraits.walk_figure",
     "Criteria": "analyze.criteria",
     "Outlier": "analyze.find",
     "Outliers": "analyze.find",
