@@ -42,8 +42,8 @@ def activations(store: xr.Dataset, signal: str) -> xr.DataArray:
     if "packed" in store.attrs:
         remedy = "open the store that this one was packed from"
     raise OutliersError(
-        f"this view needs the norm {signal}s themselves, and the store keeps {kept}; {remedy}, or ask for a view without "
-        "--layer-range, --sites, --skip-first and --scale"
+        f"this view needs the norm {signal}s themselves, and the store keeps {kept}; {remedy}, or ask for a view "
+        "without --layer-range, --sites, --skip-first and --scale"
     )
 
 
