@@ -314,6 +314,17 @@ def test_a_full_memory_is_said_in_one_line(store: Path, monkeypatch: pytest.Monk
         ablate(store, CRITERIA, sequences=1)
 
 
+def test_an_interruption_says_that_the_same_command_goes_on(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "ablate", interrupted)
+    assert main(["ablate", str(store), *FOUND]) == 130
+    assert "the same command goes on" in one_line(capsys)
+
+
 def test_a_parallel_block_loses_its_features_before_attention_alone(text_file: Path, tmp_path: Path) -> None:
     model = ARCHITECTURES["phi"].build()
     model.save_pretrained(tmp_path / "phi")
