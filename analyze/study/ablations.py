@@ -151,7 +151,7 @@ class Ablation:
         rows = [
             ("criterion", str(self.criteria)),
             ("outlier features", f"{len(self.features)} of {self.hidden_size:,}: {named}"),
-            ("set to zero", f"in what {where[self.site]} reads"),
+            ("set to zero", f"before {where[self.site]}"),
             ("text", f"{self.sequences} x {self.positions:,} tokens"),
             ("control", f"{self.repeats} draws of {len(self.features)} other features, seed {self.seed}"),
         ]
