@@ -10,12 +10,10 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from capture.layout import KEYS, chunks_and_shards
 from capture.schema import (
@@ -32,6 +30,9 @@ from capture.schema import (
     stored_variables,
 )
 from capture.shards import COMPRESSION, sync_folder
+
+if TYPE_CHECKING:
+    import zarr  # what only reads a store does without
 
 CHECKSUMS = "SHA256SUMS"
 """File that `sha256sum --check` reads: everything that is written when the store is created, and never changed."""
@@ -75,6 +76,8 @@ def create(
     OutliersError
         One (position, feature) matrix is larger than a chunk can be.
     """
+    import zarr
+
     path = Path(path)
     if os.path.lexists(path):
         raise StoreExistsError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
@@ -142,6 +145,8 @@ def file_digest(file: Path) -> str:
 
 
 def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:
+    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+
     variable = VARIABLES[name]
     chunks, shards = chunks_and_shards(name, sizes)
     compressors: list[Any] = [Crc32cCodec()]
@@ -174,6 +179,8 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
 
 
 def _create_labels(group: zarr.Group, name: str, labels: Sequence[str], dim: str, description: str) -> None:
+    from zarr.codecs import Crc32cCodec
+
     array = group.create_array(
         name,
         shape=(len(labels),),
@@ -189,6 +196,8 @@ def _create_labels(group: zarr.Group, name: str, labels: Sequence[str], dim: str
 
 
 def _create_vocabulary(group: zarr.Group, vocabulary: Mapping[int, str]) -> None:
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
     own = group.create_group(VOCABULARY)
     ids = np.array(sorted(vocabulary), np.int32)
     array = own.create_array(
@@ -208,6 +217,8 @@ def _create_vocabulary(group: zarr.Group, vocabulary: Mapping[int, str]) -> None
 
 
 def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
+    import zarr
+
     with zarr.config.set({"array.write_empty_chunks": True}):  # a chunk that is not there is damage, never a value
         array = stored_array(group, name)
     if values.shape != array.shape:
@@ -217,6 +228,8 @@ def _fill(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
 
 def stored_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of a store; a group in its place is refused."""
+    import zarr
+
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise OutliersError(f"{name} is a group and not an array; expected a store made by outliers capture")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
+from typing import Any
 
 from capture.schema import FEATURE, LAYER, POSITION, RAW_VARIABLES, SEQUENCE, SIGNAL, SITE, VARIABLES, Sizes
 
@@ -10,7 +10,7 @@ from capture.schema import FEATURE, LAYER, POSITION, RAW_VARIABLES, SEQUENCE, SI
 _MOST_GROUPS = 256
 _TOKEN_CHUNK_BYTES = 4 * 2**20
 
-KEYS = DefaultChunkKeyEncoding(separator=".")  # files side by side: one folder to make durable, not a tree
+KEYS: Any = {"name": "default", "separator": "."}  # files side by side: one folder to make durable, not a tree
 
 
 def sequences_per_group(sequences: int) -> int:

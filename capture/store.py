@@ -11,11 +11,10 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from capture.creation import CHECKSUMS, StoreExistsError, create, file_digest, stored_array
 from capture.layout import chunks_and_shards, part_sequences, sequences_per_group
@@ -54,6 +53,9 @@ from capture.shards import (
     remove_partials,
     sync_folder,
 )
+
+if TYPE_CHECKING:
+    import zarr
 
 __all__ = [
     "CHECKSUMS",
@@ -102,6 +104,8 @@ def open_group(path: Path | str) -> zarr.Group:
     OutliersError
         Nothing is there, it is no store of this format, its metadata are damaged, or it has a newer format version.
     """
+    import zarr
+
     path = Path(path)
     read_metadata(Folder(path))
     try:
