@@ -204,3 +204,11 @@ def test_the_fingerprint_follows_every_file(path: Path) -> None:
     marks.add(fingerprint(path))
     assert len(marks) == 5
     assert fingerprint(path) in marks
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyze.sharing.remote.find_spec", lambda name: None)
+    with pytest.raises(
+        OutliersError, match=r"takes the extra remote; install it with: pip install 'outlier-features\["
+    ):
+        open_store("https://host/s.zarr")

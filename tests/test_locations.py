@@ -387,9 +387,17 @@ def test_missing_and_refused_in_a_bucket(bucket: str, monkeypatch: pytest.Monkey
         open_store(f"{bucket}/none.zarr")
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analyze.sharing.remote.find_spec", lambda name: None)
-    with pytest.raises(
-        OutliersError, match=r"takes the extra remote; install it with: pip install 'outlier-features\["
-    ):
-        open_store("https://host/s.zarr")
+@pytest.mark.parametrize("name", ["s.zarr.zip", "https://host/s.zarr"])
+def test_what_needs_a_folder_says_so(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = name if "://" in name else str(folder / name)
+    for words in (["verify", store], ["push", store, "hf://datasets/org/name", "--dry-run"]):
+        assert main(words) == 2
+        shown = capsys.readouterr().err
+        assert "needs a folder" in shown or "needs a store in a folder" in shown or "expected the folder" in shown
+
+
+def test_no_credentials() -> None:
+    from analyze.sharing.remote import _reason
+
+    text = "Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error ... kind: Connect"
+    assert _reason(Exception(text), None).startswith("no credentials; set AWS_ACCESS_KEY_ID")

@@ -42,11 +42,6 @@ def open_location(store: Path | str | Location) -> Location:
     return Folder(path)
 
 
-def is_url(store: Path | str) -> bool:
-    """Whether this is a URL and no path."""
-    return isinstance(store, str) and "://" in store
-
-
 def _archive(around: Folder | Remote, name: str) -> Location:
     from analyze.sharing.archive import Archive
 

@@ -310,10 +310,10 @@ def _reason(error: Exception, kind: re.Match[str] | None) -> str:
         return "the server asks who you are (401); check your credentials"
     if "Range request not supported" in text:
         return "the server cannot send parts of files; expected one that serves range requests, such as nginx or S3"
+    if "169.254." in text or ("credentials" in text.lower() and status is None):  # where AWS's own machines ask
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if public"
     if kind is not None:
         return _ADVICE[kind[1]]
-    if "credentials" in text.lower() and status is None:
-        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if public"
     return f"the server fails ({status[1].strip() if status is not None else _line(error)}); try again later"
 
 
