@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.layout import KEYS, chunks_and_shards
+from capture.metadata import MOST_CHUNKS, MOST_SEQUENCES
 from capture.schema import (
     COORDINATES,
     FORMAT,
     FORMAT_VERSION,
+    RAW_VARIABLES,
     SIGNAL,
     SIGNALS,
     SITE,
@@ -74,7 +76,7 @@ def create(
     StoreExistsError
         Something exists at `path`.
     OutliersError
-        One (position, feature) matrix is larger than a chunk can be.
+        One (position, feature) matrix is larger than a chunk can be, or there are too many.
     """
     import zarr
 
@@ -85,6 +87,12 @@ def create(
         raise OutliersError(
             f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
             "use a smaller --length"
+        )
+    chunks = sizes.layers * len(sizes.sites) * sizes.sequences if RAW_VARIABLES[raw] else 0
+    if sizes.sequences > MOST_SEQUENCES or chunks > MOST_CHUNKS:
+        raise OutliersError(
+            f"{sizes.sequences:,} sequences of {sizes.layers} layers exceed what a store holds, {MOST_SEQUENCES:,} "
+            f"sequences and {MOST_CHUNKS:,} matrices; use fewer --sequences, and several stores"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

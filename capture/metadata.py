@@ -22,6 +22,7 @@ from capture.schema import (
     LAYER,
     POSITION,
     RAW_VARIABLES,
+    SEQUENCE,
     SITE,
     VARIABLES,
     VOCABULARY,
@@ -30,10 +31,15 @@ from capture.schema import (
 
 TOKEN_TEXTS: Final = (f"{VOCABULARY}/id", f"{VOCABULARY}/text")
 
-_MOST_JSON: Final = 2**25
+MOST_SEQUENCES: Final = 2**17
+"""Sequences of a store: what dask keeps of so many is half a gigabyte."""
+
+MOST_CHUNKS: Final = 2**20
+"""Chunks of an array."""
+
+_MOST_JSON: Final = 2**23
 _DEEPEST: Final = 64
 _LONGEST: Final = 2**22
-_MOST_CHUNKS: Final = 2**22
 _MOST_TOKENS: Final = 2**30
 _LARGEST_CHUNK: Final = 2**31
 _BYTES: Final = {"float32": 4, "int32": 4, "bool": 1, "string": 256}
@@ -310,13 +316,15 @@ def _check_sizes(array: ArrayMetadata) -> None:
         raise ValueError("its shards are not whole numbers of chunks")
     if array.chunk_bytes > _LARGEST_CHUNK:
         raise ValueError(f"a chunk has {array.chunk_bytes:.3g} bytes; expected at most 2 GiB")
-    if max(math.prod(array.grid), math.prod(array.files) * math.prod(array.grid)) > _MOST_CHUNKS:
+    if max(math.prod(array.grid), math.prod(array.files) * math.prod(array.grid)) > MOST_CHUNKS:
         raise ValueError(
-            f"it has {math.prod(array.files) * math.prod(array.grid):.3g} chunks; expected at most {_MOST_CHUNKS:,}"
+            f"it has {math.prod(array.files) * math.prod(array.grid):.3g} chunks; expected at most {MOST_CHUNKS:,}"
         )
     if array.dtype != "string" and math.prod(shape[:2]) > _MOST_TOKENS and array.name in ("token_id", "nll"):
         raise ValueError(f"it has {math.prod(shape):.3g} tokens; expected at most {_MOST_TOKENS:,}")
     dims = VARIABLES[array.name].dims if array.name in VARIABLES else ()
+    if SEQUENCE in dims and shape[dims.index(SEQUENCE) : dims.index(SEQUENCE) + 1] > (MOST_SEQUENCES,):
+        raise ValueError(f"it has {shape[dims.index(SEQUENCE)]:,} sequences; expected at most {MOST_SEQUENCES:,}")
     together = {POSITION, FEATURE} if array.name in RAW_VARIABLES["both"] else {POSITION, FEATURE, LAYER, SITE}
     for dim, size, c in zip(dims, shape, chunk, strict=False):
         if dim in together and c < size:

@@ -365,7 +365,7 @@ def test_an_endless_answer_is_not_waited_for() -> None:
 
     with (
         servers.answering(answer) as url,
-        pytest.raises(OutliersError, match="zarr.json is larger than the 33,554,432"),
+        pytest.raises(OutliersError, match="zarr.json is larger than the 8,388,608"),
     ):
         open_store(f"{url}/s.zarr")
 

@@ -232,3 +232,20 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path, kind: str) -> N
     with pytest.raises(OutliersError, match=expected) as caught:
         store.open_group(tmp_path / "s.zarr")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("sequences", "raw", "layers"), [(2**17 + 1, "none", 1), (2**16, "input", 9)])
+def test_a_store_that_no_reader_would_take_is_not_created(
+    sequences: int, raw: str, layers: int, tmp_path: Path
+) -> None:
+    sizes = Sizes(sequences, layers, ("ln_attn", "ln_mlp"), 2, 2)
+    with pytest.raises(OutliersError, match="exceed what a store holds.*use fewer --sequences"):
+        store.create(
+            tmp_path / "s.zarr",
+            sizes,
+            raw=raw,
+            attributes={},
+            token_id=np.zeros((sequences, 2), np.int32),
+            norm_weight=np.ones((layers, 2, 2), np.float32),
+        )
+    assert not list(tmp_path.iterdir())

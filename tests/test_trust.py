@@ -6,11 +6,12 @@ import contextlib
 import copy
 import json
 import os
+import resource
 import shutil
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ HOSTILE = 'a\x1b[31m\x07[red]b[/red]\r\n‮<script>alert(1)</script>"; $(reboot)
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _modest_memory() -> Iterator[None]:
+    """Nothing here takes more than a gigabyte, whatever a store claims; most of it the largest that is accepted."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +82,11 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "a fraction": ("nll", lambda d: d.update(shape=[3.5, 7]), "no list of whole numbers"),
     "a flag as a dimension": ("nll", lambda d: d.update(shape=[True, 7]), "no list of whole numbers"),
     "a chunk of gigabytes": ("final_input", lambda d: set_grid(d, [1, 2**20, 2**20]), "a chunk has .* at most 2 GiB"),
+    "many sequences": ("nll", lambda d: d.update(shape=[2**17 + 1, 7]), "131,073 sequences; expected at most 131,072"),
     "trillions of chunks": (
         "norm_input",
         lambda d: d.update(shape=[2**22, 2**11, 2**8, 7, 5]),
-        "it has .* chunks; expected at most 4,194,304",
+        "it has .* chunks; expected at most 1,048,576",
     ),
     "trillions of chunks in a shard": (
         "norm_input",
@@ -122,7 +132,7 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "another version": ("nll", lambda d: d.update(zarr_format=2), "it is no Zarr v3 array"),
     "tokens of a trillion": (
         "token_id",
-        lambda d: (d.update(shape=[2**22, 2**20]), d["chunk_grid"]["configuration"].update(chunk_shape=[1, 2**20])),
+        lambda d: (d.update(shape=[2**17, 2**20]), whole(d, [1, 2**20])),
         "tokens; expected at most",
     ),
 }
@@ -150,6 +160,32 @@ def test_metadata_that_no_capture_writes(lie: str, path: Path, capsys: pytest.Ca
         open_store(path)
 
 
+def test_the_most_sequences_that_metadata_may_claim(path: Path) -> None:
+    """Their flags are really there: the store opens lazily, and the first sequence that is missing is an error."""
+    many = 2**17
+    group = many // 256
+    shapes = {name: [2, many, 4, 2, 5] for name in ("layer_high", "layer_low")}
+    shapes |= {"position_peak": [2, many, 7, 5], "nonfinite_count": [2, many, 4, 2], "nll": [many, 7]}
+    for name, shape in shapes.items():
+        if name == "position_peak":  # two chunks a sequence
+            edit(path, name, lambda d: set_grid(d, [2, 1, 7, 5], [2, group, 7, 5]))
+        edit(path, name, lambda d, shape=shape: d.update(shape=shape))
+    root = json.loads((path / "zarr.json").read_text())
+    root["attributes"]["raw"] = "none"
+    (path / "zarr.json").write_text(json.dumps(root))
+    edit(path, "token_id", lambda d: (d.update(shape=[many, 7]), whole(d, [many, 7])))
+    edit(path, "done", lambda d: (d.update(shape=[many]), whole(d, [many])))
+    (path / "done" / "c.0").write_bytes(signed(b"\1" * many))
+    store = open_store(path)
+    assert store.sizes["sequence"] == many
+    with pytest.raises(OutliersError, match="is damaged at"):
+        find_outliers(store, Criteria(sequences=(many - 1,)))
+
+
+def whole(document: dict[str, Any], shape: list[int]) -> None:
+    document["chunk_grid"]["configuration"]["chunk_shape"] = shape
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -160,7 +196,7 @@ def test_metadata_that_no_capture_writes(lie: str, path: Path, capsys: pytest.Ca
         ('{"attributes": []}', "attributes is list"),
         ("\xff", "damaged"),
         ('{"attributes": {"format": "outlier-features", "format_version": ' + "9" * 5000 + "}}", "damaged"),
-        ("{" + " " * 2**25 + "}", "zarr.json is larger than the 33,554,432 bytes"),
+        ("{" + " " * 2**23 + "}", "zarr.json is larger than the 8,388,608 bytes"),
     ],
 )
 def test_root_metadata_that_no_capture_writes(text: str, said: str, path: Path) -> None:
