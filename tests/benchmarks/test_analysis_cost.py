@@ -167,13 +167,13 @@ def test_find_as_a_whole_process(wide: Path, tmp_path: Path) -> None:
         5,
         lambda: run("-m", "analyze.cli", "find", str(path)),
         lambda: run("-m", "analyze.cli", "find", str(wide)),
-        lambda: run("-c", "import numpy, zarr, xarray, dask.array"),
+        lambda: run("-c", "import numpy, xarray, dask.array"),
     )
     name = "`outliers find`, whole process, "
     record(
         "Analysis",
         name + "8 x 1,024 tokens, 576 wide, 30 layers",
-        f"{small:.2f} s, of which numpy, zarr, xarray and dask.array alone take {imports:.2f} s to import",
+        f"{small:.2f} s, of which numpy, xarray and dask.array alone take {imports:.2f} s to import",
         "1.5 s",
     )
     record("Analysis", name + "16 x 2,048 tokens, 4,096 wide, 32 layers", f"{large:.2f} s", "")
