@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -128,19 +129,10 @@ def test_peaks_only_twice_changes_nothing_more(store: Path, tmp_path: Path) -> N
 
 
 def rounded_by_decimals(value: float, bits: int) -> float:
-    """The nearest number with so many mantissa bits, by exact arithmetic; the even one of two."""
-    from fractions import Fraction
-
-    if not np.isfinite(value) or value == 0:
-        return value
-    exact = Fraction(value)
-    unit = Fraction(2) ** (max(int(np.floor(np.log2(abs(value)))), -126) - bits)
-    for shift in (Fraction(1, 2), Fraction(1), Fraction(2)):  # log2 may be off by one beside a power of two
-        candidate = unit * shift
-        if 2**bits <= abs(exact) / candidate < 2 ** (bits + 1) or candidate == Fraction(2) ** (-126 - bits):
-            unit = candidate
-            break
-    return float(round(exact / unit) * unit)
+    """To the nearest number with so many bits behind the leading one, ties to even, by exact fractions."""
+    exponent = max(math.frexp(value)[1] - 1, -126)  # below that the bits stay where they are
+    unit = Fraction(2) ** (exponent - bits)
+    return float(round(Fraction(value) / unit) * unit)
 
 
 @given(
