@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analyze.activations import activations as activations
     from analyze.cluster import scheduler as scheduler
     from analyze.conventions import all_conventions as all_conventions
     from analyze.criteria import Criteria as Criteria
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from analyze.sharing.pack import pack as pack
     from analyze.sharing.push import push as push
     from analyze.sharing.unpack import unpack as unpack
+    from analyze.stored import activations as activations
     from analyze.study.ablations import Ablation as Ablation
     from analyze.study.ablations import read_ablations as read_ablations
     from analyze.study.compare import Comparison as Comparison
@@ -109,7 +109,7 @@ _HOMES = {
     "transition_grid_figure": "analyze.study.transition_figures",
     "transition_test": "analyze.study.transition_verdict",
     "View": "analyze.view",
-    "activations": "analyze.activations",
+    "activations": "analyze.stored",
     "critical_magnitudes": "analyze.find",
     "find_outliers": "analyze.find",
     "Ablation": "analyze.study.ablations",

@@ -19,6 +19,10 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
     address : of a running scheduler, such as `tcp://HOST:8786`
     workers : number of worker processes to start on this machine, and to stop afterwards
 
+    Returns
+    -------
+    a context manager, for `with`
+
     Raises
     ------
     OutliersError

@@ -6,9 +6,9 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
-from analyze.activations import has_activations
 from analyze.criteria import COUNTINGS, LAYER_UNITS, Criteria
 from analyze.find import Store, as_dataset, find_outliers
+from analyze.stored import has_activations
 from analyze.streaming import Progress
 from capture.schema import POSITION, SIGNALS
 
@@ -28,6 +28,11 @@ def all_conventions(
     rows of `signal`, `counting`, `layer_unit`, `skip_first`, `count`, `distinct_features`, `saturated`,
     `mean_layer_fraction`, `mean_position_fraction`; without the first token only where the store keeps the activations
     and more than one position
+
+    Raises
+    ------
+    OutliersError
+        As `find_outliers`.
     """
     store = as_dataset(store)
     criteria = Criteria() if criteria is None else criteria

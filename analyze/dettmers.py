@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from analyze.activations import has_activations
 from analyze.criteria import Criteria, threshold
 from analyze.find import Outlier, Outliers, Store, as_dataset, find_outliers
 from analyze.load import loaded
 from analyze.peaks import view_peaks
+from analyze.stored import has_activations
 from analyze.streaming import Float32, Progress, stream_matrices
 from capture.schema import FEATURE, LAYER, SEQUENCE, SITE, OutliersError
 

@@ -89,6 +89,10 @@ class Info:
 def store_info(path: Path | str) -> Info:
     """Facts of a store, also of one whose capture is unfinished.
 
+    Parameters
+    ----------
+    path : what `open_store` takes, but for a Dataset
+
     Raises
     ------
     OutliersError

@@ -221,10 +221,21 @@ def metric_rows(metrics: xr.Dataset) -> list[dict[str, Any]]:
 def extreme_tokens(store: Store, view: View | None = None, count: int = 10) -> list[dict[str, Any]]:
     """Tokens that carry the largest magnitudes of a view, largest first; from peaks alone where the view is plain.
 
+    Parameters
+    ----------
+    store : path, or Dataset from `open_store` or one that you chunked yourself
+    view : which values count; everything, on norm inputs, where None
+    count : how many tokens
+
     Returns
     -------
     list of `sequence`, `position`, `token_id`, `feature`, `magnitude`; one entry a token, at its largest feature; with
     `token_text` where the store keeps the text of tokens
+
+    Raises
+    ------
+    OutliersError
+        As `view_peaks`.
     """
     store = as_dataset(store)
     view = (View() if view is None else view).view.resolve(store)

@@ -17,8 +17,8 @@ import xarray as xr
 from dask.base import compute
 from dask.delayed import Delayed, delayed
 
-from analyze.activations import activations
 from analyze.rounding import rounded
+from analyze.stored import activations
 from analyze.view import View
 from capture.schema import FEATURE, POSITION
 

@@ -35,7 +35,12 @@ _MOST_COLUMNS: Final = 512  # of a heat map: more are narrower than what a print
 
 
 def portrait_figure(found: Portrait) -> Figure:
-    """Layers by positions, magnitude by layer with its sign, the strongest tokens, and the rank among features."""
+    """Layers by positions, magnitude by layer with its sign, the strongest tokens, and the rank among features.
+
+    Parameters
+    ----------
+    found : from `portrait`
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.4), layout="constrained")
@@ -49,7 +54,12 @@ def portrait_figure(found: Portrait) -> Figure:
 
 
 def map_figure(found: FeatureMap) -> Figure:
-    """Signed peaks of the strongest features by layers and sites, beside their critical magnitudes."""
+    """Signed peaks of the strongest features by layers and sites, beside their critical magnitudes.
+
+    Parameters
+    ----------
+    found : from `feature_map`
+    """
     from matplotlib.colors import SymLogNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.activations import has_activations
 from analyze.criteria import Criteria, critical_magnitude, threshold
 from analyze.find import Store, all_jsonable, as_dataset
 from analyze.load import loaded, token_texts
 from analyze.peaks import of_groups, view_peaks
+from analyze.stored import has_activations
 from analyze.streaming import Float32, Progress, scale_unit, scaled, stream_matrices
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, OutliersError
 

@@ -20,7 +20,12 @@ _MOST_CELLS: Final = 240  # of a matrix whose values are printed
 
 
 def walk_figure(found: Walk) -> Figure:
-    """Stream + contribution = stream after it, values printed in their cells; below, the feature at every norm."""
+    """Stream + contribution = stream after it, values printed in their cells; below, the feature at every norm.
+
+    Parameters
+    ----------
+    found : from `walk`
+    """
     from matplotlib.figure import Figure
 
     rows, columns = found.before.shape
