@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
