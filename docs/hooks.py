@@ -27,6 +27,20 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown if made is None else made()
 
 
+def on_page_content(html: str, page: Any, files: Any, **_: Any) -> str:
+    """Lead links of a notebook to pages, as those of Markdown are; one that leads nowhere is an error."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+
+    def url(link: re.Match[str]) -> str:
+        target = files.get_file_from_path(link[1])
+        if target is None:
+            raise ValueError(f"{page.file.src_uri} links to {link[1]}, and there is no such page")
+        return f'href="{target.url_relative_to(page.file)}"'
+
+    return re.sub(r'href="([\w-]+\.md)"', url, html)
+
+
 def commands() -> str:
     """Every command with its options, as `--help` has them."""
     from analyze.cli import app
