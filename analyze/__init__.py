@@ -125,10 +125,9 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-# `Dataset.outliers` must be there once `analyze` is, and it brings xarray, half a second, which all questions need and
-# the command line's help and versions do not. Python calls itself -m until it has found the module of python -m.
-_COMMAND_LINE = Path(sys.argv[0]).stem in ("outliers", "-m") if getattr(sys, "argv", None) else False
-if not _COMMAND_LINE:
+# `Dataset.outliers` must be there once `analyze` is, and it brings xarray, half a second. Only the installed command,
+# whose help and TAB do without, waits until a question needs it; nobody's own scripts and modules have its name.
+if Path(next(iter(sys.argv), "")).name not in ("outliers", "outliers.exe"):
     import_module("analyze.accessor")
 
 

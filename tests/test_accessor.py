@@ -57,6 +57,15 @@ def test_the_accessor_is_there_in_whatever_order(path: Path, imports: str) -> No
     assert result.stdout.split()[0] == str(analyze.find_outliers(path).count)
 
 
+@pytest.mark.parametrize("words", [["outliers.py"], ["-m", "package.outliers"]])
+def test_the_accessor_is_there_whatever_a_script_is_called(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("import analyze")
+    for script in (tmp_path / "outliers.py", tmp_path / "package" / "outliers.py"):
+        script.write_text("import analyze, xarray; xarray.Dataset.outliers")
+    subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
+
+
 def test_a_dataset_in_memory_serves_too() -> None:
     data = builders.dataset(builders.random_activations())
     assert data.outliers.find(magnitude=3) == analyze.find_outliers(data, Criteria(magnitude=3))

@@ -72,12 +72,9 @@ def test_importing_the_package_brings_xarray_for_its_accessor_and_nothing_heavie
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "words", [["-c", "import sys; sys.argv[0] = 'bin/outliers'; import analyze.cli"], ["-m", "analyze.cli", "--help"]]
-)
-def test_the_command_line_waits_with_heavy_imports(words: list[str]) -> None:
-    imported = imports(words)
-    assert "analyze.cli" in imported or "analyze.commands" in imported
+def test_the_command_line_waits_with_heavy_imports() -> None:
+    imported = imports(["-c", "import sys; sys.argv[0] = 'bin/outliers'; import analyze.cli"])
+    assert "analyze.cli" in imported
     assert not {"xarray", "dask", "pandas", "matplotlib"} & imported
     assert "xarray" in imports(["-c", "import analyze.cli"])
 
