@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from analyze.sweeps import Sweep
 
 _MOST_ROWS = 20
+_FORMULA: Final = ("=", "+", "-", "@")
 
 
 def console() -> Console:
@@ -144,14 +147,33 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         The file cannot be written.
     """
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                blank = {name: "" for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
-                writer.writerow({**row, **blank})
+        path.write_text(csv_text(list(rows[0]), rows), encoding="utf-8", newline="")
     except OSError as error:
         raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
+
+
+def csv_text(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Columns of dictionaries as CSV that may be opened in a spreadsheet; blank where a number is missing."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in names])
+    writer.writerows([csv_cell(row[name]) for name in names] for row in rows)
+    return buffer.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file that may be opened in a spreadsheet.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front, which spreadsheets do not show.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
 
 
 def cell(name: str, value: Any) -> str:

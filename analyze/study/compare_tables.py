@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -13,7 +11,7 @@ from typing import Any, Final
 
 from analyze import notebook
 from analyze.study.compare import Comparison, Row, columns
-from analyze.tables import plain
+from analyze.tables import csv_text, plain
 from capture.schema import OutliersError
 
 Column = tuple[str, Callable[[Row], str]]
@@ -26,7 +24,6 @@ TITLES: Final = {
 _MISSING: Final = "-"
 _LONG: Final = 1e5
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]#|~$])")
-_FORMULA: Final = ("=", "+", "-", "@")
 
 
 def rows_of(comparison: Comparison, table: str) -> list[Row]:
@@ -123,27 +120,7 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
 
 def as_csv(comparison: Comparison, table: str) -> str:
     """One table with every key of its rows; blank where a number is missing."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    names = columns(table4=table == "table4")
-    writer.writerow(names)
-    writer.writerows([csv_cell(row[name]) for name in names] for row in rows_of(comparison, table))
-    return buffer.getvalue()
-
-
-def csv_cell(value: Any) -> Any:
-    """A value for a CSV file that may be opened in a spreadsheet.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe in front, which spreadsheets do not show.
-    """
-    if _none(value):
-        return ""
-    if isinstance(value, list):
-        value = " ".join(value)
-    if not isinstance(value, str):
-        return value
-    text = plain(value)
-    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+    return csv_text(columns(table4=table == "table4"), rows_of(comparison, table))
 
 
 def markdown(text: str) -> str:
