@@ -6,6 +6,7 @@ import contextlib
 import glob
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -361,6 +362,17 @@ outliers = "no"
     ]
     with pytest.raises(pytest.fail.Exception, match="in its middle"):
         list(pieces("p", "\n    cd data && outliers info a.zarr\n"))
+
+
+def test_the_tutorial_is_committed_as_it_ran() -> None:
+    path = ROOT / "docs" / "tutorial.ipynb"
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    told = [output for cell in cells for output in cell["outputs"]]
+    assert len(told) > len(cells)
+    assert all(output["output_type"] != "error" and output.get("name") != "stderr" for output in told)
+    assert path.stat().st_size < 600_000
+    assert str(ROOT) not in path.read_text()
 
 
 def hooks() -> Any:
