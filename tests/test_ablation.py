@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import xarray as xr
 
 torch = pytest.importorskip("torch")
+
+import huggingface_hub  # noqa: E402
 
 from analyze import Criteria, find_outliers  # noqa: E402
 from analyze.cli import main  # noqa: E402
