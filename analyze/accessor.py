@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,7 @@ from capture.schema import (
     LAYER,
     POSITION,
     RAW_VARIABLES,
+    SEQUENCE,
     SIGNAL,
     SIGNALS,
     SITE,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from analyze.portraits.strongest import FeatureMap
     from analyze.sweeps import Sweep
 
+_REMEDY: Final = "choose parts by layer_range, sites, sequences and skip_first"
+
 
 @xr.register_dataset_accessor("outliers")  # type: ignore[no-untyped-call]
 class OutliersAccessor:
@@ -43,7 +46,7 @@ class OutliersAccessor:
 
     Every method takes the settings of `Criteria` as keywords, and `preset`. Choose sequences, layers and positions by
     these, not by `isel`: the stored peaks of a layer are taken over all positions, and those of a position over all
-    layers.
+    layers. A part of the sequences is a store of its own, whose sequences are numbered anew.
 
     A Dataset that plain xarray opened has not the checks of `analyze.open_store`: zarr reads a chunk whose file is
     missing as NaN, silently (a flipped bit is an error in either), and results of streaming passes are not kept. The
@@ -163,21 +166,40 @@ def checked(dataset: xr.Dataset) -> xr.Dataset:
         if name in attributes and attributes[name] != dataset.sizes[dim]:
             raise _part(dim, attributes[name], dataset.sizes[dim])
     for dim in (LAYER, POSITION, FEATURE):
-        if dim in dataset.coords and dataset[dim].values[-1] != dataset.sizes[dim] - 1:
-            raise _part(dim, int(dataset[dim].values[-1]) + 1, dataset.sizes[dim])
+        if dim in dataset.coords and not np.array_equal(dataset[dim].values, np.arange(dataset.sizes[dim])):
+            raise _part(dim, max(int(dataset[dim].values.max()) + 1, dataset.sizes[dim]), dataset.sizes[dim])
     done = loaded(dataset["done"])
     if not done.all():
         raise OutliersError(
             f"the capture is unfinished, {int(done.sum())} of {done.size} sequences are done; run the same outliers "
             "capture command again, and it goes on where it stopped"
         )
+    if not _whole(dataset):
+        raise OutliersError(
+            "this Dataset is a part of its store: its first position has a predecessor, or its stored peaks of layers "
+            f"and of positions contradict each other; expected the whole store: {_REMEDY}"
+        )
     return dataset
+
+
+def _whole(dataset: xr.Dataset) -> bool:
+    """Whether positions begin with the first, and features are as large over layers and sites as over positions.
+
+    Plain xarray numbers nothing, so that a slice of sites or positions shows by nothing else. One sequence is read.
+    """
+    from analyze.load import loaded
+
+    peaks = dataset[["layer_high", "layer_low", "position_peak"]].isel({SIGNAL: 0, SEQUENCE: 0})
+    high, low, by_position = (loaded(peaks[name]) for name in ("layer_high", "layer_low", "position_peak"))
+    by_layer = np.fmax.reduce(np.fmax(np.abs(high), np.abs(low)), axis=(0, 1))
+    first = loaded(dataset["nll"].isel({SEQUENCE: 0, POSITION: 0}))  # NaN: nothing before it predicts it
+    return bool(np.isnan(first)) and np.array_equal(by_layer, np.fmax.reduce(by_position, axis=0), equal_nan=True)
 
 
 def _part(dim: str, whole: int, size: int) -> OutliersError:
     return OutliersError(
-        f"this Dataset has {size} of the {whole} {dim}s of its store, whose stored peaks are over all of them; "
-        "expected the whole store: choose parts by layer_range, sites, sequences and skip_first"
+        f"this Dataset has {size} of the {whole} {dim}s of its store, or not in their order, and its stored peaks are "
+        f"over all of them; expected the whole store: {_REMEDY}"
     )
 
 

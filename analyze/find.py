@@ -262,9 +262,16 @@ def as_dataset(store: Store) -> xr.Dataset:
     """Open a path; a Dataset stays what it is, and is numbered where it has no numbers, as plain xarray opens one."""
     if not isinstance(store, xr.Dataset):
         return open_store(store)
-    # Without them a chosen sequence would be counted among the chosen ones.
-    bare = [dim for dim in (SEQUENCE, LAYER, POSITION, FEATURE) if dim in store.sizes and dim not in store.coords]
+    # Without them a chosen sequence would be counted among the chosen ones. A part of the sequences is a store of its
+    # own: sequences are chosen by index, and a number kept from the whole would name another one.
+    bare = [dim for dim in (LAYER, POSITION, FEATURE) if dim in store.sizes and dim not in store.coords]
+    if SEQUENCE in store.sizes and not _counted(store, SEQUENCE):
+        bare.append(SEQUENCE)
     return store.assign_coords({dim: np.arange(store.sizes[dim]) for dim in bare}) if bare else store
+
+
+def _counted(store: xr.Dataset, dim: str) -> bool:
+    return dim in store.coords and np.array_equal(store[dim].values, np.arange(store.sizes[dim]))
 
 
 def perplexity(store: xr.Dataset, criteria: Criteria) -> float:

@@ -90,6 +90,7 @@ def wrong(data: xr.Dataset) -> list[tuple[xr.Dataset, str]]:
         (data.isel(signal=[1, 0]), "lacks its coordinates signal and site"),
         (data.isel(position=slice(3)).assign_coords(position=[0, 2, 4]), "has 3 of the 5 positions of its store"),
         (data.isel(position=slice(2, None)), "has 5 of the 7 positions of its store"),
+        (data.isel(layer=[1, 0, 2, 3]), "has 4 of the 4 layers of its store, or not in their order"),
         (data.isel(layer=slice(2)), "has 2 of the 4 layers of its store"),
         (data.assign_attrs(hidden_size=9), "has 5 of the 9 features of its store"),
         (data.isel(sequence=slice(0)), "dimension sequence is empty"),
@@ -121,11 +122,23 @@ def test_wrong_settings_are_refused() -> None:
         ask.find(magnitud=6)
 
 
-def test_a_part_of_the_sequences_is_a_store_of_its_own() -> None:
-    x = builders.random_activations()
-    part = builders.dataset(x).isel(sequence=[0, 2]).outliers.find()
-    assert part.count == builders.dataset(x[[0, 2]]).outliers.find().count
-    assert {row.sequence for row in part.features} <= {0, 2}
+@pytest.mark.parametrize("part", [{"site": [0]}, {"site": [1]}, {"position": slice(1, None)}, {"position": [0, 1, 2]}])
+def test_a_slice_that_nothing_numbers_is_refused(path: Path, part: dict[str, Any]) -> None:
+    with pytest.raises(OutliersError, match="is a part of its store"):
+        xr.open_zarr(path).isel(part).outliers.find()
+
+
+def test_a_part_of_the_sequences_is_a_store_of_its_own(store: xr.Dataset) -> None:
+    x = builders.random_activations((4, 3, 2, 6, 5))
+    ask, alone = store.isel(sequence=[1, 3]).outliers, builders.dataset(x[[1, 3]])
+    find: dict[str, Any] = {"magnitude": 2, "sequences": (1,)}
+    assert ask.find(magnitude=2).features == analyze.find_outliers(alone, Criteria(magnitude=2)).features
+    assert ask.find(**find).features == analyze.find_outliers(alone, Criteria(**find)).features
+    found = ask.portrait(0)
+    highest = np.abs(x[[1, 3], ..., 0]).max(axis=(1, 2, 3))
+    assert found.sequence == highest.argmax()
+    assert found.magnitudes.values.max() == found.tokens[0]["magnitude"] == highest.max()
+    np.testing.assert_array_equal(ask.walk(0, sequence=1, layer=0, site="ln_mlp").before, x[3, 0, 1, :3])
 
 
 def test_a_missing_file_is_an_error_only_where_open_store_opened(path: Path, tmp_path: Path) -> None:
