@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # The analysis side by itself, as on a laptop without torch.
 $(LEAN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LEAN)
-	$(LEAN)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[distributed]' pytest hypothesis
+	$(LEAN)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[distributed]' pytest pytest-xdist hypothesis
 	touch $@
 
 demo: $(VENV)/.installed
@@ -56,7 +56,7 @@ fast: $(VENV)/.installed
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 test-analyze: $(LEAN)/.installed
-	$(LEAN)/bin/pytest -m 'not slow'
+	$(LEAN)/bin/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
