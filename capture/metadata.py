@@ -62,7 +62,6 @@ class ArrayMetadata:
     chunk : shape of a chunk
     shard : shape of a shard, a file of several chunks; None where every chunk is a file
     compressed : whether chunks are compressed by Blosc
-    separator : of the numbers in the names of files
     attributes : of the array
     """
 
@@ -73,7 +72,6 @@ class ArrayMetadata:
     chunk: tuple[int, ...]
     shard: tuple[int, ...] | None
     compressed: bool
-    separator: str
     attributes: Mapping[str, Any]
 
     @property
@@ -92,7 +90,7 @@ class ArrayMetadata:
 
     def key(self, file: tuple[int, ...]) -> str:
         """Key of a file, of which `file` counts along each dimension."""
-        return f"{self.name}/c{self.separator}{self.separator.join(map(str, file))}"
+        return ".".join([f"{self.name}/c", *map(str, file)])
 
     @property
     def files(self) -> tuple[int, ...]:
@@ -252,8 +250,7 @@ def parse_array(name: str, document: dict[str, Any]) -> ArrayMetadata:
     if grid["name"] != "regular" or keys["name"] != "default":
         raise ValueError("its chunks are not those of the format")
     whole = _lengths(grid["configuration"]["chunk_shape"], least=1)
-    separator = keys.get("configuration", {}).get("separator", "/")
-    if separator not in (".", "/"):
+    if keys.get("configuration", {}).get("separator") != ".":
         raise ValueError("its chunk keys are not those of the format")
     codecs = [_codec(codec) for codec in document["codecs"]]
     shard = None
@@ -270,7 +267,7 @@ def parse_array(name: str, document: dict[str, Any]) -> ArrayMetadata:
     dims = document.get("dimension_names")
     attributes = _mapping(document.get("attributes", {}), "attributes")
     array = ArrayMetadata(
-        name, shape, None if dims is None else tuple(dims), dtype, chunk, shard, compressed, separator, attributes
+        name, shape, None if dims is None else tuple(dims), dtype, chunk, shard, compressed, attributes
     )
     _check_sizes(array)
     return array
@@ -280,8 +277,13 @@ def _lengths(values: Any, *, least: int) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(value) is int and value >= least for value in values):
         raise ValueError("a shape is no list of whole numbers")
     if any(value > _LONGEST for value in values):
-        raise ValueError(f"a dimension is {max(values):.3g} long; expected at most {_LONGEST:,}")
+        raise ValueError(f"a dimension is {_rounded(max(values))} long; expected at most {_LONGEST:,}")
     return tuple(values)
+
+
+def _rounded(number: int) -> str:
+    """A number as a message has it, whatever its size."""
+    return f"{number:.3g}" if number < 10**300 else "over 1e+300"
 
 
 def _codec(codec: Any) -> dict[str, Any]:
@@ -315,13 +317,12 @@ def _check_sizes(array: ArrayMetadata) -> None:
     if any(w % c for w, c in zip(whole, chunk, strict=True)):
         raise ValueError("its shards are not whole numbers of chunks")
     if array.chunk_bytes > _LARGEST_CHUNK:
-        raise ValueError(f"a chunk has {array.chunk_bytes:.3g} bytes; expected at most 2 GiB")
-    if max(math.prod(array.grid), math.prod(array.files) * math.prod(array.grid)) > MOST_CHUNKS:
-        raise ValueError(
-            f"it has {math.prod(array.files) * math.prod(array.grid):.3g} chunks; expected at most {MOST_CHUNKS:,}"
-        )
+        raise ValueError(f"a chunk has {_rounded(array.chunk_bytes)} bytes; expected at most 2 GiB")
+    chunks = max(1, math.prod(array.files)) * math.prod(array.grid)
+    if chunks > MOST_CHUNKS:
+        raise ValueError(f"it has {_rounded(chunks)} chunks; expected at most {MOST_CHUNKS:,}")
     if array.dtype != "string" and math.prod(shape[:2]) > _MOST_TOKENS and array.name in ("token_id", "nll"):
-        raise ValueError(f"it has {math.prod(shape):.3g} tokens; expected at most {_MOST_TOKENS:,}")
+        raise ValueError(f"it has {_rounded(math.prod(shape))} tokens; expected at most {_MOST_TOKENS:,}")
     dims = VARIABLES[array.name].dims if array.name in VARIABLES else ()
     if SEQUENCE in dims and shape[dims.index(SEQUENCE) : dims.index(SEQUENCE) + 1] > (MOST_SEQUENCES,):
         raise ValueError(f"it has {shape[dims.index(SEQUENCE)]:,} sequences; expected at most {MOST_SEQUENCES:,}")

@@ -78,6 +78,16 @@ def set_grid(document: dict[str, Any], chunk: list[int], shard: list[int] | None
 
 LIES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "a dimension of terabytes": ("norm_input", lambda d: d.update(shape=[3, 4, 2, 7, 10**12]), "is 1e.12 long"),
+    "a dimension that no float holds": ("nll", lambda d: d.update(shape=[10**400, 7]), "is over 1e.300 long"),
+    "numbers of chunks that no float holds": (
+        "nll",
+        lambda d: (
+            d.update(shape=[2**22] * 200, dimension_names=None),
+            set_grid(d, [1] * 200),
+            d["chunk_grid"]["configuration"].update(chunk_shape=[2**22] * 200),
+        ),
+        "it has over 1e.300 chunks",
+    ),
     "a negative dimension": ("nll", lambda d: d.update(shape=[-3, 7]), "no list of whole numbers"),
     "a fraction": ("nll", lambda d: d.update(shape=[3.5, 7]), "no list of whole numbers"),
     "a flag as a dimension": ("nll", lambda d: d.update(shape=[True, 7]), "no list of whole numbers"),
@@ -121,6 +131,11 @@ LIES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "keys that lead out": (
         "nll",
         lambda d: d["chunk_key_encoding"]["configuration"].update(separator="/../"),
+        "chunk keys are not those",
+    ),
+    "files in folders, which no fingerprint would see": (
+        "nll",
+        lambda d: d["chunk_key_encoding"]["configuration"].update(separator="/"),
         "chunk keys are not those",
     ),
     "a million sites": (
