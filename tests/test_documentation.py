@@ -22,6 +22,7 @@ import typer
 
 import analyze
 from analyze.cli import app, main
+from analyze.study import compare_figures
 from tests import builders, families, servers
 from tests.conftest import tiny_llama, tiny_tokenizer
 from tests.test_push import bucket, endpoint, server  # noqa: F401  (fixtures: stand-ins of a bucket and of the Hub)
@@ -37,7 +38,7 @@ PLANTED = 5
 # What follows is all that a command is run with instead of what is printed. Its stores are copies of one tiny store
 # unless an earlier command of the page has made them, its models one tiny checkpoint, its recipes one tiny recipe.
 VALUES = {"--feature": str(PLANTED), "--text": "words.txt", "--workers": "1", "--part": "1/2"}
-GRIDS = {"--magnitude": "4:16:12", "--layers": "0.25,0.5"}
+GRIDS = {"--magnitude": "4:16:12", "--layers": "0.5"}
 SITES = "ln_attn=model.layers.{}.input_layernorm,ln_mlp=model.layers.{}.post_attention_layernorm"
 QUICK = {
     "ablate": {"--sequences": "2", "--repeats": "2"},
@@ -63,7 +64,7 @@ sequences = 2
 length = 16
 
 [analysis]
-published = false
+compare = false
 
 [[models]]
 model = "{model}"
@@ -299,8 +300,24 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("capture.campaign.run_outliers", run)
 
 
+@pytest.fixture
+def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All figures of a comparison take longer than the rest of most pages: one is enough."""
+    draw = compare_figures.write_figures
+
+    def write(comparison: Any, folder: Path) -> list[Path]:
+        if not _FIGURES:
+            _FIGURES.extend(draw(comparison, folder))
+        return _FIGURES
+
+    monkeypatch.setattr(compare_figures, "write_figures", write)
+
+
+_FIGURES: list[Path] = []
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("_one_process")
+@pytest.mark.usefixtures("_one_process", "_drawn_once")
 @pytest.mark.parametrize("page", WRITTEN)
 def test_what_is_written_runs(
     page: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
