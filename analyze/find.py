@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from analyze.streaming import Progress
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, mantissa_bits
 
 Store = xr.Dataset | Path | str
+
+ROUNDED: Final = "activations have {} mantissa bits; stored peaks and plain views are exact"
+"""What a reader is told of a store whose activations were rounded when it was packed."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,7 @@ class Outliers:
         if self.nonfinite_count:
             rows.append(("not finite", f"{self.nonfinite_count:,} values are NaN or infinite; a NaN never hits"))
         if self.mantissa_bits is not None:
-            bits = f"activations have {self.mantissa_bits} mantissa bits; stored peaks and plain views are exact"
-            rows.append(("rounded", bits))
+            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
         if self.saturated:
             rows.append(("saturated", "over half of the width qualifies: the criterion tells features apart no longer"))
         return rows

@@ -277,13 +277,26 @@ def test_the_policy_names_every_script_and_permits_no_network(tmp_path: Path) ->
 def test_private_attributes_stay_out(tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     path = builders.on_disk(
-        tmp_path / "s.zarr", builders.random_activations(), attributes={"command_line": "capture /home/secret"}
+        tmp_path / "s.zarr",
+        builders.random_activations(),
+        attributes={
+            "command_line": "capture /home/secret",
+            "model_id": "/home/secret/models/mine/",
+            "text_source": "../secret/text.txt",
+            "text_revision": "hf:org/name:a/b",
+            "weight_quantisation": r"C:\secret\q4",
+            "architecture": "secret/of/A",
+        },
     )
     write_report(path, out)
     html = out.read_text()
     assert "secret" not in html
     assert str(tmp_path) not in html
-    assert facts_of(out)["stores"][0]["folder"] == "s.zarr"
+    store = facts_of(out)["stores"][0]
+    assert (store["folder"], store["name"]) == ("s.zarr", "mine")
+    shown = dict(store["attributes"])
+    assert (shown["text_source"], shown["text_revision"]) == ("text.txt", "hf:org/name:a/b")
+    assert (shown["weight_quantisation"], shown["architecture"]) == ("q4", "A")
 
 
 def test_the_same_stores_make_the_same_page(tmp_path: Path) -> None:
@@ -403,6 +416,12 @@ def test_wrong_input(tmp_path: Path) -> None:
     for signals, words in (([], "no signal"), (["both"], "signal is 'both'")):
         with pytest.raises(OutliersError, match=words):
             write_report(store, tmp_path / "r.html", signals=signals)
+    for name in ("r", "s.zarr.zip"):
+        with pytest.raises(OutliersError, match=r"expected a file ending in \.html"):
+            write_report(store, tmp_path / name)
+    for budget in (0, -1.0, float("nan")):
+        with pytest.raises(OutliersError, match=r"budget is .* MB; expected a size above 0"):
+            write_report(store, tmp_path / "r.html", budget=budget)
     assert not list(tmp_path.iterdir())
 
 
@@ -425,5 +444,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["report", str(path), "--out", str(out)]) == 0
     assert "1 store" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "none.zarr"), "--out", str(out)]) == 2
+    assert main(["report", str(path), "--out", str(out), "--budget", "nan"]) == 2
     assert main(["report", str(path), "--out", str(out), "--budget", "0.01"]) == 2
     assert "larger --budget" in capsys.readouterr().err

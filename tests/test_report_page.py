@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -303,10 +304,52 @@ def test_a_number_that_is_not_embedded_moves_to_the_nearest_and_says_so(page: Dr
     assert page.settings() == kept
 
 
+def test_a_damaged_file_shows_no_numbers_of_other_settings(page: Driven) -> None:
+    page.open(signal="input")
+    page.script(
+        """const at = Answers.facts.stores[0].signals.output.blocks.position[0];
+        const block = document.getElementById(`block-${at}`);
+        block.textContent = block.textContent.slice(0, 8) + "AAAA" + block.textContent.slice(12);"""
+    )
+    page.script("location.hash = 'signal=output'")
+    until(lambda: page.element("#trouble").is_displayed())
+    assert page.element("#trouble").text == (
+        "This page cannot show its data: it was damaged on its way; get the file again."
+    )
+    assert not page.element("#results").is_displayed()
+    page.set(signal="input")
+    assert page.element("#results").is_displayed()
+    assert not page.element("#trouble").is_displayed()
+    page.driver.get_log("browser")  # the complaint just provoked
+
+
+def test_the_switch_shows_its_choice(page: Driven) -> None:
+    page.open(signal="output")
+    fill = "return [...document.querySelectorAll('#signal span')].map((e) => getComputedStyle(e).backgroundColor)"
+    chosen = page.script(fill)
+    page.set(signal="input")
+    assert page.script(fill) == chosen[::-1] != chosen
+
+
+def test_the_command_line_of_a_stranger_can_be_copied(page: Driven, tmp_path: Path) -> None:
+    sites = ("it's", "$(touch pwned)")
+    store = stores()[0].assign_coords(site=list(sites))
+    store.encoding["source"] = "/home/`touch pwned`"
+    write_report(store.assign_attrs(rounded={"mantissa_bits": 7}), tmp_path / "r.html", Criteria(sites=sites[:1]))
+    other = Driven(page.driver, tmp_path / "r.html")
+    other.open(m=6)
+    words = shlex.split(str(other.script("return document.querySelector('#stores code').textContent")))
+    assert words[:3] == ["outliers", "find", "`touch pwned`"]
+    assert words[-2:] == ["--sites", "it's"]
+    flags = other.script("return [...document.querySelectorAll('#stores .flag')].map((e) => e.textContent)")
+    assert any(text.startswith("Rounded: activations have 7 mantissa bits") for text in flags)
+
+
 def test_addresses_that_mean_nothing_are_harmless(page: Driven) -> None:
-    page.open(m="x", layers=7, positions="", signal="<b>", counting="pooled", store=9, feature=-1, rows=3)
+    page.open(m="Infinity", layers=7, positions="", signal="<b>", counting="pooled", store=9, feature=-1, rows=3)
     settings = page.settings()
     assert (settings["layers"], settings["signal"], settings["counting"]) == ("0.25", "input", "pooled")
+    assert settings["m"] == "6"
     assert not page.script("return document.getElementById('portrait').open")
 
 

@@ -90,7 +90,7 @@ def report(
             criteria,
             signals=SIGNALS if signal is None else (signal,),
             magnitudes=magnitudes,
-            budget=round(budget * 1e6),
+            budget=budget * 1e6,
             progress=progress,
         )
     if json_:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.criteria import COUNTINGS, LAYER_UNITS, PRESETS, SATURATED, Criteria
-from analyze.find import Store, as_dataset, nonfinite_count, perplexity
+from analyze.find import ROUNDED, Store, as_dataset, nonfinite_count, perplexity
 from analyze.load import loaded
 from analyze.peaks import view_peaks
 from analyze.report import grid
@@ -22,7 +23,7 @@ from analyze.report.tally import bucket_starts, span, tally
 from analyze.streaming import Progress
 from analyze.tables import plain
 from analyze.view import View, check_choice
-from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, OutliersError
+from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, OutliersError, mantissa_bits
 
 BUDGET: Final = 5_000_000
 """Bytes that a mail carries without complaint."""
@@ -30,6 +31,8 @@ BUDGET: Final = 5_000_000
 _SAMPLE_SEQUENCES = 4
 _SAMPLE_FEATURES = 256
 _WHOLE_TO_SAMPLE = 0.85  # the whole packs better than its sample says
+_SUFFIXES = (".html", ".htm")
+_PATH = re.compile(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|[\w.-]+(/[^/:<>]+){2,}$")  # ORG/NAME, of the Hub, is none
 _LONGEST = 200  # characters of one text of a store
 # What identifies a capture; never the command line or paths, which may be private.
 _ATTRIBUTES = (
@@ -80,7 +83,7 @@ def write_report(
     *,
     signals: Sequence[str] = SIGNALS,
     magnitudes: Sequence[float] | None = None,
-    budget: int = BUDGET,
+    budget: float = BUDGET,
     progress: Progress | None = None,
 ) -> Report:
     """Write one HTML file that answers threshold questions about stores by itself.
@@ -91,7 +94,7 @@ def write_report(
     Parameters
     ----------
     stores : one or several, as in `find_outliers`
-    out : the file, which is replaced
+    out : the file, ending in .html, which is replaced
     criteria : the view that is embedded, and the settings that the page opens with
     signals : which signals are embedded, `input`, `output` or both
     magnitudes : thresholds to offer; None for round numbers over the range of the peaks, as many as the budget allows
@@ -101,11 +104,16 @@ def write_report(
     Raises
     ------
     OutliersError
-        A store that cannot be read or serve the view, no store or signal, or a page that does not fit the budget.
+        A store that cannot be read or serve the view, no store or signal, a page that does not fit the budget, or a
+        file that cannot be one.
     """
     out = Path(out)
     if out.is_dir() or not out.parent.is_dir():
         raise OutliersError(f"cannot write {out}; expected a file in a folder that exists")
+    if out.suffix.lower() not in _SUFFIXES:  # an archive of a store, named by mistake, is not replaced
+        raise OutliersError(f"{out} has the suffix {out.suffix!r}; expected a file ending in .html")
+    if not budget > 0:
+        raise OutliersError(f"budget is {budget / 1e6:g} MB; expected a size above 0")
     criteria = Criteria() if criteria is None else criteria
     signals = tuple(name for name in SIGNALS if name in _checked(signals))
     datasets = [as_dataset(s) for s in ([stores] if isinstance(stores, str | Path | xr.Dataset) else stores)]
@@ -146,7 +154,7 @@ def _fitted(
     criteria: Criteria,
     signals: Sequence[str],
     own: list[float] | None,
-    budget: int,
+    budget: float,
     progress: Progress | None,
 ) -> tuple[bytes, list[float]]:
     """The page with the densest grid that fits."""
@@ -282,11 +290,12 @@ def _facts(source: _Source) -> dict[str, Any]:
     peaks = next(iter(source.peaks.values()))
     criteria = next(iter(source.criteria.values()))
     folder = store.encoding.get("source")
-    name = plain(store.attrs.get("model_id") or "a store without a model's name")
+    name = _public(store.attrs.get("model_id") or "a store without a model's name")
+    bits = mantissa_bits(store.attrs)
     likelihood = perplexity(store, criteria)
     return {
-        "name": name[:_LONGEST],
-        "folder": None if folder is None else plain(Path(str(folder)).name)[:_LONGEST],
+        "name": name,
+        "folder": None if folder is None else _public(Path(str(folder)).name),
         "sequences": [int(n) for n in peaks[SEQUENCE].values],
         "layers": [int(n) for n in peaks[LAYER].values],
         "sites": [plain(str(label))[:_LONGEST] for label in peaks[SITE].values],
@@ -294,14 +303,21 @@ def _facts(source: _Source) -> dict[str, Any]:
         "first_position": int(peaks[POSITION].values[0]),
         "buckets": bucket_starts(peaks.sizes[POSITION]),
         "width": peaks.sizes[FEATURE],
+        "rounded": None if bits is None else ROUNDED.format(bits),
         "perplexity": likelihood if math.isfinite(likelihood) else None,
         "signals": {name: {"nonfinite": nonfinite_count(store, each)} for name, each in source.criteria.items()},
         "attributes": [
-            [key, plain(value)[:_LONGEST]]
-            for key in _ATTRIBUTES
-            if (value := store.attrs.get(key)) is not None and value != ""
+            [key, _public(value)] for key in _ATTRIBUTES if (value := store.attrs.get(key)) is not None and value != ""
         ],
     }
+
+
+def _public(value: Any) -> str:
+    """A value of a store as one line, not endless; of a path, which may be private, only its name."""
+    words = plain(value)
+    if _PATH.match(words):
+        words = re.split(r"[/\\]", words.rstrip("/\\"))[-1]
+    return words[:_LONGEST]
 
 
 def _view_words(criteria: Criteria) -> list[str]:

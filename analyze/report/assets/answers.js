@@ -7,15 +7,21 @@ const Answers = (() => {
   const TYPES = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array };
   const loading = new Map();
 
-  // An array of the page: base64, a zlib stream, byte planes (all first bytes, then all second bytes, ...).
-  async function unpack([block, size]) {
-    const element = document.getElementById(`block-${block}`);
-    const binary = atob(element.textContent);
-    element.remove();
+  async function inflate(base64) {
+    const binary = atob(base64);
     const bytes = new Uint8Array(binary.length);
     for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-    const planes = new Uint8Array(await new Response(stream).arrayBuffer());
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  }
+
+  // An array of the page: base64, a zlib stream, byte planes (all first bytes, then all second bytes, ...).
+  async function unpack([block, size]) {
+    const element = document.getElementById(`block-${block}`);
+    const planes = await inflate(element.textContent).catch(() => {
+      throw new Error("it was damaged on its way; get the file again");
+    });
+    element.remove();
     if (size === 1) return planes;
     const length = planes.length / size;
     const values = new TYPES[size](length);

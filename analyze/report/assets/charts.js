@@ -86,6 +86,7 @@ const Charts = (() => {
   }
 
   function short(value) {
+    if (value >= 1e9) return value.toExponential();
     if (value >= 1e6) return `${value / 1e6}M`;
     if (value >= 1e4) return `${value / 1e3}k`;
     return String(Number(value.toPrecision(6)));

@@ -49,7 +49,7 @@
     known = location.hash;
     const words = new URLSearchParams(known.slice(1));
     const given = (name) => (words.has(name) && words.get(name).trim() !== "" ? Number(words.get(name)) : NaN);
-    if (given("m") >= 0) state.magnitude = nearest(given("m"));
+    if (given("m") >= 0 && given("m") < Infinity) state.magnitude = nearest(given("m"));
     for (const name of ["layers", "positions"]) if (given(name) >= 0 && given(name) <= 1) state[name] = given(name);
     for (const [name, choices] of Object.entries(CHOICES)) if (choices.includes(words.get(name))) state[name] = words.get(name);
     if (SIZES.includes(given("rows"))) state.rows = given("rows");
@@ -124,7 +124,7 @@
     for (const [name, choices] of Object.entries(CHOICES)) {
       for (const choice of choices) {
         const input = element("input", { type: "radio", name, value: choice, onchange: () => { state[name] = choice; schedule(); } });
-        byId(name).append(element("label", {}, input, WORDS[name][choice]));
+        byId(name).append(element("label", {}, input, element("span", {}, WORDS[name][choice])));
       }
       byId(name).hidden = choices.length < 2;
     }
@@ -154,7 +154,7 @@
       "Of each feature, and each sequence: how many layers, (layer, site) pairs and positions reach each of " +
       `${magnitudes.length} magnitudes, and its largest magnitude. Any share of layers and positions is answered exactly from these.`,
       facts.chosen ? "The magnitudes were chosen by whoever wrote this page."
-        : "The magnitudes are round numbers, as densely as the file's size allows, and the last is above every value.",
+        : "The magnitudes are round numbers, as densely as the file's size allows, and the last is above every finite value.",
       "Left out: magnitudes in between (the page moves to the nearest that it has), exact critical magnitudes (it shows " +
       "the two magnitudes around them), values at single positions, layers and positions of single sequences in portraits.",
       "Other scales, layers, sites or skipped positions need another page: outliers report takes the same options as outliers find.",
@@ -189,6 +189,7 @@
     const loss = element("p", {}, "Perplexity ", store.perplexity === null ? "unknown" : datum(store.perplexity, store.perplexity.toFixed(2)), ".");
     const flag = element("p", { class: "flag", hidden: true });
     const lost = element("p", { class: "flag", hidden: true });
+    const rounded = store.rounded === null ? null : element("p", { class: "flag" }, `Rounded: ${store.rounded}.`);
     const sizes = `${whole(store.sequences.length)} × ${whole(store.positions)} tokens, ${whole(store.layers.length)} layers, ` +
       `${store.sites.length} site${store.sites.length === 1 ? "" : "s"}, ${whole(store.width)} wide`;
     const rows = [["folder", store.folder], ["sites", store.sites.join(", ")], ...store.attributes].filter(([, value]) => value);
@@ -197,7 +198,7 @@
         element("p", { class: "quiet small" }, facts.stores.length > 1 && store.folder ? `${store.folder}: ${sizes}` : sizes)),
       element("dl", { class: "figures" }, figure("count", "outliers"), figure("distinct", "distinct"),
         figure("layers", "mean L%"), figure("positions", "mean S%")),
-      flag, lost, element("div", { class: "quiet small" }, needs, loss),
+      flag, lost, rounded, element("div", { class: "quiet small" }, needs, loss),
       element("details", {}, element("summary", {}, "The same on the command line, and the capture"), command,
         element("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [
           element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, value)]))));
@@ -267,10 +268,12 @@
     command.textContent = commandWords(store);
   }
 
+  // A word for a shell. Names of folders and sites are a stranger's, and this line is there to be copied.
+  const quoted = (word) => (/^[\w.@%+=:,-]+$/.test(word) ? String(word) : `'${word.replaceAll("'", "'\\''")}'`);
+
   function commandWords(store) {
-    const folder = store.folder === null ? "STORE" : /^[\w.@%+=:,-]+$/.test(store.folder) ? store.folder : `'${store.folder.replaceAll("'", "'\\''")}'`;
-    return ["outliers find", folder, "--magnitude", magnitudes[state.magnitude], "--layers", state.layers, "--positions", state.positions,
-      "--signal", state.signal, "--counting", state.counting, "--layer-unit", state.unit, ...facts.view].join(" ");
+    return ["outliers", "find", store.folder === null ? "STORE" : store.folder, "--magnitude", magnitudes[state.magnitude], "--layers", state.layers, "--positions", state.positions,
+      "--signal", state.signal, "--counting", state.counting, "--layer-unit", state.unit, ...facts.view].map(quoted).join(" ");
   }
 
   // Sorted rows: by the column asked for, then as outliers find breaks ties.
@@ -398,7 +401,7 @@
     asked += 1;
     if (waiting) return;
     waiting = true;
-    requestAnimationFrame(() => { waiting = false; render(); });
+    requestAnimationFrame(() => { waiting = false; render().catch(fail); });
   }
 
   async function render() {
@@ -411,6 +414,8 @@
       const hits = Answers.cube(each, state.counting, state.unit);
       return { data: each, hits, answer: Answers.find(hits, state), curves: Answers.curves(hits, state) };
     });
+    byId("results").hidden = false;
+    byId("trouble").hidden = true;
     facts.stores.forEach((_, s) => { card(s); table(s); });
     // Curves depend on everything but the magnitude, which is only a line on them.
     const curves = JSON.stringify([state.layers, state.positions, state.signal, state.counting, state.unit]);
@@ -464,6 +469,14 @@
     });
   }
 
+  // Numbers of other settings must not stand there as if they were these.
+  function fail(error) {
+    byId("results").hidden = true;
+    byId("trouble").hidden = false;
+    byId("trouble").textContent = `This page cannot show its data: ${error.message}.`;
+    throw error;
+  }
+
   async function start() {
     try {
       if (typeof DecompressionStream === "undefined") throw new Error("this browser cannot unpack it; use Chrome or Edge 103, Firefox 113, Safari 16.4, or a newer one");
@@ -475,9 +488,7 @@
       asked += 1;
       await render();
     } catch (error) {
-      byId("trouble").hidden = false;
-      byId("trouble").textContent = `This page cannot show its data: ${error.message}.`;
-      throw error;
+      fail(error);
     }
   }
   start();
