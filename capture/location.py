@@ -13,7 +13,8 @@ from capture.schema import VARIABLES
 
 Range = tuple[str, int, int]
 
-_URLS = ("http:/", "https:/", "s3:/", "hf:/")  # a path that was a URL has lost a slash
+URLS = ("http:/", "https:/", "s3:/", "hf:/")
+"""How a path begins that was a URL: it has lost a slash."""
 
 
 class Location(Protocol):
@@ -79,10 +80,11 @@ class Folder:
 
     def absent(self) -> str:
         """In one line, that no store is here, and what to do."""
-        if str(self.path).startswith(_URLS):
+        if str(self.path).startswith(URLS):
             return f"{self.path} is a URL, and this needs a store in a folder of this machine; download it first"
         if self.path.name.endswith(".zip") and self.path.is_file():
-            return f"{self.path} is an archive, and this needs a folder; unpack it with: outliers unpack {self.path}"
+            command = f"outliers unpack {self.path} --out STORE"
+            return f"{self.path} is an archive, and this needs a folder; unpack it with: {command}"
         if self.path.exists():
             return f"{self.path} is no Zarr v3 store (it has no zarr.json); expected a store made by outliers capture"
         return f"no store at {self.path}; check the path, or make one with: outliers capture MODEL --out {self.path}"

@@ -118,6 +118,9 @@ def test_the_hub_at_one_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
                 content = file.read_bytes()
                 key = "deep/" + file.relative_to(folder).as_posix()
                 repository.files[key] = hub.File(content, len(content))
+        packed = (folder / "s.zarr.zip").read_bytes()
+        repository.files["s.zarr.zip"] = hub.File(packed, len(packed))
+        assert_same("hf://datasets/org/name/s.zarr.zip", folder)
         url = "hf://datasets/org/name/deep/s.zarr"
         assert_same(url, folder)
         assert find_outliers("hf://datasets/org/name@main/deep/s.zarr") == find_outliers(folder / "s.zarr")
@@ -127,7 +130,12 @@ def test_the_hub_at_one_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             open_store("hf://datasets/org/other/s.zarr")
         with pytest.raises(OutliersError, match="no store at hf://datasets/org/name/no.zarr .404"):
             open_store("hf://datasets/org/name/no.zarr")
-    for wrong in ("hf://org/name/s.zarr", "hf://datasets/org/name", "hf://datasets/org/name/../s.zarr"):
+    for wrong in (
+        "hf://org/name/s.zarr",
+        "hf://datasets/org/name",
+        "hf://datasets/org/name/",
+        "hf://datasets/org/name/../s.zarr",
+    ):
         with pytest.raises(OutliersError, match="expected hf://datasets/ORG/NAME/STORE.zarr"):
             open_store(wrong)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{servers.free_port()}")
@@ -397,7 +405,7 @@ def test_what_needs_a_folder_says_so(name: str, folder: Path, capsys: pytest.Cap
 
 
 def test_no_credentials() -> None:
-    from analyze.sharing.remote import _reason
+    from analyze.sharing.remote import reason
 
     text = "Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error ... kind: Connect"
-    assert _reason(Exception(text), None).startswith("no credentials; set AWS_ACCESS_KEY_ID")
+    assert reason(Exception(text), None).startswith("no credentials; set AWS_ACCESS_KEY_ID")

@@ -454,3 +454,35 @@ def test_a_large_entry_gets_the_64_bit_fields(tmp_path: Path, monkeypatch: pytes
     with zipfile.ZipFile(out) as opened:
         assert any(info.extract_version >= 45 for info in opened.infolist())
     assert files(unpack(out, tmp_path / "u.zarr")) == files(store)
+
+
+@pytest.mark.parametrize("name", ["a:b.txt", "a\\b", "Zarr.json", "x\ny"])
+def test_no_archive_is_packed_that_nobody_opens(name: str, store: Path, tmp_path: Path) -> None:
+    (store / name).write_text("notes")
+    with pytest.raises(OutliersError, match="move it out of the store") as caught:
+        pack(store, tmp_path / "a.zarr.zip")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_in_the_metadata_of_an_archive(store: Path, tmp_path: Path) -> None:
+    packed = pack(store, tmp_path / "a.zarr.zip")
+    data = bytearray(packed.read_bytes())
+    data[data.index(b"test/model")] ^= 1
+    packed.write_bytes(data)
+    with pytest.raises(OutliersError, match=r"zarr.json does not match its checksum in the archive"):
+        open_store(packed)
+
+
+def test_an_archive_that_lost_its_first_part(store: Path, tmp_path: Path) -> None:
+    packed = pack(store, tmp_path / "a.zarr.zip")
+    packed.write_bytes(packed.read_bytes()[3000:])
+    for function in (open_store, lambda path: unpack(path, tmp_path / "u.zarr")):
+        with pytest.raises(OutliersError, match="whose first part is lost"):
+            function(packed)
+
+
+def test_what_is_no_file_to_unpack(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutliersError, match="is a folder; expected a file made by outliers pack"):
+        unpack(store, tmp_path / "u.zarr")
+    with pytest.raises(OutliersError, match="is a URL, and this needs a file on this machine; download it first"):
+        unpack("https://host/s.zarr.zip", tmp_path / "u.zarr")

@@ -8,10 +8,11 @@ import os
 import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from analyze.sharing.unpack import checked_entries
+from analyze.sharing.entries import checked_entries
 from capture.schema import OutliersError
 from capture.store import Folder, Location, Range
 
@@ -81,12 +82,15 @@ class Archive:
         return f"{self} has no zarr.json at its root; expected a file made by outliers pack"
 
     def read(self, keys: Sequence[str], limit: int) -> list[bytes | None]:
-        """Whole entries; None for one that is not there."""
+        """Whole entries, which must match their checksums; None for one that is not there."""
         known = [key for key in keys if key in self._entries]
         for key in known:
             if self._entries[key].file_size > limit:
                 raise ValueError(f"{key} is larger than the {limit:,} bytes that it can have")
         parts = self.ranges([(key, 0, self._entries[key].file_size) for key in known])
+        for key, part in zip(known, parts, strict=True):
+            if zlib.crc32(part) != self._entries[key].CRC:
+                raise ValueError(f"{key} does not match its checksum in the archive")
         found = dict(zip(known, parts, strict=True))
         return [found.get(key) for key in keys]
 

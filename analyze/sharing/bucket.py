@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from analyze.sharing.push import Push, Remote, unlike
-from analyze.sharing.remote import _credentials as credentials
-from analyze.sharing.remote import _reason as reason
+from analyze.sharing.remote import credentials, reason
 from capture.schema import OutliersError
 from capture.store import file_digest
 

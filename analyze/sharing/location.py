@@ -34,8 +34,9 @@ def open_location(store: Path | str | Location) -> Location:
             raise OutliersError(f"{store} cannot be opened; expected a path, or a URL with {', '.join(SCHEMES)}")
         from analyze.sharing.remote import Remote as Server
 
-        around, _, name = store.rstrip("/").rpartition("/")
-        return _archive(Server(around), name) if name.endswith(_ARCHIVE) else Server(store)
+        store = store.rstrip("/")
+        around, _, name = store.rpartition("/")
+        return _archive(Server(f"{around}/"), name) if name.endswith(_ARCHIVE) else Server(store)
     path = Path(store)
     if path.name.endswith(_ARCHIVE) and not path.is_dir():
         return _archive(Folder(path.parent), path.name)

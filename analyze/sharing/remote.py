@@ -27,7 +27,7 @@ from capture.store import Range, read_metadata
 TIMEOUT: Final = "OUTLIERS_TIMEOUT"
 """Environment variable: seconds that a server may be silent."""
 
-_HUB: Final = re.compile(r"hf://datasets/([\w.-]+)/([\w.-]+?)(?:@([\w.%/-]+?))?/([^@]+)")
+_HUB: Final = re.compile(r"hf://datasets/([\w.-]+)/([\w.-]+?)(?:@([\w.%/-]+?))?/([^@]*)")
 _HUB_SHAPE: Final = "hf://datasets/ORG/NAME/STORE.zarr"
 _AT_ONCE: Final = 16
 _TAIL: Final = 2**16
@@ -73,7 +73,7 @@ class Remote:
             )
         self.url = url.rstrip("/")
         self._opening = secrets.token_hex(8) if opening is None else opening
-        self._dataset = hub_dataset(self.url) if dataset is None and url.startswith("hf://") else dataset
+        self._dataset = hub_dataset(url) if dataset is None and url.startswith("hf://") else dataset
         self._store = self._connected()
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._lock = threading.Lock()
@@ -120,7 +120,7 @@ class Remote:
             if base.startswith("s3://"):
                 endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
                 client["allow_http"] = endpoint.startswith("http://")
-                return S3Store.from_url(base, client_options=client, retry_config=retry, **_credentials())
+                return S3Store.from_url(base, client_options=client, retry_config=retry, **credentials())
             parts = urlsplit(base)
             if parts.query or parts.fragment or parts.hostname is None:
                 raise ValueError("a URL without ?, # and with a host is needed")
@@ -277,7 +277,7 @@ class Remote:
                 # obstore repeats a request that fails, but not one whose answer breaks off.
                 if kind is not None and kind[1] == "Interrupted" and attempt < _RETRIES - 1:
                     continue
-                raise OutliersError(f"{self.url}/{key}: {_reason(error, kind)}") from error
+                raise OutliersError(f"{self.url}/{key}: {reason(error, kind)}") from error
         raise AssertionError("the last attempt returns or raises")
 
     def _together(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -301,7 +301,14 @@ def coalesced(requests: Sequence[Range]) -> list[tuple[str, int, int]]:
     return runs
 
 
-def _reason(error: Exception, kind: re.Match[str] | None) -> str:
+def reason(error: Exception, kind: re.Match[str] | None) -> str:
+    """Why a server failed, and what to do.
+
+    Parameters
+    ----------
+    error : as obstore raised it
+    kind : what obstore calls it, as in `_ADVICE`; None for anything else
+    """
     name, text = type(error).__name__, str(error)
     status = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
     if name == "PermissionDeniedError" or (status is not None and status[1].startswith("403")):
@@ -322,7 +329,7 @@ def _line(error: Exception) -> str:
     return " ".join(lines[0].split())[:200] if lines else type(error).__name__
 
 
-def _credentials() -> dict[str, Any]:
+def credentials() -> dict[str, Any]:
     """Where the profiles of AWS's configuration files come from, which obstore leaves to boto3: only if it is there."""
     if any(name in os.environ for name in ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE")):
         return {}
@@ -359,6 +366,10 @@ class HubDataset:
 def hub_dataset(url: str) -> HubDataset:
     """Find the newest commit of a dataset, or that of the revision behind an `@`.
 
+    Parameters
+    ----------
+    url : of a store, or of the folder that an archive is in, with `/` at its end
+
     Raises
     ------
     OutliersError
@@ -390,5 +401,5 @@ def hub_dataset(url: str) -> HubDataset:
             f"the Hugging Face Hub cannot be reached for {url} ({type(error).__name__}: {_line(error)}); "
             "check the network"
         ) from error
-    base = f"{constants.ENDPOINT}/datasets/{organisation}/{name}/resolve/{commit}/{quote(path)}"
+    base = f"{constants.ENDPOINT}/datasets/{organisation}/{name}/resolve/{commit}/{quote(path)}".rstrip("/")
     return HubDataset(base, str(commit), tuple(sorted(build_hf_headers().items())))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import stat
-import unicodedata
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from analyze.load import open_store
-from analyze.sharing.entries import check_free_space, check_target
+from analyze.sharing.entries import check_free_space, check_target, checked_entries
 from analyze.sharing.pack import Progress
+from capture.location import URLS
 from capture.schema import OutliersError
-from capture.store import CHECKSUMS, flaw, sync_folder
+from capture.store import flaw, sync_folder
 
 _BLOCK: Final = 2**20
-_ENCRYPTED: Final = 0x1
 _SLACK: Final = 4096  # bytes of file system a file, beside its content
 
 
@@ -44,6 +42,10 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
     """
     archive, out = Path(archive), Path(out)
     check_target(out, store=True, overwrite=overwrite)
+    if archive.is_dir():
+        raise OutliersError(f"{archive} is a folder; expected a file made by outliers pack")
+    if str(archive).startswith(URLS):
+        raise OutliersError(f"{archive} is a URL, and this needs a file on this machine; download it first")
     if not archive.is_file():
         raise OutliersError(
             f"no file at {archive}; check the path, or make one with: outliers pack STORE --out {archive}"
@@ -68,69 +70,6 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         shutil.rmtree(draft, ignore_errors=True)
     sync_folder(out.absolute().parent)
     return out
-
-
-def checked_entries(opened: zipfile.ZipFile, archive: Path | str, size: int) -> list[zipfile.ZipInfo]:
-    """Entries of an archive that are plain files inside it, none twice, none larger than the archive is.
-
-    Parameters
-    ----------
-    opened : the archive
-    archive : its name, for error messages
-    size : bytes of the archive
-
-    Raises
-    ------
-    OutliersError
-        An entry that no store has, or no zarr.json at the root.
-    """
-    found: dict[str, zipfile.ZipInfo] = {}
-    folders: set[str] = set()
-    for info in opened.infolist():
-        name = info.orig_filename
-        reason = _name_flaw(name) or _entry_flaw(info)
-        # File systems that do not tell case or accents apart would write one file over the other.
-        key = unicodedata.normalize("NFC", name.rstrip("/")).casefold()
-        if reason is None and not info.is_dir() and key in found:
-            reason = "stands there twice"
-        if reason is not None:
-            raise OutliersError(f"{archive}: entry {name!r} {reason}; expected a file made by outliers pack")
-        folders.update(parent.as_posix() for parent in PurePosixPath(key).parents)
-        if not info.is_dir():
-            found[key] = info
-    if both := folders & set(found):
-        raise OutliersError(f"{archive}: {min(both)!r} is a file and a folder; expected a file made by outliers pack")
-    for needed in ("zarr.json", CHECKSUMS):
-        if needed.casefold() not in found or found[needed.casefold()].filename != needed:
-            raise OutliersError(f"{archive} has no {needed} at its root; expected a file made by outliers pack")
-    # Stored entries cannot grow, unless several of them name the same bytes.
-    if sum(info.file_size for info in found.values()) > size:
-        raise OutliersError(
-            f"{archive}: entries claim more bytes than the file has; expected one made by outliers pack"
-        )
-    return list(found.values())
-
-
-def _name_flaw(name: str) -> str | None:
-    parts = name.removesuffix("/").split("/")
-    if name.startswith("/") or ".." in parts:
-        return "leads out of the folder"
-    if not all(parts) or "." in parts or "\\" in name or ":" in name or not name.isprintable():
-        return "has a name that no store has"
-    return None
-
-
-def _entry_flaw(info: zipfile.ZipInfo) -> str | None:
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
-        return "is a link or no plain file"
-    if info.flag_bits & _ENCRYPTED:
-        return "is encrypted"
-    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        return "is compressed"
-    if info.is_dir() and info.file_size:
-        return "is a folder with content"
-    return None
 
 
 def _extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, draft: Path) -> None:
