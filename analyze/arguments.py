@@ -61,6 +61,8 @@ def indices(text: str, name: str) -> tuple[int, ...]:
         if len(pieces) > 2 or not all(piece.strip().isdecimal() for piece in pieces):
             raise OutliersError(f"{name} is {text!r}; expected indices such as 0,2,5:8")
         ends = [int(piece) for piece in pieces]
+        if len(ends) == 2 and ends[0] >= ends[1]:
+            raise OutliersError(f"{name} is {text!r}; expected FIRST:STOP with FIRST < STOP, such as 5:8")
         if len(ends) == 2 and ends[1] - ends[0] > _MOST:
             raise OutliersError(f"{name} is {text!r}; expected at most {_MOST:,} of them")
         values += range(ends[0], ends[-1]) if len(ends) == 2 else ends

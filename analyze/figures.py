@@ -26,11 +26,13 @@ _LABELS: Final = {
 _MOST_LINES: Final = 6
 
 
-def check_suffix(path: Path | str) -> Path:
-    """Refuse a figure file that is neither PNG nor SVG."""
+def check_path(path: Path | str) -> Path:
+    """Refuse a figure file that is neither PNG nor SVG, or has no folder to lie in."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise OutliersError(f"{path} has the suffix {path.suffix!r}; expected a figure file ending in .png or .svg")
+    if not path.parent.is_dir():
+        raise OutliersError(f"cannot write {path}; expected a file in a folder that exists")
     return path
 
 
@@ -83,11 +85,11 @@ def save(figure: Figure, path: Path | str) -> None:
     Raises
     ------
     OutliersError
-        Another suffix, or a file that cannot be written.
+        Another suffix, no such folder, or a file that cannot be written.
     """
     from matplotlib import rc_context
 
-    path = check_suffix(path)
+    path = check_path(path)
     # No date and no version inside, and no random names for the parts of an SVG.
     metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analyze import Criteria, OutliersError, sweep
-from analyze.figures import check_suffix, save, steps, sweep_figure
+from analyze.figures import check_path, save, steps, sweep_figure
 from tests import builders
 
 
@@ -91,9 +91,11 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, name: str) -> None
     assert b"Matplotlib v" not in written[0]
 
 
-def test_another_suffix_is_refused() -> None:
+def test_another_suffix_and_an_absent_folder_are_refused() -> None:
     with pytest.raises(OutliersError, match=r"suffix '.pdf'; expected a figure file ending in .png or .svg"):
-        check_suffix("a.pdf")
+        check_path("a.pdf")
+    with pytest.raises(OutliersError, match="cannot write absent/a.png; expected a file in a folder that exists"):
+        check_path("absent/a.png")
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from analyze.cli import main
 from analyze.figures import save
 from analyze.portraits.drawing import signed_number, signed_ticks, words
 from analyze.portraits.figures import map_figure, portrait_figure
+from analyze.portraits.tables import print_map, print_portrait, print_walk
 from analyze.portraits.walk_figure import walk_figure
 from tests import builders
 
@@ -185,6 +186,21 @@ def test_a_walk_where_both_sublayers_read_the_same_stream_says_so() -> None:
     assert not walk(builders.dataset(x), 0, layer=1, site="ln_mlp").unchanged
 
 
+def test_rounded_activations_are_said_to_be(x: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    data = builders.dataset(x).assign_attrs(rounded={"mantissa_bits": 7})
+    results = (portrait(data, 0), feature_map(data), walk(data, 0))
+    for result, show in zip(results, (print_portrait, print_map, print_walk), strict=True):
+        assert result.to_dict()["mantissa_bits"] == 7
+        assert "activations have 7 mantissa bits" in result._repr_html_()
+        show(result)
+        assert "activations have 7 mantissa bits" in capsys.readouterr().out
+
+
+def test_a_walk_shows_the_first_three_positions_or_as_many_as_there_are(x: np.ndarray) -> None:
+    assert walk(builders.dataset(x), 0).positions == (0, 1, 2)
+    assert walk(builders.dataset(x[..., :2, :]), 0).positions == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -336,6 +352,11 @@ def test_the_commands(x: np.ndarray, path: Path, tmp_path: Path, capsys: pytest.
         (["map", "--top", "-1"], "top is -1; expected 1 or more features"),
         (["map", "--preset", "nobody"], "preset is 'nobody'; expected one of study, dettmers"),
         (["walk", "--feature", "0", "--positions", "a"], "positions is 'a'; expected indices such as 0,2,5:8"),
+        (["walk", "--feature", "0", "--positions", "5:2"], "positions is '5:2'; expected FIRST:STOP with FIRST < STOP"),
+        (
+            ["walk", "--feature", "0", "--plot", "absent/a.png"],
+            "cannot write absent/a.png; expected a file in a folder",
+        ),
         (["walk", "--feature", "0", "--features", "9"], "feature is 9; the store has features 0 to 4"),
     ],
 )

@@ -71,9 +71,9 @@ def map(
         rounding=rounding,
     )
     if plot is not None:
-        from analyze.figures import check_suffix
+        from analyze.figures import check_path
 
-        check_suffix(plot)  # before the work, not after it
+        check_path(plot)  # before the work, not after it
     from analyze.cluster import scheduler as running
     from analyze.portraits.strongest import feature_map
     from analyze.progress import shown

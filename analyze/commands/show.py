@@ -72,9 +72,9 @@ def show(
         rounding=rounding,
     )
     if plot is not None:
-        from analyze.figures import check_suffix
+        from analyze.figures import check_path
 
-        check_suffix(plot)  # before the work, not after it
+        check_path(plot)  # before the work, not after it
     from analyze.cluster import scheduler as running
     from analyze.portraits.portrait import portrait
     from analyze.progress import shown

@@ -74,9 +74,9 @@ def sweep(
         for name, text in (("magnitude", magnitude), ("layers", layers), ("positions", positions))
     ]
     if plot is not None:
-        from analyze.figures import check_suffix
+        from analyze.figures import check_path
 
-        check_suffix(plot)  # before the work, not after it
+        check_path(plot)  # before the work, not after it
     from analyze.cluster import scheduler as running
     from analyze.progress import shown
     from analyze.sweeps import sweep as run

@@ -18,7 +18,9 @@ def walk(
     sequence: Annotated[int, typer.Option(help="Sequence whose stream is walked.")] = 0,
     layer: Annotated[int | None, typer.Option(help="Layer.", show_default="that of the largest change")] = None,
     site: Annotated[str | None, typer.Option(help="Site.", show_default="that of the largest change")] = None,
-    positions: Annotated[str, typer.Option(help="Rows: indices such as 0,2,5:8.")] = "0:3",
+    positions: Annotated[
+        str | None, typer.Option(help="Rows: indices such as 0,2,5:8.", show_default="the first three")
+    ] = None,
     features: Annotated[
         str | None, typer.Option(help="Columns: indices such as 0,2,5:8.", show_default="neighbours of the feature")
     ] = None,
@@ -31,12 +33,12 @@ def walk(
 
     Example: outliers walk data/smollm2.zarr --feature 507 --positions 0:4 --plot walk.png
     """
-    rows = arguments.indices(positions, "positions")
+    rows = None if positions is None else arguments.indices(positions, "positions")
     columns = None if features is None else arguments.indices(features, "features")
     if plot is not None:
-        from analyze.figures import check_suffix
+        from analyze.figures import check_path
 
-        check_suffix(plot)  # before the work, not after it
+        check_path(plot)  # before the work, not after it
     from analyze.cluster import scheduler as running
     from analyze.portraits.residual import walk as run
     from analyze.progress import shown

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.criteria import Criteria, critical_magnitude, threshold
-from analyze.find import Store, all_jsonable, as_dataset
+from analyze.find import ROUNDED, Store, all_jsonable, as_dataset
 from analyze.load import loaded, token_texts
 from analyze.peaks import of_groups, view_peaks
 from analyze.stored import has_activations
 from analyze.streaming import Float32, Progress, scale_unit, scaled, stream_matrices
-from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, OutliersError
+from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, OutliersError, mantissa_bits
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Portrait:
     tokens : those with the largest magnitudes, largest first: `sequence`, `position`, `token_id`, `magnitude`, and
         `token_text` where the store keeps it
     ranking : (feature,) float32, pooled critical magnitudes of all features, descending
+    mantissa_bits : to which the store's activations were rounded when it was packed; None where they are exact
     """
 
     feature: int
@@ -57,6 +58,7 @@ class Portrait:
     exact: bool
     tokens: tuple[dict[str, Any], ...] = field(repr=False)
     ranking: Float32 = field(repr=False)
+    mantissa_bits: int | None = None
 
     @property
     def layer_rows(self) -> list[dict[str, Any]]:
@@ -72,6 +74,7 @@ class Portrait:
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers show --json` prints: strict JSON; the map itself is in `magnitudes` only."""
         pooled = all_jsonable([{"critical_magnitude": self.pooled_critical_magnitude, "rank": self.pooled_rank}])[0]
+        rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             "feature": self.feature,
             "hidden_size": self.hidden_size,
@@ -81,6 +84,7 @@ class Portrait:
             "tokens": all_jsonable(self.tokens),
             "map": {"sequence": self.sequence, "exact": self.exact},
             "criteria": self.criteria.to_dict(),
+            **rounded,
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -101,6 +105,8 @@ class Portrait:
             rows.append(("extreme", f"{value:.4g} at layer {strongest['layer']}, {strongest['site']}"))
         if not self.exact:
             rows.append(("map", "upper bounds from peaks: the store keeps no activations for this view"))
+        if self.mantissa_bits is not None:
+            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
         return rows
 
     def __str__(self) -> str:
@@ -196,6 +202,7 @@ def portrait(
         exact=exact,
         tokens=tuple(_tokens(store, criteria, peaks, by_position, tokens)),
         ranking=np.sort(pooled)[::-1],
+        mantissa_bits=mantissa_bits(store.attrs),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.find import Store, as_dataset
+from analyze.find import ROUNDED, Store, as_dataset
 from analyze.load import loaded
 from analyze.portraits.portrait import within
 from analyze.streaming import Float32, Progress, stream_matrices
 from analyze.view import View
-from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, OutliersError
+from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, OutliersError, mantissa_bits
 
 Float64 = npt.NDArray[np.float64]
 
 LAST_NORM = "last norm"
-_SPAN = 5
+_ROWS, _SPAN = 3, 5
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Walk:
         (-1 at the last norm) and `site`
     unchanged : whether the next site reads the very same stream, as where both sublayers of a block read its input
     model : name of the model as captured; a stranger's text
+    mantissa_bits : to which the values were rounded when the store was packed; None where they are exact
     """
 
     sequence: int
@@ -56,6 +58,7 @@ class Walk:
     stream: xr.DataArray = field(repr=False)
     unchanged: bool
     model: str
+    mantissa_bits: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers walk --json` prints: strict JSON, null for what is not a finite number."""
@@ -63,6 +66,7 @@ class Walk:
         stations = zip(
             self.stream[LAYER].values.tolist(), self.stream[SITE].values.tolist(), self.stream.values, strict=True
         )
+        rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             **{name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names},
             **{name: _lists(getattr(self, name)) for name in ("before", "contribution", "after")},
@@ -70,6 +74,7 @@ class Walk:
                 {"layer": None if layer < 0 else layer, "site": site, "values": _lists(values)}
                 for layer, site, values in stations
             ],
+            **rounded,
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -80,6 +85,8 @@ class Walk:
         ]
         if self.unchanged:
             rows.append(("unchanged", f"{self.next_site} reads the same stream: what both add shows there"))
+        if self.mantissa_bits is not None:
+            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
         return rows
 
     def _repr_html_(self) -> str:
@@ -100,7 +107,7 @@ def walk(
     sequence: int = 0,
     layer: int | None = None,
     site: str | None = None,
-    positions: tuple[int, ...] = (0, 1, 2),
+    positions: tuple[int, ...] | None = None,
     features: tuple[int, ...] | None = None,
     progress: Progress | None = None,
 ) -> Walk:
@@ -113,7 +120,7 @@ def walk(
     sequence : whose stream
     layer, site : which sublayer, by the norm that it reads; what is None is chosen so that the feature's largest change
         at the positions is shown
-    positions : rows of the matrices
+    positions : rows of the matrices; the first three where None
     features : columns; five neighbours around the feature where None
     progress : called with (finished, all) steps
 
@@ -147,7 +154,7 @@ def walk(
         layer = within(layer, sizes[LAYER], LAYER)
     if site is not None and site not in sites:
         raise OutliersError(f"site is {site!r}; the store has {', '.join(sites)}")
-    rows = _several(positions, sizes[POSITION], POSITION)
+    rows = _several(range(sizes[POSITION])[:_ROWS] if positions is None else positions, sizes[POSITION], POSITION)
     columns = _several(_around(feature, sizes[FEATURE]) if features is None else features, sizes[FEATURE], FEATURE)
 
     stream = _stream(store, sequence, feature, rows, progress)
@@ -178,10 +185,11 @@ def walk(
         stream=xr.DataArray(stream, coordinates, ("station", POSITION), "stream"),
         unchanged=bool(np.array_equal(here, there, equal_nan=True)),
         model=str(store.attrs.get("model_id", "")),
+        mantissa_bits=mantissa_bits(store.attrs),
     )
 
 
-def _several(values: tuple[int, ...], size: int, name: str) -> list[int]:
+def _several(values: Iterable[int], size: int, name: str) -> list[int]:
     chosen = [within(value, size, name) for value in values]
     if not chosen or len(set(chosen)) != len(chosen):
         raise OutliersError(f"{name}s is {','.join(map(str, chosen))!r}; expected one or more, each once")

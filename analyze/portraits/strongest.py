@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 
 from analyze.criteria import Criteria, threshold
-from analyze.find import Store, all_jsonable, as_dataset
+from analyze.find import ROUNDED, Store, all_jsonable, as_dataset
 from analyze.load import loaded
 from analyze.peaks import view_peaks
 from analyze.portraits.portrait import critical_by_feature
 from analyze.streaming import Progress
-from capture.schema import FEATURE, LAYER, SITE, OutliersError
+from capture.schema import FEATURE, LAYER, SITE, OutliersError, mantissa_bits
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class FeatureMap:
         feature is an outlier of at least one sequence for every magnitude up to it;
         `peak` (feature, layer, site) float32: the value of largest magnitude over sequences and positions, with its
         sign; NaN where there is no number
+    mantissa_bits : to which the store's activations were rounded when it was packed; None where they are exact
     """
 
     criteria: Criteria
     hidden_size: int
     model: str
     table: xr.Dataset
+    mantissa_bits: int | None = None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -74,18 +76,27 @@ class FeatureMap:
         peaks = self.table["peak"].values
         lists = np.where(np.isfinite(peaks), peaks, None).tolist()  # type: ignore[call-overload]
         rows = [{**row, "peaks": values} for row, values in zip(all_jsonable(self.rows), lists, strict=True)]
+        rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             "hidden_size": self.hidden_size,
             "layers": self.table[LAYER].values.tolist(),
             "sites": [str(site) for site in self.table[SITE].values],
             "features": rows,
             "criteria": self.criteria.to_dict(),
+            **rounded,
         }
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values for a reader."""
+        rows = [("criterion", str(self.criteria)), ("width", f"{self.hidden_size:,}")]
+        if self.mantissa_bits is not None:
+            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+        return rows
 
     def _repr_html_(self) -> str:
         from analyze.notebook import facts, rows, stack
 
-        return stack(facts([("criterion", str(self.criteria))]), rows(self.rows))
+        return stack(facts(self.summary()), rows(self.rows))
 
 
 def feature_map(
@@ -124,4 +135,5 @@ def feature_map(
         {"critical_magnitude": (FEATURE, critical[chosen]), "peak": ((FEATURE, LAYER, SITE), peak)},
         {FEATURE: chosen, LAYER: peaks[LAYER], SITE: peaks[SITE]},
     )
-    return FeatureMap(criteria, store.sizes[FEATURE], str(store.attrs.get("model_id", "")), table)
+    model = str(store.attrs.get("model_id", ""))
+    return FeatureMap(criteria, store.sizes[FEATURE], model, table, mantissa_bits(store.attrs))

@@ -26,7 +26,7 @@ def print_portrait(found: Portrait) -> None:
 
 def print_map(found: FeatureMap) -> None:
     """One row a feature, the strongest first."""
-    _print_facts([("criterion", str(found.criteria)), ("width", f"{found.hidden_size:,}")])
+    _print_facts(found.summary())
     print()
     print_rows(found.rows)
 
