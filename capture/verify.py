@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from capture.layout import chunks_and_shards
+from capture.location import Folder
 from capture.lossy import round_mantissa
+from capture.metadata import read_metadata
 from capture.schema import (
     COORDINATES,
     PER_SEQUENCE,
@@ -20,6 +23,7 @@ from capture.schema import (
     SITE,
     VARIABLES,
     VOCABULARY,
+    OutliersError,
     Sizes,
     mantissa_bits,
     stored_variables,
@@ -80,14 +84,27 @@ def verify(
     Raises
     ------
     OutliersError
-        The store cannot be opened at all.
+        The store cannot be opened at all, or its metadata contradict each other.
     """
     path = Path(path)
+    try:
+        return _verified(path, repair, progress)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError) as error:
+        # Metadata that match their checksums and still make no sense: nobody's capture.
+        raise OutliersError(
+            f"{path} has metadata that no capture wrote ({type(error).__name__}: {error}); get another copy of it"
+        ) from error
+
+
+def _verified(path: Path, repair: bool, progress: Callable[[int, int], None] | None) -> Verification:
     open_group(path)
     damage = list(_fixed_damage(path))
     if any("/c" not in item.place or item.place.startswith((SITE, "token_id")) for item in damage):
         return Verification(tuple(damage), 0, 0)  # shapes, codecs and names cannot be trusted: nothing can be read
     store = StoreWriter(path)
+    damage += _layout_damage(store)
+    if damage:
+        return Verification(tuple(damage), 0, 0)
     flags = store.clear_damaged_flags() if repair else store.damaged_flags()
     damage += [Damage(number, "done", "the flag is missing or does not match its checksum") for number in flags]
     if flags and not repair:
@@ -127,6 +144,22 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
             chunks = stored_array(group, name).nchunks
         if f"{name}/zarr.json" not in listed or sum(entry.startswith(f"{name}/c.") for entry in listed) != chunks:
             yield Damage(None, name, f"is not listed whole in {CHECKSUMS}; restore both from a copy")
+
+
+def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
+    """Arrays that are described otherwise than a capture does, so that a reader would find other values than here."""
+    arrays, sizes = read_metadata(Folder(store.path)).arrays, store.sizes
+    for name in stored_variables(store.raw, bias="norm_bias" in arrays):
+        about, dims = arrays.get(name), VARIABLES[name].dims
+        if about is None:
+            yield Damage(
+                None, f"{name}/zarr.json", "is not in the metadata of the store; restore zarr.json from a copy"
+            )
+            continue
+        found = (about.dims, about.dtype, about.shape, (about.chunk, about.shard), about.compressed)
+        compressed = store.compressed and name != "done"
+        if found != (dims, VARIABLES[name].dtype, sizes.shape(dims), chunks_and_shards(name, sizes), compressed):
+            yield Damage(None, f"{name}/zarr.json", "describes no array that a capture writes; restore it from a copy")
 
 
 def _file_damage(path: Path, name: str, digest: str) -> str | None:

@@ -417,7 +417,13 @@ def test_what_cannot_be_unpacked(store: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_metadata_that_match_their_checksums_and_lie(store: Path, tmp_path: Path) -> None:
     """A forger rewrites the list of checksums too: still one line, and nothing unpacked."""
-    for key, value in [("raw", None), ("compression", "zip"), ("raw", "none"), ("compression", None)]:
+    for key, value in [
+        ("raw", None),
+        ("compression", "zip"),
+        ("raw", "none"),
+        ("compression", None),
+        ("compression", [1]),
+    ]:
         content = files(store)
         root = json.loads(content["zarr.json"])
         root["attributes"][key] = value

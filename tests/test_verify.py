@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from analyze.cli import main
 from capture import store
 from capture.schema import RAW_VARIABLES, OutliersError, Sizes
 from capture.verify import verify
@@ -163,3 +166,45 @@ def test_a_shared_shard_is_mended_with_all_that_it_holds(tmp_path: Path) -> None
         store.write_sequence(path, number, arrays(sizes, "none", number))
     assert verify(path).damage == ()
     assert verify(path).done == 2
+
+
+def forge(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the root metadata, and the list of checksums to match."""
+    root, listed = path / "zarr.json", path / store.CHECKSUMS
+    document = json.loads(root.read_text())
+    change(document)
+    root.write_text(json.dumps(document))
+    lines = [line for line in listed.read_text().splitlines() if not line.endswith("  zarr.json")]
+    listed.write_text("\n".join([*lines, f"{store.file_digest(root)}  zarr.json"]) + "\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: root["attributes"].pop("raw"),
+        lambda root: root["attributes"].update(raw=["both"]),
+        lambda root: root["attributes"].update(compression="zip"),
+        lambda root: root["consolidated_metadata"]["metadata"].pop("site"),
+    ],
+)
+def test_metadata_that_make_no_sense_are_said_in_one_line(
+    change: Callable[[dict[str, Any]], object], copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge(copy, change)
+    assert main(["verify", str(copy)]) == 2
+    assert "has metadata that no capture wrote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop("nll"),
+        lambda arrays: arrays["nll"].update(dimension_names=["position", "sequence"]),
+        lambda arrays: arrays["nll"]["shape"].__setitem__(0, 1),
+    ],
+)
+def test_an_array_that_readers_would_read_otherwise_is_damage(
+    change: Callable[[dict[str, Any]], object], copy: Path
+) -> None:
+    forge(copy, lambda root: change(root["consolidated_metadata"]["metadata"]))
+    assert [damage.place for damage in verify(copy).damage] == ["nll/zarr.json"]

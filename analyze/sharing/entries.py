@@ -7,14 +7,17 @@ import shutil
 import stat
 import unicodedata
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from capture.schema import RAW_VARIABLES, OutliersError
-from capture.store import CHECKSUMS
+from capture.store import CHECKSUMS, flaw
 
 _ENCRYPTED: Final = 0x1
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -188,4 +191,20 @@ def check_free_space(target: Path, needed: int) -> None:
         raise OutliersError(
             f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
             "make room, or choose another --out"
+        )
+
+
+def check_sound(store: Path, progress: Progress | None) -> None:
+    """Refuse to hand on a store that is unfinished or damaged, after reading every chunk of it back.
+
+    Raises
+    ------
+    OutliersError
+        It is one of these.
+    """
+    wrong = flaw(store, progress=progress)
+    if wrong is not None:
+        raise OutliersError(
+            f"{store} {wrong}; mend it first: the same outliers capture goes on where it stopped, "
+            "and outliers verify says what to do about damage"
         )

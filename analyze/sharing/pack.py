@@ -8,14 +8,13 @@ import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from analyze.sharing.entries import Entry, check_free_space, check_target, entries
+from analyze.sharing.entries import Entry, Progress, check_free_space, check_sound, check_target, entries
 from capture.schema import MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES, OutliersError
 from capture.schema import mantissa_bits as bits_of
-from capture.store import CHECKSUMS, StoreWriter, flaw, open_group, sync_folder, write_rounded
+from capture.store import CHECKSUMS, StoreWriter, open_group, sync_folder, write_rounded
 
 SUFFIX: Final = ".zarr.zip"
 # What is not of the store must not reach the archive: the earliest time that ZIP knows, and plain permissions.
@@ -24,8 +23,6 @@ _MODE: Final = 0o100644
 _UNIX: Final = 3
 _BLOCK: Final = 2**20
 _HEADERS: Final = 256  # bytes of ZIP headers an entry, at most, beside twice its name
-
-Progress = Callable[[int, int], None]
 
 
 def pack(
@@ -78,9 +75,7 @@ def pack(
         found = without_raw(found)
     needed = sum(entry.size + 2 * len(entry.name) + _HEADERS for entry in found)
     check_free_space(out, needed if mantissa_bits is None else 2 * needed)  # rounded files lie beside the archive first
-    wrong = flaw(store, progress=progress)
-    if wrong is not None:
-        raise OutliersError(f"{store} {wrong}; mend it first, outliers verify says how")
+    check_sound(store, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     scratch = draft.with_name(f"{draft.name}.rounded")

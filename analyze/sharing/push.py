@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from analyze.sharing.card import Card, card
-from analyze.sharing.entries import Entry, entries
+from analyze.sharing.entries import Entry, Progress, check_sound, entries
 from analyze.study.ablations import FOLDER as ABLATION
 from capture.schema import COORDINATES, VARIABLES, VOCABULARY, OutliersError
-from capture.store import CHECKSUMS, flaw, open_group
+from capture.store import CHECKSUMS, open_group
 
 HUB: Final = "hf://datasets/"
 BUCKET: Final = "s3://"
@@ -28,8 +28,6 @@ LARGEST_FILE: Final = 50 * 10**9
 """Bytes of one file on the Hub."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BLOCK: Final = 2**20
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,7 @@ def push(
     upload = None
     if not dry_run:
         upload = _uploader(plan, overwrite=overwrite, report=(lambda line: None) if report is None else report)
-    wrong = flaw(store, progress=progress)
-    if wrong is not None:
-        raise OutliersError(f"{store} {wrong}; mend it first, outliers verify says how")
+    check_sound(store, progress)
     if upload is not None:
         upload()
     return plan

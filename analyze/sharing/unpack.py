@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from analyze.load import open_store
-from analyze.sharing.entries import check_free_space, check_target, checked_entries
-from analyze.sharing.pack import Progress
+from analyze.sharing.entries import Progress, check_free_space, check_target, checked_entries
 from capture.location import URLS
 from capture.schema import OutliersError
 from capture.store import flaw, sync_folder
