@@ -79,14 +79,7 @@ def passing_fault(error: BaseException) -> Fault | None:
     return None
 
 
-def patiently(
-    what: str,
-    call: Callable[[], Result],
-    reporter: Reporter,
-    *,
-    first_contact: bool = False,
-    patience: float = PATIENCE,
-) -> Result:
+def patiently(what: str, call: Callable[[], Result], reporter: Reporter, *, first_contact: bool = False) -> Result:
     """Call again while what goes wrong may pass, for up to `PATIENCE`: exponential back-off with jitter, or as asked.
 
     Parameters
