@@ -23,6 +23,7 @@ from analyze.cli import main
 from analyze.study import compare as module
 from analyze.study.ablations import FOLDER, Ablation
 from analyze.study.bootstrap import draws, interval, intervals, tally
+from analyze.study.compare_figures import PLANS, figure_of
 from analyze.study.compare_tables import as_csv, as_html, as_markdown, as_text, markdown
 from analyze.study.hits import pack, read_hits
 from tests import builders, strategies
@@ -326,7 +327,7 @@ def test_models_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_attributes_that_are_no_facts_are_not_believed(tmp_path: Path) -> None:
-    odd = {"total_parameters": "many", "active_parameters": -3, "experts": True, "top_k": 2.5, "routing": ["x"]}
+    odd = {"total_parameters": "many", "active_parameters": 2**63, "experts": True, "top_k": 2.5, "routing": ["x"]}
     path = builders.on_disk(tmp_path / "s.zarr", activations(1), attributes={**odd, "model_id": 7, "text_source": None})
     row = compare([path]).study[0]
     assert {row[name] for name in (*odd, "text")} == {None}
@@ -381,6 +382,7 @@ def test_the_causal_test_appears_with_its_criterion(copies: list[Path]) -> None:
     assert rows["org/dense"]["perplexity_random"] == pytest.approx(math.exp(1.5))
     assert rows["org/moe"]["top1_with"] is rows_by_model(result.study)["org/dense"]["top1_with"] is None
     assert "49.0% / 19.0% / 39.0%" in as_markdown(result, "table4")
+    assert f"{math.exp(1):.5g} / {math.exp(3):.5g} / {math.exp(1.5):.5g}" in as_markdown(result, "table4")
     assert "Top-1" not in as_markdown(result, "dense")
     assert rows_by_model(compare(copies, Criteria(magnitude=2)).study)["org/dense"]["top1_with"] == pytest.approx(0.48)
     (copies[1] / FOLDER / "0.json").write_text("{}")
@@ -402,10 +404,44 @@ def test_what_cannot_be_compared_is_refused(stores: list[Path], tmp_path: Path) 
         ([stores[0]], {"criteria": Criteria(scale="rms"), "quartiles": True}, "quartiles are of the values themselves"),
         ([stores[0]], {"resamples": -1}, "resamples is -1; expected a whole number, 0 or more"),
         ([stores[0]], {"seed": 1.5}, "seed is 1.5; expected a whole number"),
+        ([stores[0]], {"resamples": 10**9}, "moe.zarr: resamples is 1,000,000,000; expected 8,388,608 or fewer of 4"),
+        (
+            [stores[0], bare],
+            {"quartiles": True},
+            "bare.zarr: quartiles need the norm outputs themselves, and the store",
+        ),
     ]
     for given_stores, options, message in cases:
         with pytest.raises(OutliersError, match=message):
             compare(given_stores, **options)
+
+
+def test_a_short_name_is_told_too(stores: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(stores[0], tmp_path / "s")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutliersError, match=r"^s: layer-range is 0:9; the store has layers 0 to 2$"):
+        compare(["s"], Criteria(layer_range=(0, 9)))
+    with pytest.raises(OutliersError, match=r"^no store at gone; check"):
+        compare(["gone"])
+
+
+def test_intervals_are_spoken_of_where_there_are_some(stores: list[Path]) -> None:
+    assert "Brackets: 95% intervals of 1,000 bootstrap" in as_text(compare(stores))
+    assert "Brackets" not in as_text(compare(stores, resamples=0))
+
+
+def test_published_rows_of_another_criterion_are_told_apart(stores: list[Path]) -> None:
+    same = compare(stores, published=True)
+    other = compare(stores, Criteria(magnitude=5), published=True)
+    for table, convention in (("moe", "study"), ("dense", "study"), ("table4", "dettmers")):
+        told = "These published rows do not compare with the stores: they count |norm output| >= 6 in"
+        assert markdown(told) not in as_markdown(same, table)
+        assert as_markdown(other, table).count(markdown(f"{told[:-30]}")) == 1
+        assert markdown(str(Criteria.preset(convention))) in as_markdown(other, table)
+        plan = next(plan for plan in PLANS if plan.table == table)
+        feet = [" ".join(figure_of(result, plan).legends[0].get_title().get_text().split()) for result in (same, other)]
+        assert f"published, otherwise: {Criteria.preset(convention)}" in feet[1]
+        assert "otherwise" not in feet[0]
 
 
 def test_a_view_that_a_later_store_cannot_serve_stops_before_any_work(

@@ -25,6 +25,7 @@ Interval = tuple[float, float]
 LEVEL: Final = 0.95
 STATISTICS: Final = ("count", "mean_layer_fraction", "mean_position_fraction")
 UNKNOWN: Final[Interval] = (math.nan, math.nan)
+_MOST_DRAWN: Final = 2**25  # sequences drawn in all resamples, 256 MiB
 _WORDS_AT_ONCE: Final = 2**20  # 8 MiB
 
 
@@ -42,11 +43,15 @@ def draws(sequences: int, resamples: int, seed: int) -> Counts:
     return np.bincount(flat, minlength=resamples * sequences).reshape(resamples, sequences)
 
 
-def check_bootstrap(resamples: int, seed: int) -> None:
+def check_bootstrap(resamples: int, seed: int, sequences: int = 0) -> None:
     """Refuse numbers that cannot be drawn with."""
     for name, value in (("resamples", resamples), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
             raise OutliersError(f"{name} is {value!r}; expected a whole number, 0 or more")
+    if resamples * sequences > _MOST_DRAWN:
+        raise OutliersError(
+            f"resamples is {resamples:,}; expected {_MOST_DRAWN // sequences:,} or fewer of {sequences:,} sequences"
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from analyze.criteria import SATURATED, Criteria
 from analyze.dettmers import dettmers_table
 from analyze.find import Store, all_jsonable, as_dataset, mean_fraction, nonfinite_count, perplexity
 from analyze.load import loaded
+from analyze.stored import has_activations
 from analyze.streaming import Progress
 from analyze.study.ablations import Ablation, read_ablations
 from analyze.study.bootstrap import (
@@ -52,7 +54,7 @@ TABLE4: Final = (
 )
 ABLATED: Final = (
     *("top1_with", "top1_without", "top1_random"),
-    *("perplexity_without", "perplexity_random"),
+    *("perplexity_with", "perplexity_without", "perplexity_random"),
 )
 
 Row = dict[str, Any]
@@ -80,7 +82,8 @@ class Comparison:
     `mean_position_fraction`, their medians over the outliers (`median_layer_fraction` ...), and the ends of 95%
     bootstrap intervals (`count_low`, `count_high` ...), of means over the resamples that have an outlier; `doubtful`:
     columns that a publication marks. Where `outliers ablate` ran with the criterion also `top1_with`, `top1_without`,
-    `top1_random`, `perplexity_without`, `perplexity_random`.
+    `top1_random`, and the perplexities of the sequences that it ran, `perplexity_with`, `perplexity_without` and
+    `perplexity_random`.
 
     `table4` also has `one_sided`, `largest_feature`, the quartiles `first_quartile`, `median`, `third_quartile` and
     `median_magnitude`, the quantity of Figure 4a; `median_magnitude_of` says of what: `hits` of the largest outlier
@@ -132,6 +135,11 @@ class Comparison:
         return as_html(self)
 
 
+def counted_otherwise(comparison: Comparison, table: PublishedTable) -> bool:
+    """Whether the stores beside a published table were counted by another criterion than its numbers."""
+    return table.criteria != (comparison.dettmers_criteria if table.kind == "dettmers" else comparison.criteria)
+
+
 def is_moe(row: Row) -> bool:
     """Whether a row is of a mixture of experts."""
     return row["experts"] is not None and row["experts"] > 0
@@ -164,7 +172,8 @@ def compare(
     Raises
     ------
     OutliersError
-        No store, one given twice, or one that cannot answer: then nothing is compared, and the line names it.
+        No store, one given twice, or one that cannot answer (`quartiles` need activations): then nothing is compared,
+        and the line names it.
     """
     check_bootstrap(resamples, seed)
     criteria = Criteria.preset("study") if criteria is None else criteria
@@ -179,7 +188,7 @@ def compare(
     table4: list[Row] = []
     for name, store in opened:
         with _naming(name):
-            criteria.resolve(store)  # every store is asked before any of them is read
+            _check(store, criteria, quartiles, resamples, seed)  # every store is asked before any of them is read
     labels = _labels(opened)
     for label, (name, store) in zip(labels, opened, strict=True):
         with _naming(name):
@@ -194,6 +203,17 @@ def compare(
 
 def _dettmers(criteria: Criteria) -> Criteria:
     return replace(criteria, counting="pooled", layer_unit="layer", rounding="none")
+
+
+def _check(store: xr.Dataset, criteria: Criteria, quartiles: bool, resamples: int, seed: int) -> None:
+    """Refuse what a store cannot answer."""
+    chosen = criteria.resolve(store).sequences
+    check_bootstrap(resamples, seed, store.sizes[SEQUENCE] if chosen is None else len(chosen))
+    if quartiles and not has_activations(store, criteria.signal):
+        raise OutliersError(
+            f"quartiles need the norm {criteria.signal}s themselves, and the store keeps no activations; capture again "
+            f"with --raw {criteria.signal}, or compare without quartiles"
+        )
 
 
 def _opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
@@ -220,7 +240,7 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except OutliersError as error:
-        if name in str(error):
+        if re.search(rf"(?<![^\s(]){re.escape(name)}(?![^\s:;,./)])", str(error)):
             raise
         raise OutliersError(f"{name}: {error}") from error
 
@@ -290,8 +310,8 @@ def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
 
 
 def _whole(value: Any) -> int | None:
-    """A stranger's attribute as a whole number of 0 or more; None where it is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A stranger's attribute as a whole number of 0 or more, of 64 bits; None where it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 def _text(value: Any) -> str | None:
@@ -361,7 +381,8 @@ def _ablated(criteria: Criteria, ablations: list[Ablation]) -> Row:
     if not matching:
         return {}
     best = min(matching, key=lambda one: (order[one.site], -one.sequences, -one.repeats))
-    return {name: value for name, value in best.row().items() if name in ABLATED}
+    row = best.row()
+    return {name: row["perplexity" if name == "perplexity_with" else name] for name in ABLATED}
 
 
 def _published(row: Row, table: PublishedTable) -> Row:

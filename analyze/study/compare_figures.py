@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from analyze.study.compare import Comparison, Row
+from analyze.study.compare import Comparison, Row, counted_otherwise
 from analyze.study.compare_tables import parameters
 
 if TYPE_CHECKING:
@@ -146,8 +146,12 @@ def figure_of(comparison: Comparison, plan: Plan) -> Figure:
     plan : one of `PLANS`
     """
     rows = list(getattr(comparison, plan.table))
-    criteria = comparison.dettmers_criteria if plan.table == "table4" else comparison.criteria
-    return draw(rows, plan, str(criteria))
+    dettmers = plan.table == "table4"
+    criterion = str(comparison.dettmers_criteria if dettmers else comparison.criteria)
+    beside = [table for table in comparison.published if (table.kind == "dettmers") == dettmers]
+    for other in {str(table.criteria) for table in beside if counted_otherwise(comparison, table)}:
+        criterion = f"stores: {criterion}; published, otherwise: {other}"
+    return draw(rows, plan, criterion)
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
@@ -205,12 +209,14 @@ def draw(rows: Sequence[Row], plan: Plan, criterion: str = "") -> Figure:
 def _foot(rows: Sequence[Row], known: Sequence[Row], plan: Plan, criterion: str) -> str:
     """What a reader must know, in small print."""
     notes = [criterion]
+    if len(plan.series) > 1 and any(row["published"] is None for row in known):
+        notes.append("a store's L% stands left of its place, its S% right")
     if plan.series == (_MAGNITUDE,):
         kinds = {row["median_magnitude_of"] for row in known}
         notes += [text for kind, text in MEDIANS.items() if kind in kinds]
     if len(rows) > len(known):
         notes.append(f"not shown: {len(rows) - len(known)} without {_X_LABELS[plan.x].lower()}")
-    text = plain_text("; ".join(note for note in notes if note), 600)
+    text = plain_text("; ".join(note for note in notes if note), 1000)
     return "\n".join(textwrap.wrap(text, 118))
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from analyze import notebook
-from analyze.study.compare import Comparison, Row, columns
+from analyze.find import ROUNDED
+from analyze.study.bootstrap import STATISTICS
+from analyze.study.compare import Comparison, Row, columns, counted_otherwise
 from analyze.tables import csv_text, plain
 from capture.schema import OutliersError
 
@@ -151,11 +153,15 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
     rows = [row for name in TITLES if table in (None, name) for row in rows_of(comparison, name)]
     own = [row for row in rows if row["published"] is None]
     notes = []
-    if any(row["sequences"] > 1 for row in own):
+    if any(not _none(row[f"{name}_low"]) for row in own for name in (*STATISTICS, "perplexity")):
         notes.append(
             f"Brackets: 95% intervals of {comparison.resamples:,} bootstrap resamples of whole sequences, "
-            f"seed {comparison.seed}. In parentheses: medians over the outliers."
+            f"seed {comparison.seed}."
         )
+    if any(row["count"] for row in own):
+        notes.append("In parentheses: medians over the outliers, where they differ from the means.")
+    if any(not _none(row["perplexity_without"]) for row in own):
+        notes.append("With and without outlier features, and without as many random ones: of the sequences ablated.")
     texts = sorted({f"{row['model']}: {row['text']}" for row in own if row["text"]})
     if texts:
         notes.append(
@@ -166,7 +172,7 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
         )
     for name, words in (
         ("nonfinite_count", "{:,} values are NaN or infinite; a NaN never hits"),
-        ("mantissa_bits", "activations have {} mantissa bits; stored peaks and plain views are exact"),
+        ("mantissa_bits", ROUNDED),
     ):
         notes += sorted({f"{row['model']}: {words.format(row[name])}." for row in own if row[name]})
     if any(row["saturated"] for row in own):
@@ -185,6 +191,8 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
     for one in comparison.published:
         if table is None or ((one.kind == "dettmers") == (table == "table4") and one.kind in (table, "dettmers")):
             notes.append(f"Published: {one.source}. {' '.join(one.notes)}")
+            if counted_otherwise(comparison, one):
+                notes.append(f"These published rows do not compare with the stores: they count {one.criteria}.")
     return notes
 
 
@@ -276,7 +284,7 @@ def _top1(row: Row) -> str:
 def _ablated_perplexity(row: Row) -> str:
     if _none(row["perplexity_without"]):
         return _MISSING
-    return f"{row['perplexity_without']:.5g} / {row['perplexity_random']:.5g}"
+    return " / ".join(f"{row[f'perplexity_{variant}']:.5g}" for variant in ("with", "without", "random"))
 
 
 def _none(value: Any) -> bool:
@@ -285,7 +293,7 @@ def _none(value: Any) -> bool:
 
 _ABLATED: Final[tuple[Column, ...]] = (
     ("Top-1 with / without / random", _top1),
-    ("Perplexity without / random", _ablated_perplexity),
+    ("Perplexity with / without / random", _ablated_perplexity),
 )
 _STUDY: Final[tuple[Column, ...]] = (
     ("Model", _name),
