@@ -358,6 +358,8 @@ def test_no_window_is_too_narrow(page: Driven, width: int, height: int) -> None:
     page.resize(width, height)
     page.open(m=1, rows=25)
     assert page.script("return document.documentElement.scrollWidth") <= width
+    page.script("window.scrollTo(0, document.body.scrollHeight)")  # the slider stays where its effect is seen
+    assert page.script("const r = document.getElementById('magnitude').getBoundingClientRect(); return r.top >= 0")
     page.set(m=1, store=0, feature=2)
     assert page.script("const d = document.getElementById('portrait'); return d.scrollWidth <= d.clientWidth")
     page.resize(1280, 900)
