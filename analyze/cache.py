@@ -85,6 +85,7 @@ class SavedArray:
     ----------
     file : path of the file; its seals, one for each index of the first dimension, are beside it
     key : name of the view
+    shape : of the array
 
     Raises
     ------
@@ -92,17 +93,16 @@ class SavedArray:
         No such file, not of this kind, cut short, or sealed by somebody else.
     """
 
-    def __init__(self, file: Path, key: str) -> None:
-        self._file, self._key = file, key
+    def __init__(self, file: Path, key: str, shape: tuple[int, ...]) -> None:
+        self._file, self._key, self.shape = file, key, shape
+        self.ndim, self.dtype = len(shape), np.dtype(np.float32)
+        header = _header(shape)
+        self._offset = len(header)
+        self._row = math.prod(shape[1:]) * self.dtype.itemsize
         with file.open("rb") as stream:
-            if np.lib.format.read_magic(stream) != (1, 0):
-                raise ValueError(f"{file} has another version of the npy format")
-            self.shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(stream)
-            self._offset = stream.tell()
-        self.ndim = len(self.shape)
-        self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        if fortran or self.dtype != np.float32 or file.stat().st_size != self._offset + self.shape[0] * self._row:
-            raise ValueError(f"{file} is not whole")
+            # Compared, never parsed: there is one way to write it.
+            if stream.read(len(header)) != header or file.stat().st_size != len(header) + shape[0] * self._row:
+                raise ValueError(f"{file} is not whole, or of another shape")
         seals = _seals(file).read_bytes()
         own, self._seals = seals[:BYTES], seals[BYTES:]
         if len(self._seals) != self.shape[0] * BYTES or not holds(own, self._seals, key, file.name, str(self.shape)):
@@ -124,6 +124,14 @@ class SavedArray:
         return np.asarray(whole[(slice(None), *rest)][inner])
 
 
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Begin of a float32 `.npy` file."""
+    written = io.BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(written, about)
+    return written.getvalue()
+
+
 def _seals(file: Path) -> Path:
     return file.with_suffix(".seals")
 
@@ -133,11 +141,10 @@ def read(store: xr.Dataset, key: str, shapes: Shapes) -> dict[str, da.Array] | N
     for folder in _folders(store):
         place = folder / key
         try:
-            saved = {name: SavedArray(place / f"{name}.npy", key) for name in shapes}
+            saved = {name: SavedArray(place / f"{name}.npy", key, shape) for name, shape in shapes.items()}
         except (OSError, ValueError):
             continue
-        if all(saved[name].shape == shape for name, shape in shapes.items()):
-            return {name: _lazy(array, f"outliers-view-{key}-{name}") for name, array in saved.items()}
+        return {name: _lazy(array, f"outliers-view-{key}-{name}") for name, array in saved.items()}
     return None
 
 
@@ -186,8 +193,7 @@ def _write_parts(draft: Path, key: str, shapes: Shapes, parts: Iterable[Sequence
     with ExitStack() as stack:
         files = {name: stack.enter_context((draft / f"{name}.npy").open("wb")) for name in shapes}
         for name, file in files.items():
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": shapes[name]})
+            file.write(_header(shapes[name]))
         for part in parts:
             for name, file in files.items():
                 try:

@@ -107,7 +107,10 @@ def ablate(
     question = _Question(
         found.criteria, site, features, _draws(features, found.hidden_size, repeats, seed), seed, sequences
     )
-    file = path / FOLDER / f"{question.key}.json"
+    folder = path / FOLDER
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutliersError(f"{folder} is a link or no folder, and results are kept in the store itself; remove it")
+    file = folder / f"{question.key}.json"
     if file.is_file() and not overwrite:
         return read_ablation(file)
     if not os.access(path, os.W_OK):

@@ -304,6 +304,19 @@ def test_what_is_no_finished_store_is_refused(tmp_path: Path, capsys: pytest.Cap
         assert reason in one_line(capsys)
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_nothing_is_written_outside_of_the_store(link: bool, store: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if link:
+        (store / FOLDER).symlink_to(elsewhere)
+    else:
+        (store / FOLDER).write_text("mine")
+    with pytest.raises(OutliersError, match="is a link or no folder"):
+        ablate(store, CRITERIA, sequences=1, repeats=1)
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_full_memory_is_said_in_one_line(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from capture import interventions
 

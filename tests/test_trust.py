@@ -367,6 +367,19 @@ def test_a_flipped_bit_of_a_cached_view_is_an_error(path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("character", [b"N", b"'", b"4", b"(", b")", b"}", b"\n"])
+def test_a_flipped_bit_in_the_header_of_a_cached_view_costs_no_more_than_its_computation(
+    character: bytes, path: Path
+) -> None:
+    view = View(skip_first=1)
+    truth = view_peaks(open_store(path), view)["layer_high"].values
+    (folder,) = (path / ".views").iterdir()
+    data = bytearray((folder / "layer_high.npy").read_bytes())
+    data[data.index(character)] ^= 1
+    (folder / "layer_high.npy").write_bytes(data)
+    np.testing.assert_array_equal(view_peaks(open_store(path), view)["layer_high"].values, truth)
+
+
 def test_a_secret_that_cannot_be_kept_still_gives_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     criteria = Criteria(magnitude=2, skip_first=1)
     truth = find_outliers(path, criteria)
