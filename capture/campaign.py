@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 
 from capture.errand import StepError, run_outliers
 from capture.forecast import finished_share, store_path
-from capture.hub_cache import cached_repository, remove_repository
+from capture.hub_cache import cached_repository, removal_of
 from capture.recipe import Entry, Recipe
 from capture.schema import OutliersError
 from capture.shards import AtomicFile
@@ -68,8 +68,8 @@ class Results:
 
     def failures(self) -> dict[str, str]:
         """Reasons by the name of what failed."""
-        failed = {outcome.name: outcome.reason for outcome in self.models if outcome.status == "failed"}
-        return {name: reason for name, reason in {**failed, "comparison": self.comparison_failure}.items() if reason}
+        failed = {one.name: one.reason for one in self.models if one.status == "failed" and one.reason is not None}
+        return failed if self.comparison_failure is None else {**failed, "comparison": self.comparison_failure}
 
 
 def run_recipe(
@@ -115,7 +115,7 @@ class _Campaign:
         self._recipe, self._out, self._clean_cache, self._tell = recipe, out, clean_cache, tell
         self._folder = recipe.path.absolute().parent
         self._outcomes = [Outcome(entry.name, entry.model, str(store_path(out, entry))) for entry in recipe.entries]
-        self._results = Results(self._outcomes, _read_results(out).get("comparison"))
+        self._results = Results(self._outcomes, _earlier_comparison(out))
         for folder in (out, out / "logs", out / "found"):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -194,10 +194,13 @@ class _Campaign:
         later = {cached_repository(other.model, self._folder) for other in self._recipe.entries[number:]}
         if repository is None or repository in later:
             return
+        removal = removal_of(repository)
+        if removal is None:
+            return
         self._outliers(["verify", str(store)], log)
-        freed = remove_repository(repository)
-        if freed:
-            self._tell(f"{entry.name}: {freed / 1e9:,.2f} GB of {repository} removed from the hub's cache")
+        removal.execute()
+        freed = removal.expected_freed_size
+        self._tell(f"{entry.name}: {freed / 1e9:,.2f} GB of {repository} removed from the hub's cache")
 
     def _compare(self) -> None:
         """Compare all finished stores, unless that was done since the last of them changed."""
@@ -269,10 +272,10 @@ def _changed(store: Path) -> float:
     return max([_captured(store), *(file.stat().st_mtime for file in (store / "ablation").glob("*.json"))])
 
 
-def _read_results(out: Path) -> dict[str, Any]:
-    """What an earlier command recorded; nothing where there is none that can be read."""
+def _earlier_comparison(out: Path) -> dict[str, Any] | None:
+    """The comparison that an earlier command recorded; None where there is none that can be read."""
     try:
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return results if isinstance(results, dict) else {}
+        made: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))["comparison"]
+        return made if isinstance(made["command"], str) and isinstance(made["began"], float) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

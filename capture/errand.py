@@ -100,7 +100,7 @@ def _reason(step: str, code: int, said: str) -> str:
         why = ", most likely for want of memory" if code == -signal.SIGKILL else ""
         return f"{step} was ended by {name}{why}"
     if code == 2:
-        return said
+        return said if said else f"{step} failed without a word; see the log"
     return f"{step} broke with exit code {code}: {said}; this is a bug, please report it with the log"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,10 @@ def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
         return 0.0
     store = StoreWriter(path)
     done = store.done()
-    asked = {**_defaults(), **entry.options}
+    asked = {**_defaults(), **entry.options, "model": entry.model}
     had = {
         "model": store.attributes.get("model_id"),
-        "text": store.attributes.get("text_source"),
+        "text": _text(recipe, asked["text"], store.attributes),
         "sequences": store.sizes.sequences,
         "length": store.sizes.positions,
         "dtype": store.attributes.get("compute_dtype"),
@@ -64,7 +65,6 @@ def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
         "compression": store.compression,
         "bos": store.attributes.get("bos"),
     }
-    asked = {**asked, "model": entry.model}
     differences = [
         f"{key} ({value} in the store, {asked[key]} in the recipe)"
         for key, value in had.items()
@@ -76,6 +76,17 @@ def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
             "give the model another name, remove the store, or choose another --out"
         )
     return float(done.mean())
+
+
+def _text(recipe: Recipe, asked: str, attributes: Mapping[str, Any]) -> Any:
+    """The text of a store, as it is asked for where a file has the same content."""
+    source, digest = attributes.get("text_source"), attributes.get("text_sha256")
+    file = recipe.path.absolute().parent / asked
+    if digest is None or attributes.get("text_revision") is not None or not file.is_file():
+        return source
+    with file.open("rb") as content:
+        same = hashlib.file_digest(content, "sha256").hexdigest() == digest
+    return asked if same else f"{source} of other content"
 
 
 def _defaults() -> dict[str, Any]:
@@ -122,15 +133,19 @@ def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> i
 
 
 def check_room(forecasts: Sequence[Forecast], out: Path) -> None:
-    """Refuse what the disk has no room for.
+    """Refuse what the disk has no room for, and a place that can be no folder of a recipe.
 
     Raises
     ------
     OutliersError
-        The file system of `out` has fewer bytes free than the forecasts need together.
+        The file system of `out` has fewer bytes free than the forecasts need together, or `out` is a file or a store.
     """
     needed = sum(item.missing_bytes or 0 for item in forecasts)
     folder = next(parent for parent in (out.absolute() / "x").parents if parent.exists())
+    if not folder.is_dir():
+        raise OutliersError(f"{folder} is no folder; choose another --out")
+    if (out / "zarr.json").exists():
+        raise OutliersError(f"{out} is a store; choose another folder for --out")
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutliersError(

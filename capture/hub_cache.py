@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capture.models import OFFLINE_MODEL
 from capture.random_weights import is_random
+
+if TYPE_CHECKING:
+    from huggingface_hub import DeleteCacheStrategy
 
 
 def cached_repository(model: str, folder: Path) -> str | None:
@@ -23,24 +27,17 @@ def cached_repository(model: str, folder: Path) -> str | None:
     return model
 
 
-def remove_repository(repository: str) -> int:
-    """Remove all revisions of a model from the cache.
-
-    Returns
-    -------
-    bytes that became free; 0 where the model was not in it
-    """
+def removal_of(repository: str) -> DeleteCacheStrategy | None:
+    """How all revisions of a model would leave the cache, not carried out yet; None where it is not in it."""
     import huggingface_hub
 
     try:
         cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
     except huggingface_hub.CacheNotFound:
-        return 0
+        return None
     repos = frozenset(repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id == repository)
     if not repos:
-        return 0
+        return None
     # A copy of a repository has the same commits: without the others, none of theirs can be meant.
     own = dataclasses.replace(cache, repos=repos)
-    strategy = own.delete_revisions(*(revision.commit_hash for repo in repos for revision in repo.revisions))
-    strategy.execute()
-    return strategy.expected_freed_size
+    return own.delete_revisions(*(revision.commit_hash for repo in repos for revision in repo.revisions))

@@ -185,6 +185,8 @@ def _analysis(table: Any, where: str) -> Analysis:
             raise OutliersError(f"{where}: presets has {preset!r}; expected some of {', '.join(PRESETS)}")
     if len(set(presets)) != len(presets):
         raise OutliersError(f"{where}: presets has one of them twice; expected each once")
+    if values.get("ablate") and not presets:
+        raise OutliersError(f"{where}: ablate = true, and presets is empty; expected a preset whose outliers to ablate")
     return Analysis(**{**values, "presets": tuple(presets)})
 
 

@@ -20,9 +20,9 @@ from analyze.cli import main
 from analyze.criteria import Criteria
 from analyze.find import find_outliers
 from capture import campaign
-from capture.campaign import run_recipe
+from capture.campaign import Outcome, Results, run_recipe
 from capture.errand import StepError
-from capture.hub_cache import cached_repository, remove_repository
+from capture.hub_cache import cached_repository, removal_of
 from capture.recipe import read_recipe
 from capture.run import capture
 from capture.store import StoreWriter
@@ -199,6 +199,49 @@ def test_a_finished_store_of_another_request_is_never_taken_for_done(
     assert commands.names() == []
 
 
+def test_a_text_is_told_by_its_content_and_not_by_its_path(
+    folder: Path, tmp_path: Path, commands: Commands, finished: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "out" / "llama.zarr")
+    shutil.copy(folder / "words.txt", folder / "same.txt")
+    (folder / "r.toml").write_text(RECIPE.replace("words.txt", "same.txt"))
+    recipe = read_recipe(folder / "r.toml")
+    assert run_recipe(recipe, tmp_path / "out", only=["llama"]).failures() == {}
+    (folder / "same.txt").write_text("other words " * 100)
+    told = run_recipe(recipe, tmp_path / "out", only=["llama"]).failures()["llama"]
+    assert "text (words.txt of other content in the store, same.txt in the recipe)" in told
+
+
+@pytest.mark.parametrize("kept", ['{"comparison": 3}', '{"comparison": {"command": "x"}}', "[]", "{"])
+def test_a_record_that_is_none_is_passed_over(
+    folder: Path, tmp_path: Path, commands: Commands, finished: Path, kept: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "out" / "llama.zarr")
+    (tmp_path / "out" / "results.json").write_text(kept)
+    assert run_recipe(read_recipe(folder / "r.toml"), tmp_path / "out", only=["llama"]).failures() == {}
+    assert commands.names() == ["find", "compare"]
+
+
+def test_no_failure_is_lost() -> None:
+    outcomes = [Outcome(name, "m", "s", "failed", "") for name in ("a", "comparison")]
+    assert set(Results(outcomes).failures()) == {"a", "comparison"}
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_place_that_can_be_no_folder_is_refused_before_anything_runs(
+    folder: Path, tmp_path: Path, commands: Commands, finished: Path, capsys: pytest.CaptureFixture[str], dry: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out, told in (
+        (tmp_path / "file", f"{tmp_path / 'file'} is no folder; choose another --out"),
+        (tmp_path / "file" / "x", f"{tmp_path / 'file'} is no folder; choose another --out"),
+        (finished, f"{finished} is a store; choose another folder for --out"),
+    ):
+        assert main(["run", str(folder / "r.toml"), "--out", str(out), "--only", "llama", *dry]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"outliers: {told}"
+    assert commands.run == []
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """The store of the recipe's first model."""
@@ -323,16 +366,20 @@ def test_only_the_one_model_leaves_the_cache(tmp_path: Path, monkeypatch: pytest
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert remove_repository("org/m") == 0
+    assert removal_of("org/m") is None
     gone = make_cached(tmp_path / "cache", "models", "org/m")
     kept = [
         make_cached(tmp_path / "cache", kind, name)
         for kind, name in (("models", "org/m2"), ("datasets", "org/m"), ("models", "other/m"))
     ]
-    assert remove_repository("org/m") == 1000
+    removal = removal_of("org/m")
+    assert removal is not None
+    assert gone.exists()
+    assert removal.expected_freed_size == 1000
+    removal.execute()
     assert not gone.exists()
     assert all((folder / "snapshots" / COMMIT / "model.safetensors").is_file() for folder in kept)
-    assert remove_repository("org/m") == 0
+    assert removal_of("org/m") is None
 
 
 def test_nothing_local_is_of_the_cache(tmp_path: Path) -> None:
@@ -366,6 +413,9 @@ def test_a_model_leaves_the_cache_once_its_store_is_verified(
         assert run_recipe(recipe, tmp_path / "out", clean_cache=True).failures() == {}
         assert not cached.exists()
         assert checkpoint.is_dir()
+        commands.names()
+        run_recipe(recipe, tmp_path / "out", clean_cache=True)
+        assert commands.names() == []  # nothing to remove, hence nothing to verify
 
 
 @pytest.mark.slow

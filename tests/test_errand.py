@@ -22,6 +22,7 @@ how = sys.argv[1]
 if how == "refuse":
     print("outliers: waiting 3 s", "progress", "outliers: no such model", sep="\\n", file=sys.stderr)
     sys.exit(2)
+if how == "mute": os.close(1); os._exit(2)
 if how == "break": print("Traceback", "ValueError: x", sep="\\n", file=sys.stderr); sys.exit(1)
 if how == "die": os.kill(os.getpid(), signal.SIGKILL)
 if how == "interrupted": sys.exit(130)
@@ -64,6 +65,11 @@ def test_a_refusal_is_its_last_line(tmp_path: Path) -> None:
     told, log = run("refuse", tmp_path)
     assert told == ["  progress", "  outliers: waiting 3 s", "  progress", "no such model"]
     assert log.endswith("outliers: no such model\n")
+
+
+def test_a_refusal_without_a_word_is_told(tmp_path: Path) -> None:
+    with (tmp_path / "f.txt").open("w") as output:
+        assert run("mute", tmp_path, output)[0] == ["mute failed without a word; see the log"]
 
 
 def test_a_bug_and_a_kill_are_told_as_such(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         ),
         ("[analysis]\npresets = [['study']]\n[[models]]\nmodel = 'm'", "presets has ['study']; expected some of"),
         ("[analysis]\npresets = ['study', 'study']\n[[models]]\nmodel = 'm'", "presets has one of them twice"),
+        ("[analysis]\npresets = []\nablate = true\n[[models]]\nmodel = 'm'", "ablate = true, and presets is empty"),
         ("[analysis]\ncompare = 'yes'\n[[models]]\nmodel = 'm'", "compare is 'yes'; expected true or false"),
         ("[[models", "is no TOML file"),
     ],

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyze.criteria import SATURATED, Criteria
+from analyze.criteria import SATURATED, Criteria, threshold
 from analyze.dettmers import dettmers_table
 from analyze.find import Store, all_jsonable, as_dataset, mean_fraction, nonfinite_count, perplexity
 from analyze.load import loaded
@@ -369,7 +369,7 @@ def _table4(store: xr.Dataset, hits: Hits, quartiles: bool, use_cache: bool, pro
     peaks = hits.strong.get(largest)
     if peaks is None:
         peaks = position_peaks(store, hits.criteria, largest, use_cache=use_cache)
-    hit = peaks[peaks >= np.float32(hits.criteria.magnitude)]
+    hit = peaks[peaks >= threshold(hits.criteria.magnitude)]
     median = float(np.median(hit.astype(np.float64))) if hit.size else math.nan
     return {**row, "median_magnitude": median, "median_magnitude_of": "position peaks"}
 
