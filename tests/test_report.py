@@ -416,6 +416,8 @@ def test_wrong_input(tmp_path: Path) -> None:
     for signals, words in (([], "no signal"), (["both"], "signal is 'both'")):
         with pytest.raises(OutliersError, match=words):
             write_report(store, tmp_path / "r.html", signals=signals)
+    with pytest.raises(OutliersError, match="^store 2: sequences has 2; the store has sequences 0 to 1"):
+        write_report([store, store.isel(sequence=[0, 1])], tmp_path / "r.html", Criteria(sequences=(2,)))
     for name in ("r", "s.zarr.zip"):
         with pytest.raises(OutliersError, match=r"expected a file ending in \.html"):
             write_report(store, tmp_path / name)

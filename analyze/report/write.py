@@ -120,10 +120,21 @@ def write_report(
     if not datasets:
         raise OutliersError("no store to report on; expected one or more")
     own = None if magnitudes is None else grid.chosen(magnitudes)
-    sources = [_Source.of(store, criteria, signals, progress) for store in datasets]
+    resolved = [_resolved(store, criteria, number, len(datasets)) for number, store in enumerate(datasets)]
+    sources = [_Source.of(store, each, signals, progress) for store, each in zip(datasets, resolved, strict=True)]
     html, values = _fitted(sources, criteria, signals, own, budget, progress)
     out.write_bytes(html)
     return Report(out, len(html), len(sources), tuple(values))
+
+
+def _resolved(store: xr.Dataset, criteria: Criteria, number: int, stores: int) -> Criteria:
+    """The criteria of one store; of several, the one that has no such view is named."""
+    try:
+        return criteria.resolve(store)
+    except OutliersError as error:
+        if stores == 1:
+            raise
+        raise OutliersError(f"{store.encoding.get('source', f'store {number + 1}')}: {error}") from error
 
 
 def _checked(signals: Sequence[str]) -> Sequence[str]:
@@ -144,7 +155,7 @@ class _Source:
 
     @classmethod
     def of(cls, store: xr.Dataset, criteria: Criteria, signals: Sequence[str], progress: Progress | None) -> _Source:
-        resolved = {name: replace(criteria, signal=cast(Any, name)).resolve(store) for name in signals}
+        resolved = {name: replace(criteria, signal=cast(Any, name)) for name in signals}
         peaks = {name: view_peaks(store, each, progress=progress) for name, each in resolved.items()}
         return cls(store, resolved, peaks)
 
