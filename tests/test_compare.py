@@ -18,7 +18,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyze import Comparison, Criteria, OutliersError, compare, dettmers_table, published
+from analyze import Comparison, Criteria, OutliersError, compare, dettmers_table, open_store, published
 from analyze.cli import main
 from analyze.study import compare as module
 from analyze.study.ablations import FOLDER, Ablation
@@ -394,9 +394,14 @@ def test_what_cannot_be_compared_is_refused(stores: list[Path], tmp_path: Path) 
     x = activations(1)
     unfinished = builders.on_disk(tmp_path / "half.zarr", x, done=2)
     bare = builders.on_disk(tmp_path / "bare.zarr", x, raw="none")
-    cases: list[tuple[list[Any], dict[str, Any], str]] = [
+    store = open_store(stores[0])
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         ([], {}, "no store to compare; expected one or more, or published numbers"),
         ([stores[0], stores[0]], {}, "moe.zarr is given twice"),
+        ([store, store], {}, "moe.zarr is given twice"),
+        (stores[0], {}, "stores is a single store; expected a list of them"),
+        (str(stores[0]), {}, "stores is a single store"),
+        (store, {}, "stores is a single store"),
         ([stores[0], unfinished], {}, "half.zarr: the capture is unfinished, 2 of 4"),
         ([stores[0], tmp_path / "gone"], {}, "no store at .*gone"),
         ([stores[0], bare], {"criteria": Criteria(skip_first=1)}, "bare.zarr: .*capture again with --raw"),

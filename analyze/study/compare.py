@@ -218,17 +218,20 @@ def _check(store: xr.Dataset, criteria: Criteria, quartiles: bool, resamples: in
 
 def _opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
     """Names for error messages, and Datasets."""
+    if isinstance(stores, str | Path | xr.Dataset):  # each is a sequence of a kind, and none of stores
+        raise OutliersError("stores is a single store; expected a list of them")
     opened: list[tuple[str, xr.Dataset]] = []
-    seen: set[str] = set()
+    seen: set[str | int] = set()
     for number, store in enumerate(stores):
         if isinstance(store, xr.Dataset):
-            opened.append((str(store.encoding.get("source", f"store {number + 1}")), store))
-            continue
-        name = str(store)
-        real = str(Path(name).resolve()) if Path(name).exists() else name
-        if real in seen:
+            name = str(store.encoding.get("source", f"store {number + 1}"))
+            key: str | int = id(store)
+        else:
+            name = str(store)
+            key = str(Path(name).resolve()) if Path(name).exists() else name
+        if key in seen:
             raise OutliersError(f"{name} is given twice; expected each store once")
-        seen.add(real)
+        seen.add(key)
         with _naming(name):
             opened.append((name, as_dataset(store)))
     return opened
