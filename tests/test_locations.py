@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -409,3 +410,21 @@ def test_no_credentials() -> None:
 
     text = "Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error ... kind: Connect"
     assert reason(Exception(text), None).startswith("no credentials; set AWS_ACCESS_KEY_ID")
+
+
+def test_an_empty_file_on_a_server_is_damage(server: servers.Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server can give no last part of nothing; some say so by a status of its own."""
+    import obstore
+
+    get = obstore.get
+
+    def unsatisfiable(store: Any, key: str, **more: Any) -> Any:
+        if "layer_high/c" in key or key.endswith(".zip"):
+            raise obstore.exceptions.GenericError("Server returned non-2xx status code: 416 Range Not Satisfiable")
+        return get(store, key, **more)
+
+    monkeypatch.setattr(obstore, "get", unsatisfiable)
+    with pytest.raises(OutliersError, match=r"layer_high is damaged at .* is empty or cut short"):
+        find_outliers(f"{server.url}/s.zarr", MANY[0])
+    with pytest.raises(OutliersError, match=r"s.zarr.zip is no whole ZIP file .* is empty or cut short"):
+        open_store(f"{server.url}/s.zarr.zip")

@@ -41,7 +41,10 @@ class Archive:
 
     def __init__(self, around: Folder | Remote, file: str) -> None:
         self._around, self._file = around, file
-        tail = around.tails([file], _END)[0]
+        try:
+            tail = around.tails([file], _END)[0]
+        except ValueError as error:
+            raise OutliersError(f"{self} is no whole ZIP file ({error}); get another copy of it") from error
         if tail is None:
             raise OutliersError(
                 f"no file at {self}; check the path, or make one with: outliers pack STORE --out {self}"

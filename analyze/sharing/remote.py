@@ -273,6 +273,8 @@ class Remote:
             except (FileNotFoundError, ValueError):
                 raise
             except Exception as error:
+                if "status code: 416" in str(error):
+                    raise ValueError(f"file {key} is empty or cut short") from error
                 kind = re.search(r"kind: (Connect|Timeout|Interrupted)\b", str(error))
                 # obstore repeats a request that fails, but not one whose answer breaks off.
                 if kind is not None and kind[1] == "Interrupted" and attempt < _RETRIES - 1:
