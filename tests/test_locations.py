@@ -146,7 +146,7 @@ def test_the_hub_at_one_commit(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_token_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("huggingface_hub")
-    from analyze.sharing.remote import HubDataset
+    from analyze.sharing.dataset import HubDataset
 
     assert "secret" not in repr(HubDataset("https://h/x", "1", (("authorization", "Bearer secret"),)))
 

@@ -14,21 +14,19 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
+from analyze.sharing.dataset import HUB_SHAPE, HubDataset, hub_dataset, line_of
 from capture.schema import VARIABLES, OutliersError
 from capture.store import Range, read_metadata
 
 TIMEOUT: Final = "OUTLIERS_TIMEOUT"
 """Environment variable: seconds that a server may be silent."""
 
-_HUB: Final = re.compile(r"hf://datasets/([\w.-]+)/([\w.-]+?)(?:@([\w.%/-]+?))?/([^@]*)")
-_HUB_SHAPE: Final = "hf://datasets/ORG/NAME/STORE.zarr"
 _AT_ONCE: Final = 16
 _TAIL: Final = 2**16
 _TAILS_KEPT: Final = 1024
@@ -129,8 +127,8 @@ class Remote:
             return HTTPStore.from_url(base, client_options=client, retry_config=retry)
         except Exception as error:  # obstore raises classes of its own, one for each store
             raise OutliersError(
-                f"{self.url} cannot be opened ({_line(error)}); expected https://HOST/STORE.zarr, "
-                f"s3://BUCKET/STORE.zarr or {_HUB_SHAPE}"
+                f"{self.url} cannot be opened ({line_of(error)}); expected https://HOST/STORE.zarr, "
+                f"s3://BUCKET/STORE.zarr or {HUB_SHAPE}"
             ) from error
 
     def absent(self) -> str:
@@ -323,12 +321,7 @@ def reason(error: Exception, kind: re.Match[str] | None) -> str:
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if public"
     if kind is not None:
         return _ADVICE[kind[1]]
-    return f"the server fails ({status[1].strip() if status is not None else _line(error)}); try again later"
-
-
-def _line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[0].split())[:200] if lines else type(error).__name__
+    return f"the server fails ({status[1].strip() if status is not None else line_of(error)}); try again later"
 
 
 def credentials() -> dict[str, Any]:
@@ -343,65 +336,3 @@ def credentials() -> dict[str, Any]:
         return {"credential_provider": Boto3CredentialProvider()}
     except Exception:  # no profile: obstore goes on with its own ways
         return {}
-
-
-@dataclass(frozen=True)
-class HubDataset:
-    """A folder of a dataset on the Hugging Face Hub, at one commit.
-
-    Parameters
-    ----------
-    base : URL of the folder at that commit
-    commit : its id
-    headers : of every request, the token among them
-    """
-
-    base: str
-    commit: str
-    headers: tuple[tuple[str, str], ...]
-
-    def __repr__(self) -> str:
-        """Without the token."""
-        return f"HubDataset({self.base!r})"
-
-
-def hub_dataset(url: str) -> HubDataset:
-    """Find the newest commit of a dataset, or that of the revision behind an `@`.
-
-    Parameters
-    ----------
-    url : of a store, or of the folder that an archive is in, with `/` at its end
-
-    Raises
-    ------
-    OutliersError
-        The URL is none, huggingface_hub is not installed, or the Hub does not know the dataset or cannot be reached.
-    """
-    match = _HUB.fullmatch(url)
-    if match is None or ".." in match[4].split("/"):
-        raise OutliersError(f"{url} is no URL of a store on the Hugging Face Hub; expected {_HUB_SHAPE}")
-    organisation, name, revision, path = match.groups()
-    if find_spec("huggingface_hub") is None:
-        raise OutliersError(
-            f"{url} is on the Hugging Face Hub, which takes the extra remote; "
-            "install it with: pip install 'outlier-features[remote]'"
-        )
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    try:
-        commit = HfApi().dataset_info(f"{organisation}/{name}", revision=revision, timeout=_SILENCE).sha
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "no answer")
-        raise OutliersError(
-            f"the Hugging Face Hub does not give dataset {organisation}/{name} ({status}); check its name and "
-            "revision, and for a private one run: hf auth login, or set HF_TOKEN"
-        ) from error
-    except Exception as error:  # every way of being offline has an exception of its own
-        raise OutliersError(
-            f"the Hugging Face Hub cannot be reached for {url} ({type(error).__name__}: {_line(error)}); "
-            "check the network"
-        ) from error
-    base = f"{constants.ENDPOINT}/datasets/{organisation}/{name}/resolve/{commit}/{quote(path)}".rstrip("/")
-    return HubDataset(base, str(commit), tuple(sorted(build_hf_headers().items())))
