@@ -257,7 +257,8 @@ def verify_command(
             if redo
             else "restore the files named above from a copy"
         )
-        raise OutliersError(f"{store} is damaged in {len(result.damage)} places; {advice}")
+        places = "1 place" if len(result.damage) == 1 else f"{len(result.damage)} places"
+        raise OutliersError(f"{store} is damaged in {places}; {advice}")
     whole = "" if result.done == result.sequences else ", unfinished"
     typer.echo(
         f"{store} is sound{whole}: {result.done} of {result.sequences} sequences captured, every chunk read back"

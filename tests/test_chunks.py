@@ -16,6 +16,7 @@ from capture import store
 from capture.schema import PER_SEQUENCE, RAW_VARIABLES, VARIABLES, Sizes
 from tests import builders
 
+DOTTED = {"name": "default", "separator": "."}
 KEYS = [
     (slice(None),),
     (1, slice(1, 3), 0),
@@ -85,7 +86,8 @@ def test_a_small_part_does_not_keep_its_chunk(tmp_path: Path) -> None:
     ],
 )
 def test_other_codecs_are_refused(tmp_path: Path, codecs: dict) -> None:
-    zarr.create_array(tmp_path / "nll", shape=(4, 6), dtype="f4", chunks=(1, 6), **{"shards": (2, 6), **codecs})
+    settings = {"shards": (2, 6), "chunk_key_encoding": DOTTED, **codecs}
+    zarr.create_array(tmp_path / "nll", shape=(4, 6), dtype="f4", chunks=(1, 6), **settings)
     with pytest.raises(OutliersError, match="codecs .*expected those of the format: bytes, perhaps blosc, crc32c"):
         StoredArray(tmp_path, "nll", ())
 
@@ -93,7 +95,12 @@ def test_other_codecs_are_refused(tmp_path: Path, codecs: dict) -> None:
 def test_arrays_without_shards_are_read_alike(tmp_path: Path) -> None:
     x = np.arange(24, dtype=np.float32).reshape(4, 6)
     array = zarr.create_array(
-        tmp_path / "nll", shape=x.shape, dtype=x.dtype, chunks=(3, 6), compressors=[BloscCodec(), Crc32cCodec()]
+        tmp_path / "nll",
+        shape=x.shape,
+        dtype=x.dtype,
+        chunks=(3, 6),
+        compressors=[BloscCodec(), Crc32cCodec()],
+        chunk_key_encoding=DOTTED,
     )
     array[...] = x
     np.testing.assert_array_equal(StoredArray(tmp_path, "nll", ())[1:4:2, 2:], x[1:4:2, 2:])
