@@ -164,7 +164,8 @@ def read_array_metadata(location: Location, name: str) -> ArrayMetadata:
 def damaged(location: Location, error: Exception) -> OutliersError:
     """What to tell of metadata that cannot be read."""
     return OutliersError(
-        f"the metadata of {location} are damaged ({_told(error)}); restore zarr.json from a copy, or capture again"
+        f"the metadata of {location} are damaged ({_told(error)}); restore zarr.json from a copy, or capture again; "
+        "a store that another program wrote can be asked in Python, with xarray.open_zarr(path).outliers"
     )
 
 
