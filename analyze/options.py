@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
@@ -87,3 +89,60 @@ def criteria_of(preset: str | None, **settings: Any) -> Criteria:
     if "sites" in given:
         given["sites"] = tuple(part.strip() for part in given["sites"].split(","))
     return Criteria.preset(preset, **given)
+
+
+# In the order that `--help` lists them.
+_CRITERIA: Final[dict[str, Any]] = {
+    "preset": Preset,
+    "magnitude": Magnitude,
+    "layers": Layers,
+    "positions": Positions,
+    "signal": Signal,
+    "counting": Counting,
+    "layer_unit": LayerUnit,
+    "layer_range": LayerRange,
+    "sites": Sites,
+    "sequences": Sequences,
+    "skip_first": SkipFirst,
+    "scale": Scale,
+    "rounding": Rounding,
+}
+
+
+def asks_for_criteria(
+    *, preset: str | None = None, without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of criteria in the place of its parameter `criteria`.
+
+    Parameters
+    ----------
+    preset : the preset that holds where none is given
+    without : options that the command has not
+    """
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=preset if name == "preset" else None, annotation=kind
+        )
+        for name, kind in _CRITERIA.items()
+        if name not in without
+    ]
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        # `Criteria` is a name for type checkers alone: importing it costs what help and completion need not wait for.
+        hints = get_type_hints(command, localns={"Criteria": object}, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in inspect.signature(command).parameters.items():
+            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+            parameters += options if name == "criteria" else [own]
+
+        @functools.wraps(command)
+        def run(**words: Any) -> None:
+            chosen = {option.name: words.pop(option.name) for option in options}
+            command(criteria=criteria_of(**chosen), **words)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__  # typer would look through to the command
+        return run
+
+    return decorated

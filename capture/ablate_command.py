@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import (
-    Counting,
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Magnitude,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Signal,
-    Sites,
-    SkipFirst,
-    StorePath,
-    criteria_of,
-)
+from analyze.options import Json, StorePath, asks_for_criteria
+
+if TYPE_CHECKING:
+    from analyze.criteria import Criteria
 
 
+@asks_for_criteria(without=("sequences",))
 def ablate_command(
     store: StorePath,
-    preset: Preset = None,
-    magnitude: Magnitude = None,
-    layers: Layers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
+    criteria: Criteria,
     site: Annotated[str, typer.Option(help="Before which sublayers: ln_attn, ln_mlp or both.")] = "ln_attn",
     sequences: Annotated[
         int | None, typer.Option(help="How many sequences of the store to run.", show_default="4, or all of fewer")
@@ -68,20 +45,6 @@ def ablate_command(
     from analyze.tables import print_ablation
     from capture.ablation import ablate
 
-    criteria = criteria_of(
-        preset,
-        magnitude=magnitude,
-        layers=layers,
-        positions=positions,
-        signal=signal,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
     try:
         with shown("passes") as progress:
             result = ablate(

@@ -7,35 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import (
-    Counting,
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Magnitude,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
-    Workers,
-    criteria_of,
-)
+from analyze.options import Json, Scheduler, Workers, asks_for_criteria
 from analyze.printing import print_json
 from capture.schema import OutliersError
 
 if TYPE_CHECKING:
+    from analyze.criteria import Criteria
     from analyze.study.compare import Comparison
 
 _STORE = "zarr.json"
 
 
+@asks_for_criteria(preset="study")
 def compare(
+    *,
     stores: Annotated[
         list[str] | None, typer.Argument(metavar="STORE...", help="Stores: folders, .zarr.zip files, or URLs.")
     ] = None,
@@ -45,19 +30,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Write tables and figures to this folder.", show_default=False)
     ] = None,
-    preset: Preset = "study",
-    magnitude: Magnitude = None,
-    layers: Layers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
+    criteria: Criteria,
     quartiles: Annotated[
         bool, typer.Option("--quartiles", help="Read the activations too, for Table 4's quartiles and Figure 4a.")
     ] = False,
@@ -71,21 +44,6 @@ def compare(
 
     Example: outliers compare data/*.zarr --published --out comparison
     """
-    criteria = criteria_of(
-        preset,
-        magnitude=magnitude,
-        layers=layers,
-        positions=positions,
-        signal=signal,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
     if out is not None:
         _prepare(out)  # before the work, not after it
     from analyze.cluster import scheduler as running

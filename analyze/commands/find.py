@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyze.options import (
-    Counting,
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Magnitude,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
-    StorePath,
-    Workers,
-    criteria_of,
-)
+from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.printing import print_json
 
+if TYPE_CHECKING:
+    from analyze.criteria import Criteria
 
+
+@asks_for_criteria()
 def find(
     store: StorePath,
-    preset: Preset = None,
-    magnitude: Magnitude = None,
-    layers: Layers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
+    criteria: Criteria,
     all_conventions: Annotated[
         bool, typer.Option("--all-conventions", help="One row for each signal, counting, layer unit, and first token.")
     ] = False,
@@ -55,21 +28,6 @@ def find(
 
     Example: outliers find data/smollm2.zarr --preset study
     """
-    criteria = criteria_of(
-        preset,
-        magnitude=magnitude,
-        layers=layers,
-        positions=positions,
-        signal=signal,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
     from analyze.cluster import scheduler as running
     from analyze.progress import shown
 

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import (
-    Counting,
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Magnitude,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
-    StorePath,
-    Workers,
-    criteria_of,
-)
+from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.printing import print_json
 
+if TYPE_CHECKING:
+    from analyze.criteria import Criteria
 
+
+@asks_for_criteria()
 def map(
     store: StorePath,
+    *,
     top: Annotated[int, typer.Option(help="Number of features, the strongest first.")] = 20,
-    preset: Preset = None,
-    magnitude: Magnitude = None,
-    layers: Layers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
+    criteria: Criteria,
     scheduler: Scheduler = None,
     workers: Workers = None,
     plot: Annotated[Path | None, typer.Option(help="Draw to this .png or .svg file.", show_default=False)] = None,
@@ -55,21 +29,6 @@ def map(
 
     Example: outliers map data/smollm2.zarr --top 20 --plot map.png
     """
-    criteria = criteria_of(
-        preset,
-        magnitude=magnitude,
-        layers=layers,
-        positions=positions,
-        signal=signal,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
     if plot is not None:
         from analyze.figures import check_path
 

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from analyze.options import (
-    Csv,
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Magnitude,
-    Positions,
-    Preset,
-    Rounding,
-    Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
-    StorePath,
-    Workers,
-    criteria_of,
-)
+from typing import TYPE_CHECKING
+
+from analyze.options import Csv, Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.printing import print_json
 
+if TYPE_CHECKING:
+    from analyze.criteria import Criteria
 
+
+@asks_for_criteria(preset="dettmers", without=("counting", "scale"))
 def metrics(
     store: StorePath,
-    preset: Preset = "dettmers",
-    magnitude: Magnitude = None,
-    layers: Layers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    rounding: Rounding = None,
+    criteria: Criteria,
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
@@ -46,19 +24,6 @@ def metrics(
 
     Example: outliers metrics data/smollm2.zarr --signal input
     """
-    criteria = criteria_of(
-        preset,
-        magnitude=magnitude,
-        layers=layers,
-        positions=positions,
-        signal=signal,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        rounding=rounding,
-    )
     from analyze.cluster import scheduler as running
     from analyze.dettmers import dettmers_table
     from analyze.find import as_dataset

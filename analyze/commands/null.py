@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import (
-    Counting,
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Magnitude,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
-    StorePath,
-    Workers,
-    criteria_of,
-)
+from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.printing import print_json
 
+if TYPE_CHECKING:
+    from analyze.criteria import Criteria
 
+
+@asks_for_criteria()
 def null(
     store: StorePath,
-    preset: Preset = None,
-    magnitude: Magnitude = None,
-    layers: Layers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
+    criteria: Criteria,
     repeats: Annotated[int, typer.Option(help="Number of permutations.")] = 20,
     seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
     scheduler: Scheduler = None,
@@ -54,21 +27,6 @@ def null(
 
     Example: outliers null data/smollm2.zarr --preset study --repeats 100
     """
-    criteria = criteria_of(
-        preset,
-        magnitude=magnitude,
-        layers=layers,
-        positions=positions,
-        signal=signal,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
     from analyze.cluster import scheduler as running
     from analyze.null import permutation_null
     from analyze.progress import shown

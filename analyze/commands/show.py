@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import (
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Magnitude,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
-    StorePath,
-    Workers,
-    criteria_of,
-)
+from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.printing import print_json
 
+if TYPE_CHECKING:
+    from analyze.criteria import Criteria
 
+
+@asks_for_criteria(without=("counting",))
 def show(
     store: StorePath,
     feature: Annotated[int, typer.Option(help="Index into the hidden dimension.", show_default=False)],
+    *,
     sequence: Annotated[
         int | None, typer.Option(help="Sequence whose layers and positions are mapped.", show_default="the strongest")
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many of the strongest tokens to list.")] = 10,
-    preset: Preset = None,
-    magnitude: Magnitude = None,
-    layers: Layers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
+    criteria: Criteria,
     scheduler: Scheduler = None,
     workers: Workers = None,
     plot: Annotated[Path | None, typer.Option(help="Draw to this .png or .svg file.", show_default=False)] = None,
@@ -57,20 +33,6 @@ def show(
 
     Example: outliers show data/smollm2.zarr --feature 507 --plot feature-507.png
     """
-    criteria = criteria_of(
-        preset,
-        magnitude=magnitude,
-        layers=layers,
-        positions=positions,
-        signal=signal,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
     if plot is not None:
         from analyze.figures import check_path
 
