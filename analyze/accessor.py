@@ -11,7 +11,6 @@ import xarray as xr
 from capture.schema import (
     FEATURE,
     FORMAT,
-    FORMAT_VERSION,
     LAYER,
     POSITION,
     RAW_VARIABLES,
@@ -21,6 +20,7 @@ from capture.schema import (
     SITE,
     VARIABLES,
     OutliersError,
+    refuse_newer,
     stored_variables,
 )
 
@@ -142,11 +142,7 @@ def checked(dataset: xr.Dataset) -> xr.Dataset:
         raise OutliersError(
             f"this Dataset is no store of {FORMAT}; expected one that outliers capture made, with its attributes"
         )
-    if version > FORMAT_VERSION:
-        raise OutliersError(
-            f"this store has format version {version}, and this release reads up to {FORMAT_VERSION}; "
-            "upgrade with: pip install -U outlier-features"
-        )
+    refuse_newer("this store", version)
     # Activations may be dropped, and what needs them says so; everything else must be there.
     optional = {*RAW_VARIABLES["both"], "norm_bias"}
     missing = [name for name in stored_variables("none", bias=False) if name not in dataset]

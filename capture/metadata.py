@@ -18,7 +18,6 @@ from capture.schema import (
     COORDINATES,
     FEATURE,
     FORMAT,
-    FORMAT_VERSION,
     LAYER,
     POSITION,
     RAW_VARIABLES,
@@ -27,6 +26,7 @@ from capture.schema import (
     VARIABLES,
     VOCABULARY,
     OutliersError,
+    refuse_newer,
 )
 
 TOKEN_TEXTS: Final = (f"{VOCABULARY}/id", f"{VOCABULARY}/text")
@@ -213,11 +213,7 @@ def _check_format(location: Location, attributes: dict[str, Any]) -> None:
         raise OutliersError(
             f"{location} is a Zarr store, but not one of {FORMAT}; expected one made by outliers capture"
         )
-    if version > FORMAT_VERSION:
-        raise OutliersError(
-            f"{location} has format version {version}, and this release reads up to {FORMAT_VERSION}; "
-            "upgrade with: pip install -U outlier-features"
-        )
+    refuse_newer(str(location), version)
 
 
 def _documents(location: Location, root: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,26 @@ class OutliersError(Exception):
     """
 
 
+def refuse_newer(what: str, version: int) -> None:
+    """Refuse a store of a format version that a later release made.
+
+    Parameters
+    ----------
+    what : what has the version, as the message is to name it
+    version : its format version
+
+    Raises
+    ------
+    OutliersError
+        The version is above `FORMAT_VERSION`.
+    """
+    if version > FORMAT_VERSION:
+        raise OutliersError(
+            f"{what} has format version {version}, and this release reads up to {FORMAT_VERSION}; "
+            "upgrade with: pip install -U outlier-features"
+        )
+
+
 @dataclass(frozen=True)
 class Variable:
     """One array of the store.
