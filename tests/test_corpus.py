@@ -123,7 +123,7 @@ def test_local_files(tmp_path: Path, name: str) -> None:
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2"),
         ("a.jsonl", b"{nonsense\n", "no JSON lines file"),
         ("a.jsonl.gz", b"not compressed", "expected a gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99)[:-9], "damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], "damaged"),
         ("a.parquet", b"nonsense", "no readable Parquet file"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.csv", b"x", "no known source"),
