@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import xarray as xr
 from dask.base import is_dask_collection, optimize
 from dask.core import flatten
 from dask.local import get_sync
+from dask.optimization import cull
 
+from analyze.buffers import BUFFERS
 from analyze.sharing.location import open_location
 from capture.schema import (
     COORDINATES,
@@ -121,7 +123,7 @@ class StoredArray:
         dtype = self.dtype.newbyteorder("<")
         result: npt.NDArray[Any] | None = None
         for place, encoded in self._encoded(slices, touched):
-            chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed)
+            chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed, empty=BUFFERS.empty)
             source, target = [], []
             for part, p, c in zip(slices, place, chunk.shape, strict=True):
                 start, stop = max(part.start, p * c), min(part.stop, (p + 1) * c)
@@ -350,11 +352,39 @@ def loaded(array: xr.DataArray) -> npt.NDArray[Any]:
     if is_dask_collection(array.data) and array.data.npartitions == 1:
         # dask copies a result that is a single chunk, for fear of somebody's writing to it.
         (data,) = optimize(array.data)
-        values = np.asarray(get_sync(data.__dask_graph__(), list(flatten(data.__dask_keys__())))[0])
-        values = values.view()
-        values.flags.writeable = False
-        return values
+        return _computed(data.__dask_graph__(), list(flatten(data.__dask_keys__())))[0]
     return np.asarray(array.compute(scheduler=get_sync).values)
+
+
+def by_sequence(*arrays: xr.DataArray) -> Callable[[int], list[npt.NDArray[Any]]]:
+    """Values of the n-th sequence of several arrays, as from `loaded`, by a function that threads may share.
+
+    Where a sequence is one chunk of each, the graph is put in order once for all sequences; else for each.
+    """
+    if not all(_one_chunk_a_sequence(array) for array in arrays):
+        return lambda n: [loaded(array.isel({SEQUENCE: n})) for array in arrays]
+    lazy = optimize(*(array.data for array in arrays))
+    graph = dict(itertools.chain.from_iterable(part.__dask_graph__().items() for part in lazy))
+    keys = [list(flatten(part.__dask_keys__())) for part in lazy]
+
+    def values(n: int) -> list[npt.NDArray[Any]]:
+        wanted = [blocks[n] for blocks in keys]
+        return [found[0] for found in _computed(cull(graph, wanted)[0], wanted)]
+
+    return values
+
+
+def _one_chunk_a_sequence(array: xr.DataArray) -> bool:
+    expected = (array.shape[0], *(1 for _ in array.shape[1:]))
+    return array.dims[0] == SEQUENCE and is_dask_collection(array.data) and array.data.numblocks == expected
+
+
+def _computed(graph: Mapping[Any, Any], keys: list[Any]) -> list[npt.NDArray[Any]]:
+    """Chunks of a graph that is in order, read-only."""
+    results = [np.asarray(values).view() for values in get_sync(graph, keys)]
+    for values in results:
+        values.flags.writeable = False
+    return results
 
 
 def array_name(mark: str, name: str) -> str:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze import cache
+from analyze.buffers import BUFFERS
 from analyze.criteria import Criteria, rank_ready
-from analyze.load import loaded
+from analyze.load import by_sequence
 from analyze.rounding import rounded
 from analyze.streaming import Progress, SequencePeaks, stream_peaks
 from analyze.view import View
@@ -110,31 +111,45 @@ def group_keys(peaks: xr.Dataset, criteria: Criteria) -> list[tuple[int | None, 
     return [(None, range(start, min(start + step, width))) for start in range(0, width, step)]
 
 
-def read_group(
-    peaks: xr.Dataset, criteria: Criteria, key: tuple[int | None, range], order: Literal["C", "F"] = "C"
-) -> Group:
-    """Peaks of one group, from disk; position peaks in C order, or as they are stored, which is F order."""
-    index, features = key
-    chosen = slice(features.start, features.stop)
-    numbers = range(peaks.sizes[SEQUENCE]) if index is None else [index]
-    layer: Float32 | None = None
-    position = np.empty((len(features), len(numbers) * peaks.sizes[POSITION]), np.float32, order)
-    for row, n in enumerate(numbers):
-        part = peaks.isel({SEQUENCE: n, FEATURE: chosen})
-        magnitudes = np.fmax(np.abs(loaded(part["layer_high"])), np.abs(loaded(part["layer_low"])))
-        layer = magnitudes if layer is None else np.fmax(layer, magnitudes)
-        start = row * peaks.sizes[POSITION]
-        stored, target = loaded(part["position_peak"]), position[:, start : start + peaks.sizes[POSITION]]
-        if order == "C":
-            transpose(stored, target)
-        elif len(numbers) == 1:
-            position = stored.T
-        else:
-            target[...] = stored.T
-    assert layer is not None
-    units = layer.reshape(-1, len(features)) if criteria.layer_unit == "site" else np.fmax.reduce(layer, axis=1)
-    sequence = None if index is None else int(peaks[SEQUENCE].values[index])
-    return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position))
+class GroupReader:
+    """Reads the peaks of one group at a time; threads may share it.
+
+    Parameters
+    ----------
+    peaks : of `view_peaks`
+    criteria : says what a group is
+    order : position peaks in C order, or as they are stored, which is F order
+    """
+
+    def __init__(self, peaks: xr.Dataset, criteria: Criteria, order: Literal["C", "F"] = "C") -> None:
+        self._sequences, self._positions = peaks.sizes[SEQUENCE], peaks.sizes[POSITION]
+        self._numbers = peaks[SEQUENCE].values
+        self._values = by_sequence(*(peaks[name] for name in ("layer_high", "layer_low", "position_peak")))
+        self._layer_unit, self._order = criteria.layer_unit, order
+
+    def __call__(self, key: tuple[int | None, range]) -> Group:
+        """The group of one of the `group_keys`."""
+        index, features = key
+        chosen = slice(features.start, features.stop)
+        rows = range(self._sequences) if index is None else [index]
+        layer: Float32 | None = None
+        shape = len(features), len(rows) * self._positions
+        position = BUFFERS.empty(shape, np.float32) if self._order == "C" else BUFFERS.empty(shape[::-1], np.float32).T
+        for row, n in enumerate(rows):
+            high, low, stored = (values[..., chosen] for values in self._values(n))
+            magnitudes = np.fmax(np.abs(high), np.abs(low))
+            layer = magnitudes if layer is None else np.fmax(layer, magnitudes)
+            target = position[:, row * self._positions : (row + 1) * self._positions]
+            if self._order == "C":
+                transpose(stored, target)
+            elif len(rows) == 1:
+                position = stored.T
+            else:
+                target[...] = stored.T
+        assert layer is not None
+        units = layer.reshape(-1, len(features)) if self._layer_unit == "site" else np.fmax.reduce(layer, axis=1)
+        sequence = None if index is None else int(self._numbers[index])
+        return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position))
 
 
 def of_groups(
@@ -144,10 +159,10 @@ def of_groups(
 
     Memory is bounded by the peaks of a few groups, and what the function makes of them.
     """
-    keys = group_keys(peaks, criteria)
+    keys, read = group_keys(peaks, criteria), GroupReader(peaks, criteria, order)
     # A pooled group is as large as it may be, whereas a sequence is as long as it is.
     most = 2 if keys[0][0] is None else 4
-    return in_threads(lambda key: function(read_group(peaks, criteria, key, order)), keys, most)
+    return in_threads(lambda key: function(read(key)), keys, most)
 
 
 def threads(most: int) -> int:

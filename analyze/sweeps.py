@@ -21,8 +21,9 @@ from analyze.criteria import (
     threshold,
 )
 from analyze.find import Store, all_jsonable, as_dataset
+from analyze.histograms import BINS, histogram, ranked_histogram
 from analyze.peaks import Group, of_groups, view_peaks
-from analyze.steps import BINS, Steps, histogram, hit_steps, ranked_histogram
+from analyze.steps import Steps, hit_steps
 from analyze.streaming import Progress
 from capture.schema import FEATURE, OutliersError
 
@@ -200,7 +201,7 @@ def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
             return None
         critical.append(part[0])
         for total, counts in zip(totals, part[1:3], strict=True):
-            total += counts
+            total[:: BINS // len(counts)] += counts  # those of bfloat16 models have fewer bins
         units, positions = part[3]
     return Steps(np.concatenate(critical), hit_steps(totals[0]), hit_steps(totals[1]), units, positions)
 

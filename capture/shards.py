@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +34,8 @@ MISSING = np.iinfo(np.uint64).max
 """Offset and length that the index of a shard has for a chunk that is not there."""
 
 _CHECKSUM_BYTES = 4
+_RESIDUE = 0x48674BC7
+"""CRC-32C of any bytes with their own CRC-32C, little-endian, behind them."""
 _BLOSC_HEADER = 16
 
 
@@ -49,8 +51,22 @@ def encode(array: npt.NDArray[Any], compression: str) -> bytes:
     return payload + _checksum(payload)
 
 
-def decode(encoded: bytes, dtype: npt.DTypeLike, shape: tuple[int, ...], *, compressed: bool) -> npt.NDArray[Any]:
+def decode(
+    encoded: bytes,
+    dtype: npt.DTypeLike,
+    shape: tuple[int, ...],
+    *,
+    compressed: bool,
+    empty: Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]] = np.empty,
+) -> npt.NDArray[Any]:
     """The values of one chunk; the inverse of `encode`.
+
+    Parameters
+    ----------
+    encoded : bytes of the chunk, its checksum behind them
+    dtype, shape : of the chunk, from the metadata
+    compressed : whether by Blosc
+    empty : makes the array that the values go into
 
     Raises
     ------
@@ -68,7 +84,7 @@ def decode(encoded: bytes, dtype: npt.DTypeLike, shape: tuple[int, ...], *, comp
         known = (int(sizes[1]), int(sizes[3])) == (size, len(payload))
     if not known:
         raise ValueError("a chunk has another size than the metadata say")
-    values = np.empty(shape, kind)
+    values = empty(shape, kind)
     if compressed:
         Blosc().decode(payload, out=values)
     else:
@@ -92,14 +108,14 @@ def decode_strings(encoded: bytes, count: int) -> list[str]:
         length = int.from_bytes(payload[place : place + 4], "little")
         if place + 4 + length > len(payload):
             raise ValueError("a string is longer than the chunk that it stands in")
-        texts.append(payload[place + 4 : place + 4 + length].decode())
+        texts.append(str(payload[place + 4 : place + 4 + length], "utf-8"))
         place += 4 + length
     if place != len(payload):
         raise ValueError("a chunk goes on behind its last string")
     return texts
 
 
-def checked_payload(encoded: bytes) -> bytes:
+def checked_payload(encoded: bytes) -> memoryview:
     """Bytes of a chunk or index without the checksum behind them.
 
     Raises
@@ -107,10 +123,10 @@ def checked_payload(encoded: bytes) -> bytes:
     ValueError
         They do not match it.
     """
-    payload, checksum = encoded[:-_CHECKSUM_BYTES], encoded[-_CHECKSUM_BYTES:]
-    if _checksum(payload) != checksum:
+    # Of all at once, for the library takes no view, and a copy of a large chunk costs more than its checksum.
+    if len(encoded) < _CHECKSUM_BYTES or google_crc32c.value(encoded) != _RESIDUE:
         raise ValueError("the values do not match their checksum")
-    return payload
+    return memoryview(encoded)[:-_CHECKSUM_BYTES]
 
 
 def _checksum(payload: bytes) -> bytes:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from analyze import Criteria, open_store, sweep
 from analyze import cache as cache_module
+from analyze.histograms import histogram
 from analyze.peaks import view_peaks
-from analyze.steps import histogram, hit_steps, ranked_histogram
+from analyze.steps import hit_steps
 from analyze.sweeps import _steps
 from tests import builders, strategies
 
@@ -47,45 +48,6 @@ def test_steps_equal_a_loop_over_hits(x: np.ndarray, criterion: Criteria, magnit
         for place, kind, total in ((0, steps.layer, steps.layer_units), (1, steps.position, steps.positions)):
             hits = int(kind.at(np.array([limit]))[0])
             assert hits == round(sum(value[place] * total for value in expected.values()))
-
-
-def test_too_many_bits_are_not_squeezed_into_bins() -> None:
-    values = np.array([[1.0, np.nextafter(np.float32(1), np.float32(2))]], np.float32)
-    assert histogram(values, np.array([np.inf], np.float32)) is None
-    assert histogram(values[:, :1], np.array([np.inf], np.float32)) is not None
-    assert (
-        histogram(values, np.array([0.5], np.float32)) is not None
-    )  # what counts is never above the critical magnitude
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 70),
-    st.integers(1, 40),
-    st.sampled_from([0.0, 1.0, 8.0]),
-    st.sampled_from(["C", "F"]),
-    st.data(),
-)
-def test_a_ranked_histogram_in_either_order(
-    seed: int, features: int, units: int, spread: float, order: str, data: st.DataObject
-) -> None:
-    """Peaks of bfloat16 models, close together (counted) or far apart (sorted), beside sorting in float64."""
-    rng = np.random.default_rng(seed)
-    peaks = np.exp2(spread * rng.standard_normal((features, units))).astype(np.float32)
-    peaks = (peaks.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-    peaks[rng.random(peaks.shape) < data.draw(st.sampled_from([0, 0.1]))] = data.draw(st.sampled_from([0, -np.inf]))
-    cap = rng.choice([peaks.max(), peaks.min(), np.inf, 0.5, 1.0, 1024.0], features).astype(np.float32)
-    rank = data.draw(st.integers(0, units))
-    critical, counts = ranked_histogram(np.array(peaks, order=order), rank, cap)
-    ordered = np.sort(peaks.astype(np.float64), axis=1)[:, ::-1]
-    expected = np.minimum(cap, ordered[:, rank - 1] if rank else np.inf)
-    assert critical.tolist() == expected.tolist()
-    assert counts is not None
-    steps = hit_steps(counts)
-    limits = np.unique(np.concatenate([peaks[np.isfinite(peaks)], [0, 0.7, 3]])).astype(np.float32)
-    hits = (np.minimum(peaks, critical[:, None])[..., None] >= limits).sum(axis=(0, 1))
-    assert steps.at(limits).tolist() == hits.tolist()
 
 
 def test_hit_steps_by_hand() -> None:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from analyze.criteria import Criteria, kth_largest, rank_ready, required_hits, threshold
 from analyze.load import loaded
-from analyze.peaks import in_threads, read_group
+from analyze.peaks import GroupReader, in_threads
 from analyze.streaming import Progress
 from analyze.sweeps import Limits
 from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE
@@ -124,7 +124,7 @@ def tally(peaks: xr.Dataset, criteria: Criteria, magnitudes: list[float], progre
     negative = np.zeros(profile.shape, np.uint8)
     buckets = np.full((len(starts), width), -np.inf, np.float32)
     single = replace(criteria, counting="per-sequence", layer_unit="site")
-    work = partial(_of_sequence, peaks=peaks, criteria=single, limits=limits, starts=starts)
+    work = partial(_of_sequence, peaks=peaks, read=GroupReader(peaks, single), limits=limits, starts=starts)
     for n, part in enumerate(in_threads(work, range(sequences))):
         layer[..., n], extra[..., n], position[..., n] = part.layer, part.extra, part.position
         largest[:, n] = part.largest
@@ -159,9 +159,9 @@ class _Part:
     buckets: Float32
 
 
-def _of_sequence(n: int, *, peaks: xr.Dataset, criteria: Criteria, limits: Limits, starts: list[int]) -> _Part:
+def _of_sequence(n: int, *, peaks: xr.Dataset, read: GroupReader, limits: Limits, starts: list[int]) -> _Part:
     width, sites = peaks.sizes[FEATURE], peaks.sizes[SITE]
-    group = read_group(peaks, criteria, (n, range(width)))
+    group = read((n, range(width)))
     part = peaks.isel({SEQUENCE: n})
     high, low = (loaded(part[name]).reshape(-1, width) for name in ("layer_high", "layer_low"))
     by_layer = np.ascontiguousarray(group.layer.reshape(width, -1, sites).max(axis=2))
