@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.load import array_name, box
+from analyze.chunks import box
+from analyze.load import array_name
 from analyze.seals import BYTES, holds, seal, user_folder
 from analyze.steps import Steps
 from analyze.streaming import SequencePeaks

@@ -132,21 +132,27 @@ class GroupReader:
         index, features = key
         chosen = slice(features.start, features.stop)
         rows = range(self._sequences) if index is None else [index]
-        layer: Float32 | None = None
         shape = len(features), len(rows) * self._positions
-        position = BUFFERS.empty(shape, np.float32) if self._order == "C" else BUFFERS.empty(shape[::-1], np.float32).T
+        layer: Float32 | None = None
+        position: Float32 | None = None
+        if self._order == "C":
+            position = BUFFERS.empty(shape, np.float32)
+        elif len(rows) > 1:
+            position = BUFFERS.empty(shape[::-1], np.float32).T
         for row, n in enumerate(rows):
-            high, low, stored = (values[..., chosen] for values in self._values(n))
+            high, low, stored = self._values(n, chosen)
             magnitudes = np.fmax(np.abs(high), np.abs(low))
             layer = magnitudes if layer is None else np.fmax(layer, magnitudes)
+            if position is None:  # one sequence, as it is stored
+                position = stored.T
+                continue
             target = position[:, row * self._positions : (row + 1) * self._positions]
             if self._order == "C":
                 transpose(stored, target)
-            elif len(rows) == 1:
-                position = stored.T
             else:
                 target[...] = stored.T
         assert layer is not None
+        assert position is not None
         units = layer.reshape(-1, len(features)) if self._layer_unit == "site" else np.fmax.reduce(layer, axis=1)
         sequence = None if index is None else int(self._numbers[index])
         return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position))

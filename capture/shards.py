@@ -116,17 +116,22 @@ def decode_strings(encoded: bytes, count: int) -> list[str]:
 
 
 def checked_payload(encoded: bytes) -> memoryview:
-    """Bytes of a chunk or index without the checksum behind them.
+    """Bytes of a chunk without the checksum behind them.
 
     Raises
     ------
     ValueError
         They do not match it.
     """
-    # Of all at once, for the library takes no view, and a copy of a large chunk costs more than its checksum.
-    if len(encoded) < _CHECKSUM_BYTES or google_crc32c.value(encoded) != _RESIDUE:
+    if not _sound(encoded):
         raise ValueError("the values do not match their checksum")
     return memoryview(encoded)[:-_CHECKSUM_BYTES]
+
+
+def _sound(encoded: bytes) -> bool:
+    """Whether bytes match the checksum behind them."""
+    # Of all at once, for the library takes no view, and a copy of a large chunk costs more than its checksum.
+    return len(encoded) >= _CHECKSUM_BYTES and google_crc32c.value(encoded) == _RESIDUE
 
 
 def _checksum(payload: bytes) -> bytes:
@@ -264,10 +269,9 @@ def parse_index(tail: bytes, end: int, grid: tuple[int, ...], key: str) -> npt.N
     """Index of a shard from the last `index_bytes` of its file, which has `end` bytes; else as `read_index`."""
     if len(tail) < index_bytes(grid):
         raise ValueError(f"file {key} is cut short: it has {end} bytes")
-    index, checksum = tail[:-_CHECKSUM_BYTES], tail[-_CHECKSUM_BYTES:]
-    if _checksum(index) != checksum:
+    if not _sound(tail):
         raise ValueError("the index of the file does not match its checksum")
-    return np.frombuffer(index, dtype="<u8").reshape(*grid, 2)
+    return np.frombuffer(tail[:-_CHECKSUM_BYTES], dtype="<u8").reshape(*grid, 2)
 
 
 def read_chunk(path: Path, offset: int, length: int) -> bytes:

@@ -11,7 +11,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec
 
 from analyze import OutliersError
-from analyze.load import StoredArray
+from analyze.chunks import StoredArray
 from capture import store
 from capture.schema import PER_SEQUENCE, RAW_VARIABLES, VARIABLES, Sizes
 from tests import builders

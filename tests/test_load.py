@@ -13,7 +13,8 @@ import pytest
 import zarr
 
 from analyze import Criteria, OutliersError, find_outliers, open_store, view_peaks
-from analyze.load import StoredArray, fingerprint
+from analyze.chunks import StoredArray
+from analyze.load import fingerprint
 from analyze.view import View
 from tests import builders
 

@@ -67,6 +67,11 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
     return (np.asarray(values, np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def deviations(features: int) -> np.ndarray:
+    """Standard deviation of each feature of a made-up store: a few are 8 times as large."""
+    return np.where(np.arange(features) < features // 200, 8, 1).astype(np.float32)
+
+
 def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> Path:
     """A store of normal values, a few features 8 times as large: with activations, or with peaks alone."""
     rng = np.random.default_rng(0)
@@ -79,7 +84,7 @@ def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> P
         token_id=np.zeros((sequences, positions), np.int32),
         norm_weight=np.ones((layers, len(sizes.sites), features), np.float32),
     )
-    scale = np.where(np.arange(features) < features // 200, 8, 1).astype(np.float32) * np.float32(deviation)
+    scale = deviations(features) * np.float32(deviation)
     fixed = {
         "nonfinite_count": np.zeros((2, layers, len(sizes.sites)), np.int32),
         "nll": np.ones(positions, np.float32),

@@ -16,9 +16,9 @@ import pytest
 import zarr
 
 from analyze import Criteria, View, open_store, sweep, view_peaks
-from analyze.load import StoredArray
+from analyze.chunks import StoredArray
 from capture.schema import Sizes
-from tests.benchmarks.table import SITES, bfloat16, in_turns, made_up, record
+from tests.benchmarks.table import SITES, bfloat16, deviations, in_turns, made_up, record
 
 ROUNDS = 7
 
@@ -176,8 +176,7 @@ def test_an_ablation_of_twenty_thresholds_on_a_large_store(wide: Path) -> None:
     sizes = open_store(wide).sizes
     matrices = sizes["sequence"] * sizes["layer"] * sizes["site"]
     shape = (sizes["position"], sizes["feature"])
-    scale = np.where(np.arange(shape[1]) < shape[1] // 200, 8, 1).astype(np.float32)
-    matrix = np.abs(bfloat16(scale * np.random.default_rng(1).standard_normal(shape, dtype=np.float32)))
+    matrix = np.abs(bfloat16(deviations(shape[1]) * np.random.default_rng(1).standard_normal(shape, dtype=np.float32)))
     each, hits = seconds_a_hit(matrix[None, None, :1000], 1.2)
     every = matrices * sum(int(np.count_nonzero(matrix >= np.float32(m))) for m in thresholds)
     record(
