@@ -31,7 +31,7 @@ from capture.schema import (
     Sizes,
     stored_variables,
 )
-from capture.shards import COMPRESSION, sync_folder
+from capture.shards import COMPRESSION, LEVEL, sync_folder
 
 if TYPE_CHECKING:
     import zarr  # what only reads a store does without
@@ -158,15 +158,15 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
     variable = VARIABLES[name]
     chunks, shards = chunks_and_shards(name, sizes)
     compressors: list[Any] = [Crc32cCodec()]
-    chosen = COMPRESSION[compression]
-    if chosen is not None and name != "done":
-        level, shuffle = chosen
+    block = COMPRESSION[compression]
+    if block is not None and name != "done":
         compressors.insert(
             0,
             BloscCodec(
                 cname="zstd",
-                clevel=level,
-                shuffle="shuffle" if shuffle == 1 else "bitshuffle",
+                clevel=LEVEL,
+                shuffle="shuffle",
+                blocksize=block,
                 typesize=np.dtype(variable.dtype).itemsize,
             ),
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self
 
@@ -49,10 +50,18 @@ class Pipeline:
     ----------
     compression : as `capture.shards.COMPRESSION`
     threads : number of compressing and writing threads
+    in_rounds : for a model that computes on the same cores. Each of its steps waits for the slowest of its threads, so
+        that one thread beside them costs as much as all of them standing still. The buffers then fill before any is
+        worked on, and `submit` waits while all threads empty them; the last round needs `flush`.
     """
 
-    def __init__(self, compression: str, threads: int) -> None:
+    def __init__(self, compression: str, threads: int, *, in_rounds: bool = False) -> None:
         self._compression = compression
+        self._in_rounds = in_rounds
+        self._round: list[Future[None]] = []
+        self._begun = threading.Event()
+        if not in_rounds:
+            self._begun.set()
         self._free: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
         for _ in range(2 * threads + 2):
             self._free.put(None)  # allocated at first use, when shape and dtype are known
@@ -61,6 +70,8 @@ class Pipeline:
 
     def submit(self, matrix: torch.Tensor, write: Write) -> Future[None]:
         """Copy a (position, feature) matrix off its device and have `write` called with its encoded bytes."""
+        if self._in_rounds and self._free.empty():
+            self.flush()
         buffer = self._free.get()
         try:
             if buffer is None or buffer.shape != matrix.shape or buffer.dtype != matrix.dtype:
@@ -68,10 +79,21 @@ class Pipeline:
             copied = self._copy_beside(matrix, buffer) if matrix.is_cuda else None
             if copied is None:
                 buffer.copy_(matrix)
-            return self._pool.submit(self._work, buffer, copied, write)
+            future = self._pool.submit(self._work, buffer, copied, write)
         except BaseException:
             self._free.put(None)
             raise
+        if self._in_rounds:
+            self._round.append(future)
+        return future
+
+    def flush(self) -> None:
+        """Have the buffers of a round that is not full emptied, and wait for it."""
+        self._begun.set()
+        wait(self._round)
+        self._round.clear()
+        if self._in_rounds:
+            self._begun.clear()
 
     def _copy_beside(self, matrix: torch.Tensor, buffer: torch.Tensor) -> torch.cuda.Event:
         """Copy from a GPU on a stream of its own, so that the model goes on computing."""
@@ -92,6 +114,7 @@ class Pipeline:
 
     def _work(self, buffer: torch.Tensor, copied: torch.cuda.Event | None, write: Write) -> None:
         try:
+            self._begun.wait()
             if copied is not None:
                 copied.synchronize()
             write(encode(widen(buffer), self._compression))
@@ -104,4 +127,5 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._begun.set()
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)

@@ -333,6 +333,8 @@ class _BatchWriter:
 def _capture_sequences(
     loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
 ) -> None:
+    import torch
+
     from capture.pipeline import Pipeline
     from capture.trace import trace_batch
 
@@ -343,16 +345,18 @@ def _capture_sequences(
     batches = [batch for batch in batches if not done[list(batch)].all()]
     reporter.start(len(mine), int(done[list(mine)].sum()))
     wanted = frozenset(RAW_VARIABLES[store.raw])
-    threads = 1 if loaded.model.device.type == "cpu" else max(1, min(MOST_THREADS, (os.cpu_count() or 2) - 1))
+    on_cpu = loaded.model.device.type == "cpu"
+    threads = max(1, min(MOST_THREADS, torch.get_num_threads() if on_cpu else (os.cpu_count() or 2) - 1))
     current: list[_BatchWriter] = []
     try:
         # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.
-        with Pipeline(store.compression, threads) as pipeline, ThreadPoolExecutor(1) as finisher:
+        with Pipeline(store.compression, threads, in_rounds=on_cpu) as pipeline, ThreadPoolExecutor(1) as finisher:
             finishing: Future[None] | None = None
             for numbers in batches:
                 writer = _BatchWriter(store, pipeline, numbers, done)
                 current = [*current[-1:], writer]
                 batch = trace_batch(loaded.traced, placed, store.token_id[list(numbers)], writer.sink, wanted)
+                pipeline.flush()
                 if finishing is not None:
                     finishing.result()
                 finishing = finisher.submit(writer.finish, batch, reporter)

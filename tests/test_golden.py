@@ -15,7 +15,7 @@ import xarray as xr
 
 from analyze.cli import main
 from capture.schema import PER_SEQUENCE, RAW_VARIABLES, Sizes
-from capture.store import create, write_sequence
+from capture.store import StoreWriter, create, write_sequence
 from capture.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden" / "version-1.zarr"
@@ -65,6 +65,15 @@ def test_the_golden_store_gives_the_same_answers_for_ever(tmp_path: Path, capsys
         answer = json.loads(capsys.readouterr().out)
         for name in ("count", "distinct_features", "mean_layer_fraction", "mean_position_fraction", "features"):
             assert answer[name] == expected[name], (words, name)
+
+
+def test_a_capture_that_the_first_release_began_goes_on(tmp_path: Path) -> None:
+    copy = shutil.copytree(GOLDEN, tmp_path / "s.zarr")
+    StoreWriter(copy).mark_done(1, False)
+    write_sequence(copy, 1, {name: content(1)[name] for name in (*RAW_VARIABLES["both"], *PER_SEQUENCE)})
+    result = verify(copy)
+    assert (result.damage, result.done) == ((), 3)
+    xr.testing.assert_identical(xr.open_zarr(copy).load(), xr.open_zarr(GOLDEN).load())
 
 
 if __name__ == "__main__":

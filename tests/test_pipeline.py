@@ -69,12 +69,61 @@ def test_a_slow_disk_holds_the_model_back() -> None:
         assert not producer.is_alive()
 
 
-def test_a_failed_write_is_raised_and_frees_its_buffer() -> None:
+def test_a_round_is_worked_on_only_once_its_buffers_are_full() -> None:
+    written: list[int] = []
+    with Pipeline("none", threads=1, in_rounds=True) as pipeline:
+        counts = []
+        for number in range(10):
+            pipeline.submit(torch.zeros(2, 2), lambda data, n=number: written.append(n))
+            counts.append(len(written))
+        assert counts == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]  # 2 * threads + 2 buffers
+        pipeline.flush()
+        assert written == list(range(10))
+        pipeline.submit(torch.zeros(2, 2), lambda data: written.append(10))
+        assert len(written) == 10
+    assert written == list(range(11))
+
+
+def test_a_round_waits_for_all_of_it() -> None:
+    entered, gate = threading.Semaphore(0), threading.Event()
+
+    def write(data: bytes) -> None:
+        entered.release()
+        gate.wait()
+
+    with Pipeline("none", threads=2, in_rounds=True) as pipeline:
+        for _ in range(6):
+            pipeline.submit(torch.zeros(2, 2), write)
+        flushing = threading.Thread(target=pipeline.flush)
+        flushing.start()
+        for _ in range(2):  # both threads are at work
+            assert entered.acquire(timeout=10)
+        flushing.join(0.2)
+        assert flushing.is_alive()
+        gate.set()
+        flushing.join(10)
+        assert not flushing.is_alive()
+
+
+@pytest.mark.parametrize("in_rounds", [False, True])
+def test_leaving_by_an_exception_hangs_nowhere(in_rounds: bool) -> None:
+    def interrupted() -> None:
+        with Pipeline("none", threads=1, in_rounds=in_rounds) as pipeline:
+            pipeline.submit(torch.zeros(2, 2), lambda data: None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+
+@pytest.mark.parametrize("in_rounds", [False, True])
+def test_a_failed_write_is_raised_and_frees_its_buffer(in_rounds: bool) -> None:
     def fail(data: bytes) -> None:
         raise OSError("the disk is gone")
 
-    with Pipeline("none", threads=1) as pipeline:
+    with Pipeline("none", threads=1, in_rounds=in_rounds) as pipeline:
         futures = [pipeline.submit(torch.zeros(2, 2), fail) for _ in range(9)]
+        pipeline.flush()
         for future in futures:
             with pytest.raises(OSError, match="the disk is gone"):
                 future.result()

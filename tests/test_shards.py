@@ -11,15 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-from capture.shards import COMPRESSION, AtomicFile, ShardFile, encode, read_chunks, read_index
+from capture.shards import COMPRESSION, LEVEL, AtomicFile, ShardFile, encode, read_chunks, read_index
 
 
 def array_at(path: Path, compression: str, shape: tuple[int, ...], chunks: tuple[int, ...]) -> zarr.Array:
-    chosen = COMPRESSION[compression]
+    block = COMPRESSION[compression]
     codecs = [Crc32cCodec()]
-    if chosen is not None:
-        shuffle = {1: "shuffle", 2: "bitshuffle"}[chosen[1]]
-        codecs.insert(0, BloscCodec(cname="zstd", clevel=chosen[0], shuffle=shuffle, typesize=4))
+    if block is not None:
+        codecs.insert(0, BloscCodec(cname="zstd", clevel=LEVEL, shuffle="shuffle", typesize=4, blocksize=block))
     return zarr.create_array(
         path,
         shape=shape,
@@ -53,6 +52,17 @@ def test_zarr_reads_what_we_write(
     shard.commit()
     np.testing.assert_array_equal(array[...], values)
     assert dict(read_chunks(path / "c" / "0" / "0" / "0", grid)).keys() == set(np.ndindex(*grid))
+
+
+@pytest.mark.parametrize("compression", ["fast", "small"])
+def test_planes_of_a_shuffled_block_share_no_huffman_table(compression: str) -> None:
+    # Normal values of bfloat16, as many as fill whole blocks; Huffman codes of whole bits cost some 3%.
+    bits = np.random.default_rng(0).normal(size=(2048, 1024)).astype(np.float32).view(np.uint32)
+    values = (bits & 0xFFFF0000).view(np.float32)
+    planes = (values.view(np.uint32) >> 24, values.view(np.uint32) >> 16 & 0xFF)
+    shares = (np.unique(plane, return_counts=True)[1] / values.size for plane in planes)
+    entropy = sum(-(share * np.log2(share)).sum() for share in shares) / 8
+    assert len(encode(values, compression)) < 1.05 * entropy * values.size
 
 
 def test_a_shard_with_a_missing_chunk_is_never_committed(tmp_path: Path) -> None:

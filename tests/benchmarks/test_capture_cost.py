@@ -29,11 +29,12 @@ from capture.sites import find_sites  # noqa: E402
 
 SECTION = "Capture"
 SEQUENCES, LENGTH, ROUNDS = 16, 1024, 3
-SIZE = f"SmolLM2-135M in bfloat16, {SEQUENCES} x {LENGTH:,} tokens"
+DTYPE = "float32"  # every CPU has instructions for it, and many have none for bfloat16
+SIZE = f"SmolLM2-135M in {DTYPE}, {SEQUENCES} x {LENGTH:,} tokens"
 
 
 def load() -> tuple[Loaded, Any]:
-    loaded = load_model("smollm2-135m", dtype="bfloat16")
+    loaded = load_model("smollm2-135m", dtype=DTYPE)
     corpus = open_corpus("python-docs")
     return loaded, token_blocks(corpus, loaded.tokenizer, sequences=SEQUENCES, length=LENGTH, bos=False)
 
