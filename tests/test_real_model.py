@@ -21,7 +21,9 @@ pytestmark = pytest.mark.slow
 from nnsight import NNsight  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from capture import run  # noqa: E402
+from analyze import Criteria  # noqa: E402
+from capture import reloading, run  # noqa: E402
+from capture.ablation import ablate  # noqa: E402
 from capture.models import Loaded, load_model  # noqa: E402
 
 
@@ -43,9 +45,9 @@ def loaded(request: pytest.FixtureRequest, single: Loaded) -> Loaded:
 
 @pytest.fixture(scope="module")
 def store(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two blocks of 200 tokens, captured by the command line with the model that is loaded already."""
+    """Two blocks of 96 tokens, captured by the command line with the model that is loaded already."""
     out = tmp_path_factory.mktemp("real") / "s.zarr"
-    words = ["--text", "python-docs", "--sequences", "2", "--length", "200", "--raw", "both"]
+    words = ["--text", "python-docs", "--sequences", "2", "--length", "96", "--raw", "both"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "load_model", lambda *_, **__: loaded)
         assert main(["capture", "smollm2-135m", "--out", str(out), *words]) == 0
@@ -129,3 +131,16 @@ def test_norm_inputs_are_saturated_and_norm_outputs_hold_almost_none(
     assert found["distinct_features"] > 500
     assert main(["find", str(store), "--json", "--preset", "study"]) == 0
     assert json.loads(capsys.readouterr().out)["distinct_features"] < 5
+
+
+def test_outliers_hurt_far_more_than_others(single: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (run, reloading):
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: single)
+    out = tmp_path / "s.zarr"
+    words = ["--text", "python-docs", "--sequences", "1", "--length", "64", "--raw", "none"]
+    assert main(["capture", "smollm2-135m", "--out", str(out), *words]) == 0
+    row = ablate(out, Criteria(magnitude=200), sequences=1, repeats=2).row()
+    assert row["top1_without"] < 0.7 * row["top1_with"]
+    assert abs(row["top1_random"] / row["top1_with"] - 1) < 0.02
+    assert row["perplexity_without"] > 20 * row["perplexity"]
+    assert row["perplexity_random_high"] < 1.1 * row["perplexity"]
