@@ -333,8 +333,6 @@ class _BatchWriter:
 def _capture_sequences(
     loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
 ) -> None:
-    import torch
-
     from capture.pipeline import Pipeline
     from capture.trace import trace_batch
 
@@ -346,7 +344,8 @@ def _capture_sequences(
     reporter.start(len(mine), int(done[list(mine)].sum()))
     wanted = frozenset(RAW_VARIABLES[store.raw])
     on_cpu = loaded.model.device.type == "cpu"
-    threads = max(1, min(MOST_THREADS, torch.get_num_threads() if on_cpu else (os.cpu_count() or 2) - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, min(MOST_THREADS, cores if on_cpu else cores - 1))
     current: list[_BatchWriter] = []
     try:
         # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import resource
 import shutil
 import threading
@@ -34,6 +35,7 @@ SIZE = f"SmolLM2-135M in {DTYPE}, {SEQUENCES} x {LENGTH:,} tokens"
 
 
 def load() -> tuple[Loaded, Any]:
+    torch.set_num_threads(os.cpu_count() or 1)  # the tests' conftest takes one, and then a core stands idle
     loaded = load_model("smollm2-135m", dtype=DTYPE)
     corpus = open_corpus("python-docs")
     return loaded, token_blocks(corpus, loaded.tokenizer, sequences=SEQUENCES, length=LENGTH, bos=False)
