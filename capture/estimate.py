@@ -27,7 +27,7 @@ _COMPRESSED_BYTES: Final = {"float32": 3.36, "bfloat16": 1.38, "float16": 1.76}
 _COMPRESSED_PEAK_BYTES: Final = {"float32": 3.19, "bfloat16": 1.19, "float16": 1.57}
 _UNCOMPRESSED_BYTES: Final = 4.0
 MOST_THREADS: Final = 8
-"""Compressing and writing threads beside a GPU, at the most."""
+"""Compressing and writing threads, at the most."""
 
 _ARRAY_BYTES: Final = 2_900  # metadata of one array, which stand in its folder and at the root
 _SITE_BYTES: Final = 330  # one row of the table of sites

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from capture.estimate import MOST_THREADS
 from capture.shards import encode
 
 Write = Callable[[bytes], None]
@@ -37,6 +39,15 @@ def widen(matrix: torch.Tensor) -> npt.NDArray[np.float32]:
         values: npt.NDArray[Any] = matrix.numpy()
         return values.astype(np.float32, copy=False)
     raise TypeError(f"activations of dtype {matrix.dtype} do not fit into float32")
+
+
+def writing_threads(device: str) -> int:
+    """Number of threads for a model on a `torch.device` of this type.
+
+    A model on a CPU stands still while they work, and they take every core; beside a GPU one is left to drive it.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, cores if device == "cpu" else cores - 1))
 
 
 class Pipeline:
@@ -88,11 +99,11 @@ class Pipeline:
         return future
 
     def flush(self) -> None:
-        """Have the buffers of a round that is not full emptied, and wait for it."""
-        self._begun.set()
-        wait(self._round)
-        self._round.clear()
+        """Have the buffers of a round that is not full emptied, and wait for it; without rounds there is none."""
         if self._in_rounds:
+            self._begun.set()
+            wait(self._round)
+            self._round.clear()
             self._begun.clear()
 
     def _copy_beside(self, matrix: torch.Tensor, buffer: torch.Tensor) -> torch.cuda.Event:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
-from capture.estimate import MOST_THREADS, check_free_space, check_request, store_bytes
+from capture.estimate import check_free_space, check_request, store_bytes
 from capture.models import Loaded, load_model
 from capture.progress import Reporter, Silence
 from capture.schema import RAW_VARIABLES, OutliersError, Sizes
@@ -333,7 +333,7 @@ class _BatchWriter:
 def _capture_sequences(
     loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
 ) -> None:
-    from capture.pipeline import Pipeline
+    from capture.pipeline import Pipeline, writing_threads
     from capture.trace import trace_batch
 
     done = store.done()
@@ -343,13 +343,14 @@ def _capture_sequences(
     batches = [batch for batch in batches if not done[list(batch)].all()]
     reporter.start(len(mine), int(done[list(mine)].sum()))
     wanted = frozenset(RAW_VARIABLES[store.raw])
-    on_cpu = loaded.model.device.type == "cpu"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, min(MOST_THREADS, cores if on_cpu else cores - 1))
+    device = loaded.model.device.type
     current: list[_BatchWriter] = []
     try:
         # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.
-        with Pipeline(store.compression, threads, in_rounds=on_cpu) as pipeline, ThreadPoolExecutor(1) as finisher:
+        with (
+            Pipeline(store.compression, writing_threads(device), in_rounds=device == "cpu") as pipeline,
+            ThreadPoolExecutor(1) as finisher,
+        ):
             finishing: Future[None] | None = None
             for numbers in batches:
                 writer = _BatchWriter(store, pipeline, numbers, done)

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 
 from capture import run
-from capture.estimate import MOST_THREADS
 from capture.models import Loaded, load_model
-from capture.pipeline import Pipeline
+from capture.pipeline import Pipeline, writing_threads
 from capture.progress import Silence
 from capture.schema import PER_SEQUENCE, RAW_VARIABLES
 from capture.store import StoreWriter, create
@@ -118,7 +117,7 @@ def main() -> None:
     loaded = load_model(words.model, dtype=words.dtype, device=words.device)
     request = {name: getattr(words, name) for name in ("model", "text", "sequences", "length", "dtype", "device")}
     on_gpu = loaded.model.device.type == "cuda"
-    threads = max(1, min(MOST_THREADS, (os.cpu_count() or 2) - 1)) if on_gpu else 1
+    threads = writing_threads(loaded.model.device.type)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "captured.zarr"
         captured(loaded, out, request)  # warms caches and kernels, and says what is written
