@@ -208,8 +208,8 @@ class StoreWriter:
         return SequenceWriter(self, number)
 
     def shard(self, name: str, number: int) -> ShardFile:
-        """Begin the shard of a variable that holds sequence `number`."""
-        return ShardFile(self._own(self.file(name, number)), self.grid(name))
+        """Begin the shard of a raw variable that holds sequence `number`."""
+        return ShardFile(self._own(self.file(name, number)), self.grid(name), cached=False)
 
     def file(self, name: str, number: int) -> Path:
         """File of a variable that holds sequence `number`."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
+import mmap
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,34 @@ def test_done_is_set_after_everything_else(tmp_path: Path, monkeypatch: pytest.M
     store.write_sequence(tmp_path / "s.zarr", 0, arrays(SIZES, "input", 0))
     assert order[-1] == "done"
     assert set(order[:-1]) == {*RAW_VARIABLES["input"], *PER_SEQUENCE}
+
+
+def cached_pages(path: Path) -> int:
+    """Pages of a file that the system keeps in memory."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        flags = (ctypes.c_ubyte * -(-len(content) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(content)
+        library = ctypes.CDLL(None, use_errno=True)
+        assert library.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(content)), flags) == 0
+        del start  # else the file could not be closed
+        return sum(flag & 1 for flag in flags)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice on its page cache")
+def test_activations_do_not_fill_the_page_cache_and_peaks_stay_in_it(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_bytes(bytes(4 * mmap.PAGESIZE))
+    with kept.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_pages(kept):
+        pytest.skip("this file system is memory")
+    sizes = Sizes(sequences=1, layers=2, sites=SIZES.sites, positions=64, features=64)
+    make(tmp_path / "s.zarr", sizes)
+    store.write_sequence(tmp_path / "s.zarr", 0, arrays(sizes, "input", 0))
+    writer = store.StoreWriter(tmp_path / "s.zarr")
+    assert [cached_pages(writer.file(name, 0)) for name in RAW_VARIABLES["input"]] == [0, 0]
+    assert all(cached_pages(writer.file(name, 0)) for name in ("layer_high", "position_peak"))
 
 
 @pytest.mark.parametrize("existing", ["file", "empty folder", "store"])
