@@ -186,10 +186,13 @@ class StoreWriter:
         try:
             return _read(open_group(self.path), name)
         except (ValueError, RuntimeError) as error:
-            raise OutliersError(
-                f"{name} of {self.path} is damaged ({str(error).splitlines()[0]}); "
-                f"see what can be mended with: outliers verify {self.path} --repair"
-            ) from error
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name: str, error: Exception) -> OutliersError:
+        return OutliersError(
+            f"{name} of {self.path} is damaged ({str(error).splitlines()[0]}); "
+            f"see what can be mended with: outliers verify {self.path} --repair"
+        )
 
     def done(self) -> npt.NDArray[np.bool_]:
         """Which sequences are captured, (sequence,) bool, as the disk says now."""
@@ -295,13 +298,12 @@ class StoreWriter:
 
     def mark_done(self, number: int, value: bool = True) -> None:
         """Set the flag of one sequence, durably."""
-        file = self.file("done", number)
-        start = number // self._group * self._group
-        flags = np.zeros(self._group, dtype=bool)
-        known = self.done()[start : start + self._group]
-        flags[: known.size] = known
-        flags[number - start] = value
-        self._write_flags(file, flags)
+        try:
+            flags = self._flags(number)
+        except (OSError, ValueError) as error:
+            raise self._damaged("done", error) from error
+        flags[number % self._group] = value
+        self._write_flags(self.file("done", number), flags)
 
     def clear_damaged_flags(self) -> list[int]:
         """Write the chunks of `done` that are missing or unreadable anew, as not captured.
@@ -320,10 +322,14 @@ class StoreWriter:
         damaged = []
         for start in range(0, self.sizes.sequences, self._group):
             try:
-                decode(self.file("done", start).read_bytes(), "bool", (self._group,), compressed=False)
+                self._flags(start)
             except (OSError, ValueError):
                 damaged.append(start)
         return damaged
+
+    def _flags(self, number: int) -> npt.NDArray[np.bool_]:
+        """The chunk of `done` that holds sequence `number`."""
+        return decode(self.file("done", number).read_bytes(), "bool", (self._group,), compressed=False)
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(self._own(file).parent, file.name)
