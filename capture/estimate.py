@@ -28,6 +28,8 @@ _COMPRESSED_PEAK_BYTES: Final = {"float32": 3.19, "bfloat16": 1.19, "float16": 1
 _UNCOMPRESSED_BYTES: Final = 4.0
 MOST_THREADS: Final = 8
 """Compressing and writing threads, at the most."""
+BUFFERS: Final = 2 * MOST_THREADS + 2
+"""Host memory for activations, in (position, feature) matrices, whatever the number of layers and sequences."""
 
 _ARRAY_BYTES: Final = 2_900  # metadata of one array, which stand in its folder and at the root
 _SITE_BYTES: Final = 330  # one row of the table of sites
@@ -101,7 +103,7 @@ def estimate(
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     matrix = length * placed.hidden_size
     vocabulary = int(config.get_text_config().vocab_size)
-    working = batch_size * (length * vocabulary + 2 * matrix) + (2 * MOST_THREADS + 2) * matrix
+    working = batch_size * (length * vocabulary + 2 * matrix) + BUFFERS * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
         model_facts(network).total_parameters * _DTYPE_BYTES[chosen],

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from capture.estimate import MOST_THREADS
+from capture.estimate import BUFFERS, MOST_THREADS
 from capture.shards import encode
 
 Write = Callable[[bytes], None]
@@ -53,9 +53,8 @@ def writing_threads(device: str) -> int:
 class Pipeline:
     """Threads that compress and write matrices, and the host buffers that the matrices wait in.
 
-    `submit` copies a matrix into a free buffer, waiting for one where the disk is slower than the model. The host
-    memory for activations is therefore `2 * threads + 2` matrices, whatever the number of layers and sequences. Use as
-    a context manager.
+    `submit` copies a matrix into a free one of `estimate.BUFFERS`, waiting for it where the disk is slower than the
+    model. Use as a context manager.
 
     Parameters
     ----------
@@ -63,7 +62,8 @@ class Pipeline:
     threads : number of compressing and writing threads
     in_rounds : for a model that computes on the same cores. Each of its steps waits for the slowest of its threads, so
         that one thread beside them costs as much as all of them standing still. The buffers then fill before any is
-        worked on, and `submit` waits while all threads empty them; the last round needs `flush`.
+        worked on, and `submit` waits while all threads empty them; the last round needs `flush`. PyTorch's threads spin
+        for milliseconds once they have nothing to do, so that few long rounds are better than many.
     """
 
     def __init__(self, compression: str, threads: int, *, in_rounds: bool = False) -> None:
@@ -74,7 +74,7 @@ class Pipeline:
         if not in_rounds:
             self._begun.set()
         self._free: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
-        for _ in range(2 * threads + 2):
+        for _ in range(BUFFERS):
             self._free.put(None)  # allocated at first use, when shape and dtype are known
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outliers-write")

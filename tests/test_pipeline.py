@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from capture.estimate import BUFFERS  # noqa: E402
 from capture.pipeline import Pipeline, widen  # noqa: E402
 
 
@@ -54,14 +55,14 @@ def test_a_slow_disk_holds_the_model_back() -> None:
     submitted = threading.Semaphore(0)
 
     def produce() -> None:
-        for _ in range(20):
+        for _ in range(BUFFERS + 10):
             pipeline.submit(torch.zeros(2, 2), lambda data: gate.wait() and None)
             submitted.release()
 
     with Pipeline("none", threads=1) as pipeline:
         producer = threading.Thread(target=produce)
         producer.start()
-        for _ in range(4):  # 2 * threads + 2 buffers
+        for _ in range(BUFFERS):
             assert submitted.acquire(timeout=10)
         assert not submitted.acquire(timeout=0.3)
         gate.set()
@@ -73,15 +74,15 @@ def test_a_round_is_worked_on_only_once_its_buffers_are_full() -> None:
     written: list[int] = []
     with Pipeline("none", threads=1, in_rounds=True) as pipeline:
         counts = []
-        for number in range(10):
+        for number in range(2 * BUFFERS + 1):
             pipeline.submit(torch.zeros(2, 2), lambda data, n=number: written.append(n))
             counts.append(len(written))
-        assert counts == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]  # 2 * threads + 2 buffers
+        assert counts == [0] * BUFFERS + [BUFFERS] * BUFFERS + [2 * BUFFERS]
         pipeline.flush()
-        assert written == list(range(10))
-        pipeline.submit(torch.zeros(2, 2), lambda data: written.append(10))
-        assert len(written) == 10
-    assert written == list(range(11))
+        assert written == list(range(2 * BUFFERS + 1))
+        pipeline.submit(torch.zeros(2, 2), lambda data: written.append(-1))
+        assert written[-1] == 2 * BUFFERS
+    assert written[-1] == -1
 
 
 def test_a_round_waits_for_all_of_it() -> None:
@@ -122,7 +123,7 @@ def test_a_failed_write_is_raised_and_frees_its_buffer(in_rounds: bool) -> None:
         raise OSError("the disk is gone")
 
     with Pipeline("none", threads=1, in_rounds=in_rounds) as pipeline:
-        futures = [pipeline.submit(torch.zeros(2, 2), fail) for _ in range(9)]
+        futures = [pipeline.submit(torch.zeros(2, 2), fail) for _ in range(2 * BUFFERS)]
         pipeline.flush()
         for future in futures:
             with pytest.raises(OSError, match="the disk is gone"):
