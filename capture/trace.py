@@ -104,11 +104,17 @@ def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> npt.NDArray[np.float32
     """
     ids = ids.to(logits.device)
     result = torch.full(ids.shape, torch.nan, device=logits.device)
+    # The memory of one window serves the next: new pages would cost as much as what is computed in them.
+    normal = torch.empty(len(ids), _NLL_POSITIONS, logits.shape[-1], device=logits.device)
+    wide = None if logits.dtype == torch.float32 else torch.empty_like(normal)
     for begin in range(0, ids.shape[1] - 1, _NLL_POSITIONS):
         end = min(begin + _NLL_POSITIONS, ids.shape[1] - 1)
-        scores, chosen = logits[:, begin:end].float().flatten(0, 1), ids[:, begin + 1 : end + 1].flatten()
-        loss = torch.nn.functional.cross_entropy(scores, chosen, reduction="none")
-        result[:, begin + 1 : end + 1] = loss.reshape(len(ids), -1)
+        scores, likelihood = logits[:, begin:end], normal[:, : end - begin]
+        if wide is not None:
+            scores = wide[:, : end - begin].copy_(scores)
+        torch.log_softmax(scores, dim=-1, out=likelihood)
+        chosen = ids[:, begin + 1 : end + 1, None]
+        result[:, begin + 1 : end + 1] = likelihood.gather(-1, chosen)[..., 0].neg()
     return result.cpu().numpy()
 
 
