@@ -30,13 +30,12 @@ from capture.sites import find_sites  # noqa: E402
 
 SECTION = "Capture"
 SEQUENCES, LENGTH, ROUNDS = 16, 1024, 3
-DTYPE = "float32"  # every CPU has instructions for it, and many have none for bfloat16
-SIZE = f"SmolLM2-135M in {DTYPE}, {SEQUENCES} x {LENGTH:,} tokens"
+SIZE = f"{SEQUENCES} x {LENGTH:,} tokens"
 
 
-def load() -> tuple[Loaded, Any]:
+def load(dtype: str) -> tuple[Loaded, Any]:
     torch.set_num_threads(os.cpu_count() or 1)  # the tests' conftest takes one, and then a core stands idle
-    loaded = load_model("smollm2-135m", dtype=DTYPE)
+    loaded = load_model("smollm2-135m", dtype=dtype)
     corpus = open_corpus("python-docs")
     return loaded, token_blocks(corpus, loaded.tokenizer, sequences=SEQUENCES, length=LENGTH, bos=False)
 
@@ -87,8 +86,11 @@ def study(loaded: Loaded, tokens: Any, folder: Path) -> None:
             torch.save(values.clone(), folder / f"{number}-{index}.pt")
 
 
-def test_capture_beside_the_forward_pass(tmp_path: Path) -> None:
-    loaded, tokens = load()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_capture_beside_the_forward_pass(dtype: str, tmp_path: Path) -> None:
+    if dtype == "bfloat16" and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        pytest.skip("without instructions for bfloat16 the forward pass alone takes ten times as long")
+    loaded, tokens = load(dtype)
     bare(loaded, tokens[:1])
     (base, with_raw, without, saved), processor = in_turns(
         ROUNDS,
@@ -104,7 +106,7 @@ def test_capture_beside_the_forward_pass(tmp_path: Path) -> None:
         ("the study's way, norm outputs only", saved, processor[3], ""),
     ):
         figure = f"{seconds / base:.2f} (processor time {used / processor[0]:.2f}; {rate})"
-        record(SECTION, f"{what} / bare forward passes with logits, {SIZE}", figure, aim)
+        record(SECTION, f"{what} / bare forward passes with logits, {dtype}, {SIZE}", figure, aim)
 
 
 def _resident() -> float:
@@ -114,7 +116,7 @@ def _resident() -> float:
 
 def _growth(way: str, folder: str, answer: Any) -> None:
     """Largest memory while a process does the work, beyond what it had before; the model is loaded already."""
-    loaded, tokens = load()
+    loaded, tokens = load("float32")
     work: Callable[[], None] = {
         "bare": lambda: bare(loaded, tokens),
         "capture": lambda: captured(loaded, Path(folder), "input"),
@@ -145,4 +147,4 @@ def test_memory_beside_the_studys_way(tmp_path: Path) -> None:
         grown[way] = answer.get(timeout=600)
         process.join()
     figure = " / ".join(f"{grown[way]:,.0f} MiB" for way in ("capture", "study", "bare"))
-    record(SECTION, f"memory that grows while working: capture / the study's way / bare, {SIZE}", figure)
+    record(SECTION, f"memory that grows while working: capture / the study's way / bare, float32, {SIZE}", figure)
