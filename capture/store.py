@@ -297,9 +297,17 @@ class StoreWriter:
         return encode(np.full(chunks, fill, dtype=VARIABLES[name].dtype), self.compression)
 
     def mark_done(self, number: int, value: bool = True) -> None:
-        """Set the flag of one sequence, durably."""
+        """Set the flag of one sequence, durably.
+
+        Raises
+        ------
+        OutliersError
+            The chunk of flags that it stands in is damaged. Where it is missing, none of its sequences counts.
+        """
         try:
             flags = self._flags(number)
+        except FileNotFoundError:
+            flags = np.zeros(self._group, dtype=bool)
         except (OSError, ValueError) as error:
             raise self._damaged("done", error) from error
         flags[number % self._group] = value

@@ -80,9 +80,9 @@ def test_a_round_is_worked_on_only_once_its_buffers_are_full() -> None:
         assert counts == [0] * BUFFERS + [BUFFERS] * BUFFERS + [2 * BUFFERS]
         pipeline.flush()
         assert written == list(range(2 * BUFFERS + 1))
-        pipeline.submit(torch.zeros(2, 2), lambda data: written.append(-1))
-        assert written[-1] == 2 * BUFFERS
-    assert written[-1] == -1
+        pipeline.submit(torch.zeros(2, 2), lambda data: written.append(2 * BUFFERS + 1))
+        assert len(written) == 2 * BUFFERS + 1
+    assert written == list(range(2 * BUFFERS + 2))
 
 
 def test_a_round_waits_for_all_of_it() -> None:

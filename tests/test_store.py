@@ -160,6 +160,24 @@ def test_done_is_set_after_everything_else(tmp_path: Path, monkeypatch: pytest.M
     assert set(order[:-1]) == {*RAW_VARIABLES["input"], *PER_SEQUENCE}
 
 
+def test_a_flag_is_set_beside_lost_ones_and_never_beside_damaged_ones(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr"
+    make(path, Sizes(sequences=1001, layers=1, sites=SIZES.sites, positions=2, features=2))
+    writer = store.StoreWriter(path)
+    writer.mark_done(1)
+    flags = writer.file("done", 0)
+    assert flags == writer.file("done", 1)  # they share a chunk
+    content = bytearray(flags.read_bytes())
+    content[0] ^= 1
+    flags.write_bytes(content)
+    with pytest.raises(OutliersError, match="done of .* is damaged .* outliers verify .* --repair"):
+        writer.mark_done(0)
+    assert flags.read_bytes() == content
+    flags.unlink()
+    writer.mark_done(0)
+    assert np.flatnonzero(writer.done()).tolist() == [0]
+
+
 def cached_pages(path: Path) -> int:
     """Pages of a file that the system keeps in memory."""
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
