@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 
-from capture.schema import (
+from capture.errors import OutliersError
+from capture.store.schema import (
     FEATURE,
     FORMAT,
     LAYER,
@@ -19,19 +20,18 @@ from capture.schema import (
     SIGNALS,
     SITE,
     VARIABLES,
-    OutliersError,
     refuse_newer,
     stored_variables,
 )
 
 if TYPE_CHECKING:
-    from analyze.criteria import Criteria
-    from analyze.find import Outliers
-    from analyze.null import Null
+    from analyze.answers.find import Outliers
+    from analyze.answers.null import Null
+    from analyze.answers.sweep import Sweep
+    from analyze.portraits.map import FeatureMap
     from analyze.portraits.portrait import Portrait
-    from analyze.portraits.residual import Walk
-    from analyze.portraits.strongest import FeatureMap
-    from analyze.sweeps import Sweep
+    from analyze.portraits.walk import Walk
+    from analyze.question.criteria import Criteria
 
 _REMEDY: Final = "choose parts by layer_range, sites, sequences and skip_first"
 
@@ -67,13 +67,13 @@ class OutliersAccessor:
 
     def find(self, *, preset: str | None = None, **settings: Any) -> Outliers:
         """Outlier features at one threshold: `analyze.find_outliers`."""
-        from analyze.find import find_outliers
+        from analyze.answers.find import find_outliers
 
         return find_outliers(checked(self._dataset), _criteria(preset, settings))
 
     def critical_magnitudes(self, *, preset: str | None = None, **settings: Any) -> xr.DataArray:
         """Largest magnitude at which each feature is an outlier: `analyze.critical_magnitudes`."""
-        from analyze.find import critical_magnitudes
+        from analyze.answers.find import critical_magnitudes
 
         return critical_magnitudes(checked(self._dataset), _criteria(preset, settings))
 
@@ -87,21 +87,21 @@ class OutliersAccessor:
         **settings: Any,
     ) -> Sweep:
         """Counts for every combination of thresholds, each one number or several: `analyze.sweep`."""
-        from analyze.sweeps import sweep
+        from analyze.answers.sweep import sweep
 
         thresholds = [None if t is None else _numbers(t) for t in (magnitude, layers, positions)]
         return sweep(checked(self._dataset), _criteria(preset, settings), *thresholds)
 
     def metrics(self, **settings: Any) -> xr.Dataset:
         """Measures of every layer and site: `analyze.layer_metrics`; takes the settings of `View`."""
-        from analyze.metrics import layer_metrics
-        from analyze.view import View
+        from analyze.answers.metrics import layer_metrics
+        from analyze.question.view import View
 
         return layer_metrics(checked(self._dataset), View(**settings))
 
     def null(self, *, repeats: int = 20, seed: int = 0, preset: str | None = None, **settings: Any) -> Null:
         """What the criterion finds by chance: `analyze.permutation_null`."""
-        from analyze.null import permutation_null
+        from analyze.answers.null import permutation_null
 
         return permutation_null(checked(self._dataset), _criteria(preset, settings), repeats=repeats, seed=seed)
 
@@ -115,13 +115,13 @@ class OutliersAccessor:
 
     def map(self, *, top: int = 20, preset: str | None = None, **settings: Any) -> FeatureMap:
         """The strongest features by layers: `analyze.feature_map`."""
-        from analyze.portraits.strongest import feature_map
+        from analyze.portraits.map import feature_map
 
         return feature_map(checked(self._dataset), _criteria(preset, settings), top=top)
 
     def walk(self, feature: int, **settings: Any) -> Walk:
         """The residual stream through one sublayer: `analyze.walk`; takes its keywords."""
-        from analyze.portraits.residual import walk
+        from analyze.portraits.walk import walk
 
         return walk(checked(self._dataset), feature, **settings)
 
@@ -134,7 +134,7 @@ def checked(dataset: xr.Dataset) -> xr.Dataset:
     OutliersError
         It is not.
     """
-    from analyze.load import loaded
+    from analyze.reading.lazy import loaded
 
     attributes = dataset.attrs
     version = attributes.get("format_version")
@@ -183,7 +183,7 @@ def _whole(dataset: xr.Dataset) -> bool:
 
     Plain xarray numbers nothing, so that a slice of sites or positions shows by nothing else. One sequence is read.
     """
-    from analyze.load import loaded
+    from analyze.reading.lazy import loaded
 
     peaks = dataset[["layer_high", "layer_low", "position_peak"]].isel({SIGNAL: 0, SEQUENCE: 0})
     high, low, by_position = (loaded(peaks[name]) for name in ("layer_high", "layer_low", "position_peak"))
@@ -200,7 +200,7 @@ def _part(dim: str, whole: int, size: int) -> OutliersError:
 
 
 def _criteria(preset: str | None, settings: dict[str, Any]) -> Criteria:
-    from analyze.criteria import Criteria
+    from analyze.question.criteria import Criteria
 
     return Criteria.preset(preset, **settings)
 

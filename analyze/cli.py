@@ -11,7 +11,7 @@ import typer
 
 from analyze import commands
 from capture.cli import register as register_capture
-from capture.schema import OutliersError
+from capture.errors import OutliersError
 
 app = typer.Typer(
     name="outliers",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capture.ablate_command import ablate_command
-from capture.schema import OutliersError
+from capture.ablation.command import ablate_command
+from capture.environment import prepare
+from capture.errors import OutliersError
 
 if TYPE_CHECKING:
-    from capture.campaign import Outcome
-    from capture.forecast import Forecast
+    from capture.recipes.forecast import Forecast
+    from capture.recipes.run import Outcome
 
 Model = Annotated[
     str,
@@ -28,7 +26,6 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-_HEAVY = ("torch", "transformers", "nnsight")
 
 
 def register(app: typer.Typer) -> None:
@@ -39,22 +36,6 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify_command)
     app.command("ablate")(ablate_command)
     app.command("run")(run_command)
-
-
-def require_capture_extra() -> None:
-    """Refuse where the packages of the capture stage are not installed.
-
-    Raises
-    ------
-    OutliersError
-        One of them is missing.
-    """
-    missing = [name for name in _HEAVY if importlib.util.find_spec(name) is None]
-    if missing:
-        raise OutliersError(
-            f"{' and '.join(missing)} not installed, which running a model needs; "
-            "install with: pip install 'outlier-features[capture]'"
-        )
 
 
 def parse_part(part: str) -> tuple[int, int]:
@@ -69,16 +50,6 @@ def parse_part(part: str) -> tuple[int, int]:
     if not slash or not number.isdecimal() or not parts.isdecimal():
         raise OutliersError(f"--part {part} is no part; expected I/K with I from 1 to K, such as 1/4")
     return int(number), int(parts)
-
-
-def prepare() -> None:
-    """Check what running a model needs, and keep the libraries' own talk off standard error."""
-    require_capture_extra()
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # their bars are no plain lines
-    from capture.models import silence_libraries
-
-    silence_libraries()
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -127,7 +98,7 @@ def capture_command(
     prepare()
     from capture.progress import Display
     from capture.run import capture
-    from capture.store import StoreWriter
+    from capture.store.write import StoreWriter
 
     try:
         with Display() as display:
@@ -168,9 +139,9 @@ def sites_command(
     Example: outliers sites smollm2-135m
     """
     prepare()
-    from capture.models import load_config
+    from capture.models.load import load_config
     from capture.progress import Display
-    from capture.sites import parse_overrides, sites_from_config
+    from capture.sites.place import parse_overrides, sites_from_config
 
     overrides = None if sites is None else parse_overrides(sites)
     config = load_config(model, trust_remote_code=trust_remote_code, reporter=Display())
@@ -243,7 +214,7 @@ def verify_command(
 
     Example: outliers verify data/smollm2.zarr
     """
-    from capture.verify import verify
+    from capture.store.verify import verify
 
     result = verify(store, repair=repair)
     for damage in result.damage:
@@ -282,11 +253,11 @@ def run_command(
     Example: outliers run data/recipes/offline.toml --out data/offline
     """
     prepare()
-    from capture.campaign import run_recipe
-    from capture.errand import terminate_like_ctrl_c
-    from capture.forecast import check_room, forecast
     from capture.progress import Display
-    from capture.recipe import read_recipe
+    from capture.recipes.forecast import check_room, forecast
+    from capture.recipes.process import terminate_like_ctrl_c
+    from capture.recipes.recipe import read_recipe
+    from capture.recipes.run import run_recipe
 
     read = read_recipe(recipe)
     folder = Path(recipe.stem) if out is None else out

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.hub import patiently
+from capture.errors import OutliersError
+from capture.models.retry import patiently
 from capture.progress import Reporter, Silence
-from capture.schema import OutliersError
 
 HUB_DATASETS: Final = {
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-10BT"),

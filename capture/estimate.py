@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from capture.models import DTYPES, load_config
+from capture.errors import OutliersError
+from capture.models.load import DTYPES, load_config
+from capture.pipeline import BUFFERS
 from capture.progress import Reporter
-from capture.schema import (
+from capture.store.chunks import COMPRESSION
+from capture.store.schema import (
     PER_SEQUENCE,
     RAW_CHOICES,
     RAW_VARIABLES,
     SEQUENCE,
     VARIABLES,
-    OutliersError,
     Sizes,
     stored_variables,
 )
-from capture.shards import COMPRESSION
 
 # Bytes on disk for each value, by the dtype that the model computed in; measured on SmolLM2 with the codec `fast`.
 _COMPRESSED_BYTES: Final = {"float32": 3.36, "bfloat16": 1.38, "float16": 1.76}
 _COMPRESSED_PEAK_BYTES: Final = {"float32": 3.19, "bfloat16": 1.19, "float16": 1.57}
 _UNCOMPRESSED_BYTES: Final = 4.0
-MOST_THREADS: Final = 8
-"""Compressing and writing threads, at the most."""
-BUFFERS: Final = 2 * MOST_THREADS + 2
-"""Host memory for activations, in (position, feature) matrices, whatever the number of layers and sequences."""
 
 _ARRAY_BYTES: Final = 2_900  # metadata of one array, which stand in its folder and at the root
 _SITE_BYTES: Final = 330  # one row of the table of sites
@@ -88,9 +83,9 @@ def estimate(
     OutliersError
         The model is unknown or is no decoder, or a choice is not known.
     """
-    from capture.facts import model_facts
-    from capture.sites import parse_overrides, sites_from_config
-    from capture.skeleton import meta_model
+    from capture.models.meta import meta_model
+    from capture.sites.facts import model_facts
+    from capture.sites.place import parse_overrides, sites_from_config
 
     check_request(sequences, length, batch_size, raw, compression)
     if dtype not in DTYPES:
@@ -119,7 +114,7 @@ def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", s
     Parameters
     ----------
     sizes : lengths of the dimensions
-    raw, compression : as for `capture.store.create`
+    raw, compression : as for `capture.store.create.create`
     dtype : `float32`, `bfloat16` or `float16`, which the model computes in
     sequences : only so many of them
 
@@ -136,20 +131,3 @@ def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", s
     metadata = (len(stored_variables(raw, bias=False)) + 2) * _ARRAY_BYTES
     metadata += sizes.layers * len(sizes.sites) * (_SITE_BYTES + 4 * sizes.features)  # with the norm's own weight
     return metadata + round(one_sequence * (sizes.sequences if sequences is None else sequences))
-
-
-def check_free_space(path: Path, needed: int) -> None:
-    """Refuse a capture that cannot fit.
-
-    Raises
-    ------
-    OutliersError
-        The file system of `path` has fewer bytes free than `needed`.
-    """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutliersError(
-            f"the capture needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
-            "free some room, or use fewer --sequences, a smaller --length, or --raw none"
-        )

@@ -8,14 +8,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from capture.estimate import BUFFERS, MOST_THREADS
-from capture.shards import encode
+from capture.store.chunks import encode
 
 Write = Callable[[bytes], None]
 
@@ -58,7 +57,7 @@ class Pipeline:
 
     Parameters
     ----------
-    compression : as `capture.shards.COMPRESSION`
+    compression : as `capture.store.chunks.COMPRESSION`
     threads : number of compressing and writing threads
     in_rounds : for a model that computes on the same cores. Each of its steps waits for the slowest of its threads, so
         that one thread beside them costs as much as all of them standing still. The buffers then fill before any is
@@ -140,3 +139,11 @@ class Pipeline:
     ) -> None:
         self._begun.set()
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+
+MOST_THREADS: Final = 8
+"""Compressing and writing threads, at the most."""
+
+
+BUFFERS: Final = 2 * MOST_THREADS + 2
+"""Host memory for activations, in (position, feature) matrices, whatever the number of layers and sequences."""

@@ -21,15 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
-from capture.estimate import check_free_space, check_request, store_bytes
-from capture.models import Loaded, load_model
+from capture.errors import OutliersError
+from capture.estimate import check_request, store_bytes
+from capture.models.load import Loaded, load_model
 from capture.progress import Reporter, Silence
-from capture.schema import RAW_VARIABLES, OutliersError, Sizes
-from capture.store import StoreExistsError, StoreWriter, create, part_sequences
+from capture.store.create import StoreExistsError, create
+from capture.store.files import check_free_space
+from capture.store.layout import part_sequences
+from capture.store.schema import RAW_VARIABLES, Sizes
+from capture.store.write import StoreWriter
 
 if TYPE_CHECKING:
     from capture.pipeline import Pipeline
-    from capture.sites import SiteMap
+    from capture.sites.place import SiteMap
     from capture.trace import Batch
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
@@ -68,13 +72,13 @@ def capture(
     text : as for `capture.corpus.open_corpus`
     sequences, length : number of token blocks, and tokens in each
     batch_size : blocks that go through the model together; no effect on values beyond floating-point noise
-    dtype, device : as for `capture.models.load_model`
+    dtype, device : as for `capture.models.load.load_model`
     raw : activations to keep: `input`, `output`, `both`, or `none` for peaks alone
     part : (i, k), capture only the i-th of k disjoint shares, counted from 1
     overwrite : replace an existing store
     bos : put a BOS first in each block; None does what the tokenizer does by itself
     compression : `fast`, `small` or `none`
-    sites : placement to use where the probe cannot see it, as for `capture.sites.parse_overrides`
+    sites : placement to use where the probe cannot see it, as for `capture.sites.place.parse_overrides`
     trust_remote_code : run the model code that a checkpoint brings along
     reporter : is told of the progress
 
@@ -95,9 +99,9 @@ def capture(
     corpus = open_corpus(text, reporter)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
 
-    from capture.blocks import refuse_lookahead
-    from capture.facts import model_facts
-    from capture.sites import find_sites, parse_overrides
+    from capture.sites.blocks import refuse_lookahead
+    from capture.sites.facts import model_facts
+    from capture.sites.place import find_sites, parse_overrides
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     refuse_lookahead(loaded.model)
@@ -202,7 +206,7 @@ def _parameters(
     model: Any, placed: SiteMap, sizes: Sizes
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
     """Weights and biases of all norms, (layer, site, feature); no bias where no norm has one."""
-    from capture.sites import norm_parameters
+    from capture.sites.place import norm_parameters
 
     shape = (sizes.layers, len(sizes.sites), sizes.features)
     weight, bias, biased = np.ones(shape, np.float32), np.zeros(shape, np.float32), False

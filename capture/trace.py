@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from capture.schema import SIGNALS, OutliersError
+from capture.errors import OutliersError
+from capture.store.schema import SIGNALS
 
 if TYPE_CHECKING:
     from nnsight import NNsight
 
-    from capture.sites import Site, SiteMap
+    from capture.sites.place import Site, SiteMap
 
 Sink = Callable[[str, int, int, torch.Tensor], None]
 """Called with (variable, layer, site index, tensor of shape (sequence, position, feature) on the model's device)."""

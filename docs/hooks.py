@@ -12,11 +12,11 @@ from typer.cli import get_docs_for_click
 CAPTURE = (
     "capture.run.capture",
     "capture.estimate.estimate",
-    "capture.verify.verify",
-    "capture.sites.find_sites",
-    "capture.models.load_model",
-    "capture.store.StoreWriter",
-    "capture.store.write_sequence",
+    "capture.store.verify.verify",
+    "capture.sites.place.find_sites",
+    "capture.models.load.load_model",
+    "capture.store.write.StoreWriter",
+    "capture.store.write.write_sequence",
 )
 ROOT = Path(__file__).parents[1]
 

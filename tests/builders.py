@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from capture import store
-from capture.schema import PER_SEQUENCE, RAW_VARIABLES, SIGNALS, VARIABLES, Sizes
+from capture.store import write
+from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, SIGNALS, VARIABLES, Sizes
 
 SITES = ("ln_attn", "ln_mlp")
 
@@ -83,7 +83,7 @@ def on_disk(
     """A store on disk; only the first `done` sequences are captured."""
     arrays = arrays_of(norm_input, norm_output, nll)
     sequences, layers, sites, positions, features = arrays["norm_input"].shape
-    store.create(
+    write.create(
         path,
         Sizes(sequences, layers, site_names(sites), positions, features),
         raw=raw,
@@ -94,7 +94,7 @@ def on_disk(
     )
     for n in range(sequences if done is None else done):
         names = (*RAW_VARIABLES[raw], *PER_SEQUENCE)
-        store.write_sequence(
+        write.write_sequence(
             path, n, {name: np.take(arrays[name], n, axis=VARIABLES[name].dims.index("sequence")) for name in names}
         )
     return path

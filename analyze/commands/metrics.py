@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from analyze.options import Csv, Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.printing import print_json
+from analyze.commands.options import Csv, Json, Scheduler, StorePath, Workers, asks_for_criteria
+from analyze.commands.output import print_json
+from analyze.display.tables import print_facts, print_rows
+from analyze.display.text import cell
 
 if TYPE_CHECKING:
-    from analyze.criteria import Criteria
+    from analyze.answers.table4 import DettmersTable
+
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
 
 
 @asks_for_criteria(preset="dettmers", without=("counting", "scale"))
@@ -24,11 +29,11 @@ def metrics(
 
     Example: outliers metrics data/smollm2.zarr --signal input
     """
-    from analyze.cluster import scheduler as running
-    from analyze.dettmers import dettmers_table
-    from analyze.find import as_dataset
-    from analyze.metrics import extreme_tokens, layer_metrics, metric_rows
-    from analyze.progress import shown
+    from analyze.answers.metrics import extreme_tokens, layer_metrics, metric_rows
+    from analyze.answers.table4 import dettmers_table
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
+    from analyze.reading.open import as_dataset
 
     with running(scheduler, workers), shown("reading activations") as progress:
         data = as_dataset(store)
@@ -36,11 +41,11 @@ def metrics(
         table = dettmers_table(data, criteria, progress=progress)
         tokens = extreme_tokens(data, criteria)
     if csv is not None:
-        from analyze.tables import write_csv
+        from analyze.display.tables import write_csv
 
         write_csv(csv, rows)
     if json_:
-        from analyze.find import all_jsonable
+        from analyze.display.text import all_jsonable
 
         print_json(
             {
@@ -51,6 +56,21 @@ def metrics(
             }
         )
     else:
-        from analyze.tables import print_metrics
-
         print_metrics(rows, table, tokens)
+
+
+def print_metrics(rows: list[dict[str, Any]], table: DettmersTable, tokens: list[dict[str, Any]]) -> None:
+    """Layer by layer, then Table 4, then the tokens with the largest magnitudes."""
+    print_rows(rows)
+    quartiles = "-" if table.quartiles is None else " / ".join(f"{value:.4g}" for value in table.quartiles)
+    facts = [
+        ("Table 4 of Dettmers et al.", str(table.criteria)),
+        ("outliers, one-sided", f"{table.outliers:,}, {table.one_sided:,}"),
+        ("layers, positions", f"{cell('fraction', table.layers)}, {cell('fraction', table.positions)}"),
+        ("most common outlier", f"{table.most_common}, quartiles of its hits {quartiles}"),
+        ("largest outlier", f"{table.largest}, median magnitude of its hits {cell('', table.largest_median)}"),
+    ]
+    print()
+    print_facts(facts if table.outliers else facts[:2])
+    print()
+    print_rows(tokens, title="tokens with the largest magnitudes")

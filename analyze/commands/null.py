@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.printing import print_json
+from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
+from analyze.commands.output import print_json
+from analyze.display.tables import print_facts
 
 if TYPE_CHECKING:
-    from analyze.criteria import Criteria
+    from analyze.answers.null import Null
+
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
 
 
 @asks_for_criteria()
@@ -27,15 +31,18 @@ def null(
 
     Example: outliers null data/smollm2.zarr --preset study --repeats 100
     """
-    from analyze.cluster import scheduler as running
-    from analyze.null import permutation_null
-    from analyze.progress import shown
+    from analyze.answers.null import permutation_null
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
 
     with running(scheduler, workers), shown("reading and permuting") as progress:
         result = permutation_null(store, criteria, repeats=repeats, seed=seed, progress=progress)
     if json_:
         print_json(result.to_dict())
     else:
-        from analyze.tables import print_null
-
         print_null(result)
+
+
+def print_null(result: Null) -> None:
+    """Found, and found by chance."""
+    print_facts(result.summary())

@@ -28,9 +28,9 @@ def pack(
 
     Example: outliers pack data/smollm2.zarr --out smollm2.zarr.zip --peaks-only
     """
-    from analyze.progress import shown
+    from analyze.commands.progress import shown
+    from analyze.display.text import size
     from analyze.sharing.pack import pack as run
-    from analyze.tables import size
 
     with shown("reading back") as progress:
         packed = run(

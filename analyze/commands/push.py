@@ -36,10 +36,10 @@ def push(
 
     Example: outliers push data/smollm2.zarr hf://datasets/ORG/NAME --license cc-by-4.0 --dry-run
     """
-    from analyze.progress import shown
+    from analyze.commands.progress import shown
+    from analyze.display.text import size
     from analyze.sharing.card import UNKNOWN, picture_name
     from analyze.sharing.push import push as run
-    from analyze.tables import size
 
     with shown("reading back") as progress:
         pushed = run(

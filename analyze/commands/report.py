@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from analyze import arguments
-from analyze.options import (
+from analyze.commands import options
+from analyze.commands.options import (
     Counting,
     Json,
     LayerRange,
@@ -25,7 +25,7 @@ from analyze.options import (
     Workers,
     criteria_of,
 )
-from analyze.printing import print_json
+from analyze.commands.output import print_json
 
 
 def report(
@@ -77,11 +77,11 @@ def report(
         scale=scale,
         rounding=rounding,
     )
-    magnitudes = None if magnitude is None else arguments.numbers(magnitude, "magnitude")
-    from analyze.cluster import scheduler as running
-    from analyze.progress import shown
+    magnitudes = None if magnitude is None else options.numbers(magnitude, "magnitude")
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
     from analyze.report.write import write_report
-    from capture.schema import SIGNALS
+    from capture.store.schema import SIGNALS
 
     with running(scheduler, workers), shown("reading peaks") as progress:
         written = write_report(
@@ -96,6 +96,6 @@ def report(
     if json_:
         print_json(written.to_dict())
     else:
-        from analyze.tables import plain
+        from analyze.display.text import plain
 
         print(plain(str(written)))

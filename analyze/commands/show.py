@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.printing import print_json
+from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
+from analyze.commands.output import print_json
+from analyze.display.tables import print_facts, print_rows
 
 if TYPE_CHECKING:
-    from analyze.criteria import Criteria
+    from analyze.portraits.portrait import Portrait
+
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
 
 
 @asks_for_criteria(without=("counting",))
@@ -34,23 +38,33 @@ def show(
     Example: outliers show data/smollm2.zarr --feature 507 --plot feature-507.png
     """
     if plot is not None:
-        from analyze.figures import check_path
+        from analyze.display.figures import check_path
 
         check_path(plot)  # before the work, not after it
-    from analyze.cluster import scheduler as running
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
     from analyze.portraits.portrait import portrait
-    from analyze.progress import shown
 
     with running(scheduler, workers), shown("reading activations") as progress:
         found = portrait(store, feature, criteria, sequence=sequence, tokens=tokens, progress=progress)
     if plot is not None:
-        from analyze.figures import save
+        from analyze.display.figures import save
         from analyze.portraits.figures import portrait_figure
 
         save(portrait_figure(found), plot)
     if json_:
         print_json(found.to_dict())
     else:
-        from analyze.portraits.tables import print_portrait
-
         print_portrait(found)
+
+
+def print_portrait(found: Portrait) -> None:
+    """The feature in words, by sequence, by layer, and its strongest tokens."""
+    print_facts(found.summary())
+    for title, rows in (
+        ("by sequence", list(found.sequences)),
+        ("smallest and largest value over sequences and positions", found.layer_rows),
+        ("tokens with the largest magnitudes", list(found.tokens)),
+    ):
+        print()
+        print_rows(rows, title)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze import arguments
-from analyze.options import (
+from analyze.commands import options
+from analyze.commands.options import (
     Counting,
     Csv,
     Json,
@@ -29,7 +29,11 @@ from analyze.options import (
     Workers,
     criteria_of,
 )
-from analyze.printing import print_json
+from analyze.commands.output import print_json
+from analyze.display.tables import print_rows
+
+if TYPE_CHECKING:
+    from analyze.answers.sweep import Sweep
 
 
 def sweep(
@@ -70,30 +74,35 @@ def sweep(
         rounding=rounding,
     )
     chosen = [
-        None if text is None else arguments.numbers(text, name)
+        None if text is None else options.numbers(text, name)
         for name, text in (("magnitude", magnitude), ("layers", layers), ("positions", positions))
     ]
     if plot is not None:
-        from analyze.figures import check_path
+        from analyze.display.figures import check_path
 
         check_path(plot)  # before the work, not after it
-    from analyze.cluster import scheduler as running
-    from analyze.progress import shown
-    from analyze.sweeps import sweep as run
+    from analyze.answers.sweep import sweep as run
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
 
     with running(scheduler, workers), shown("reading activations") as progress:
         result = run(store, criteria, *chosen, progress=progress)
     if csv is not None:
-        from analyze.tables import write_csv
+        from analyze.display.tables import write_csv
 
         write_csv(csv, result.rows)
     if plot is not None:
-        from analyze.figures import save, sweep_figure
+        from analyze.answers.sweep_figure import sweep_figure
+        from analyze.display.figures import save
 
         save(sweep_figure(result), plot)
     if json_:
         print_json(result.to_dict())
     else:
-        from analyze.tables import print_sweep
-
         print_sweep(result)
+
+
+def print_sweep(result: Sweep) -> None:
+    """One row a combination of thresholds."""
+    c = result.criteria
+    print_rows(result.rows, title=f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}")

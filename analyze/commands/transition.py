@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from analyze import arguments
-from analyze.options import (
+from analyze.commands import options
+from analyze.commands.options import (
     Counting,
     Json,
     LayerRange,
@@ -27,7 +27,7 @@ from analyze.options import (
     Workers,
     criteria_of,
 )
-from analyze.printing import print_json
+from analyze.commands.output import print_json
 
 
 def transition(
@@ -77,7 +77,7 @@ def transition(
     Example: outliers transition opt-*.zarr --preset study --magnitude 2:20:1 --layers 0.1:1:0.1 --out transition
     """
     grids = {
-        name: arguments.numbers(text, name)
+        name: options.numbers(text, name)
         for name, text in (("magnitude", magnitude), ("layers", layers))
         if text is not None
     }
@@ -95,11 +95,11 @@ def transition(
         scale=scale,
         rounding=rounding,
     )
-    from analyze.cluster import scheduler as running
-    from analyze.progress import shown
-    from analyze.study.transition import REPEATS, published_transitions
-    from analyze.study.transition import transition as run
-    from analyze.study.transition_grid import GRID_REPEATS, transition_grid
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
+    from analyze.transitions.grid import GRID_REPEATS, transition_grid
+    from analyze.transitions.transition import REPEATS, published_transitions
+    from analyze.transitions.transition import transition as run
 
     results, grid = [], None
     left_out: dict[str, str] = {}
@@ -131,7 +131,7 @@ def transition(
     if published:
         tables, left_out = published_transitions(repeats=REPEATS if repeats is None else repeats, **settings)
         results += tables
-    from analyze.study.transition_tables import print_transitions, result_of, write_transitions
+    from analyze.transitions.tables import print_transitions, result_of, write_transitions
 
     if out is not None:
         write_transitions(out, results, grid)

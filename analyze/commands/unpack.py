@@ -17,7 +17,7 @@ def unpack(
 
     Example: outliers unpack smollm2.zarr.zip --out data/smollm2.zarr
     """
-    from analyze.progress import shown
+    from analyze.commands.progress import shown
     from analyze.sharing.unpack import unpack as run
 
     with shown("reading back") as progress:

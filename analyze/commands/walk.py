@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze import arguments
-from analyze.options import Json, Scheduler, StorePath, Workers
-from analyze.printing import print_json
+from analyze.commands import options
+from analyze.commands.options import Json, Scheduler, StorePath, Workers
+from analyze.commands.output import print_json
+from analyze.display.tables import print_facts, print_rows
+
+if TYPE_CHECKING:
+    from analyze.portraits.walk import Walk
 
 
 def walk(
@@ -33,15 +37,15 @@ def walk(
 
     Example: outliers walk data/smollm2.zarr --feature 507 --positions 0:4 --plot walk.png
     """
-    rows = None if positions is None else arguments.indices(positions, "positions")
-    columns = None if features is None else arguments.indices(features, "features")
+    rows = None if positions is None else options.indices(positions, "positions")
+    columns = None if features is None else options.indices(features, "features")
     if plot is not None:
-        from analyze.figures import check_path
+        from analyze.display.figures import check_path
 
         check_path(plot)  # before the work, not after it
-    from analyze.cluster import scheduler as running
-    from analyze.portraits.residual import walk as run
-    from analyze.progress import shown
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
+    from analyze.portraits.walk import walk as run
 
     with running(scheduler, workers), shown("reading activations") as progress:
         found = run(
@@ -55,13 +59,38 @@ def walk(
             progress=progress,
         )
     if plot is not None:
-        from analyze.figures import save
+        from analyze.display.figures import save
         from analyze.portraits.walk_figure import walk_figure
 
         save(walk_figure(found), plot)
     if json_:
         print_json(found.to_dict())
     else:
-        from analyze.portraits.tables import print_walk
-
         print_walk(found)
+
+
+def print_walk(found: Walk) -> None:
+    """The three matrices, and the feature at every norm."""
+    print_facts(found.summary())
+    for name in ("before", "contribution", "after"):
+        print()
+        rows = [
+            {"position": p, **{f"feature {f}": value for f, value in zip(found.features, values, strict=True)}}
+            for p, values in zip(found.positions, getattr(found, name).tolist(), strict=True)
+        ]
+        print_rows(
+            rows, {"before": "the stream", "contribution": "+ contribution", "after": "= the stream after"}[name]
+        )
+    print()
+    layers, sites = found.stream["layer"].values.tolist(), found.stream["site"].values.tolist()
+    print_rows(
+        [
+            {
+                "layer": "" if layer < 0 else str(layer),
+                "site": site,
+                **{f"position {p}": value for p, value in zip(found.positions, values, strict=True)},
+            }
+            for layer, site, values in zip(layers, sites, found.stream.values.tolist(), strict=True)
+        ],
+        f"feature {found.feature} at every norm",
+    )

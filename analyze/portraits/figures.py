@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from analyze.portraits.map import FeatureMap
     from analyze.portraits.portrait import Portrait
-    from analyze.portraits.strongest import FeatureMap
 
 _MOST_COLUMNS: Final = 512  # of a heat map: more are narrower than what a printer or a screen shows
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,13 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.criteria import Criteria, critical_magnitude, threshold
-from analyze.find import ROUNDED, Store, all_jsonable, as_dataset
-from analyze.load import loaded, token_texts
-from analyze.peaks import of_groups, view_peaks
-from analyze.stored import has_activations
-from analyze.streaming import Float32, Progress, scale_unit, scaled, stream_matrices
-from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, OutliersError, mantissa_bits
+from analyze.answers.facts import ROUNDED
+from analyze.answers.find import critical_by_feature
+from analyze.display.text import all_jsonable
+from analyze.peaks.lookup import view_peaks
+from analyze.peaks.stream import stream_matrices
+from analyze.question.checks import within
+from analyze.question.criteria import Criteria
+from analyze.question.ranks import threshold
+from analyze.question.units import scale_unit, scaled
+from analyze.reading.activations import has_activations
+from analyze.reading.lazy import loaded
+from analyze.reading.open import as_dataset, token_texts
+from analyze.types import Float32, Progress, Store
+from capture.errors import OutliersError
+from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, mantissa_bits
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Portrait:
         return "\n".join(f"{name:12} {value}" for name, value in self.summary())
 
     def _repr_html_(self) -> str:
-        from analyze.notebook import facts, rows, stack
+        from analyze.display.html import facts, rows, stack
 
         return stack(facts(self.summary()), rows(self.sequences), rows(self.tokens))
 
@@ -204,29 +211,6 @@ def portrait(
         ranking=np.sort(pooled)[::-1],
         mantissa_bits=mantissa_bits(store.attrs),
     )
-
-
-def within(value: int, size: int, name: str) -> int:
-    """An index as int, refused where a dimension has no such entry."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError as error:
-        raise OutliersError(f"{name} is {value!r}; expected a whole number, 0 to {size - 1}") from error
-    if not 0 <= number < size:
-        raise OutliersError(f"{name} is {number}; the store has {name}s 0 to {size - 1}")
-    return number
-
-
-def critical_by_feature(peaks: xr.Dataset, criteria: Criteria) -> Float32:
-    """Critical magnitudes of all features from the peaks of a view: (sequence, feature), one row where pooled."""
-    parts = of_groups(
-        lambda group: critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions),
-        peaks,
-        criteria,
-    )
-    return np.concatenate(list(parts)).reshape(-1, peaks.sizes[FEATURE])
 
 
 def _rank(critical: Float32, feature: int) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from analyze.portraits.residual import Walk
+    from analyze.portraits.walk import Walk
 
 _MOST_CELLS: Final = 240  # of a matrix whose values are printed
 

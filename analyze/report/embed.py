@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analyze.peaks import in_threads
+from analyze.peaks.threads import in_threads
 
 # Small blocks, each with codes of its own, and few back references suit counts: a twentieth less than the defaults.
 _LEVEL, _MEMORY, _STRATEGY = 9, 5, zlib.Z_FILTERED

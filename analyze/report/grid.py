@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from analyze.criteria import check_magnitude, threshold
-from capture.schema import OutliersError
+from analyze.question.checks import check_magnitude
+from analyze.question.ranks import threshold
+from capture.errors import OutliersError
 
 # Steps within a decade, as (from, up to, step), the densest grid first. Every one has 1 and 6, Dettmers' magnitude.
 DENSITIES: Final = (

@@ -12,18 +12,21 @@ from typing import Any, Final, cast
 import numpy as np
 import xarray as xr
 
-from analyze.criteria import COUNTINGS, LAYER_UNITS, PRESETS, SATURATED, Criteria
-from analyze.find import ROUNDED, Store, as_dataset, nonfinite_count, perplexity
-from analyze.load import loaded
-from analyze.peaks import view_peaks
+from analyze.answers.facts import ROUNDED, nonfinite_count, perplexity
+from analyze.display.text import plain
+from analyze.peaks.lookup import view_peaks
+from analyze.question.checks import check_choice
+from analyze.question.criteria import COUNTINGS, LAYER_UNITS, PRESETS, SATURATED, Criteria
+from analyze.question.view import View
+from analyze.reading.lazy import loaded
+from analyze.reading.open import as_dataset
 from analyze.report import grid
 from analyze.report.embed import all_packed, text, text_length
+from analyze.report.levels import bucket_starts, span, tally
 from analyze.report.page import render
-from analyze.report.tally import bucket_starts, span, tally
-from analyze.streaming import Progress
-from analyze.tables import plain
-from analyze.view import View, check_choice
-from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, OutliersError, mantissa_bits
+from analyze.types import Progress, Store
+from capture.errors import OutliersError
+from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
 BUDGET: Final = 5_000_000
 """Bytes that a mail carries without complaint."""

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from analyze.sharing.push import Push, Remote, unlike
-from analyze.sharing.remote import credentials, reason
-from capture.schema import OutliersError
-from capture.store import file_digest
+from analyze.reading.server import credentials, reason
+from analyze.sharing.plan import Push, Remote, unlike
+from capture.errors import OutliersError
+from capture.store.files import file_digest
 
 _ROOT: Final = "zarr.json"
 _DIGEST: Final = "sha256"  # name of the object's metadata, which a reader of the bucket may use as well

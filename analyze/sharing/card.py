@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyze.load import open_store
-from analyze.tables import plain
-from capture.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, VARIABLES
+from analyze.display.text import plain
+from analyze.reading.open import open_store
+from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, VARIABLES
 
 TAGS: Final = ("interpretability", "activations", "outlier-features", "quantization", "zarr", "xarray")
 UNKNOWN: Final = "unknown"
@@ -130,9 +130,9 @@ def card(store: Path, name: str, url: str, *, licence: str | None = None) -> Car
 
 def picture(data: xr.Dataset) -> bytes:
     """PNG of the outlier count of the norm inputs against the magnitude, from the stored peaks."""
-    from analyze.criteria import Criteria
-    from analyze.figures import sweep_figure
-    from analyze.sweeps import sweep
+    from analyze.answers.sweep import sweep
+    from analyze.answers.sweep_figure import sweep_figure
+    from analyze.question.criteria import Criteria
 
     first = sweep(data, Criteria(), use_cache=False)
     (critical,) = first.critical.values()

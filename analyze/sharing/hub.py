@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from analyze.sharing.card import UNKNOWN, Card, picture_name
-from analyze.sharing.push import HUB, Push, Remote, unlike
-from capture.schema import OutliersError
+from analyze.sharing.plan import HUB, Push, Remote, unlike
+from capture.errors import OutliersError
 
 EXTRA: Final = "install with: pip install 'outlier-features[remote]'"
 _PAGE: Final = "README.md"

@@ -11,10 +11,13 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-from analyze.sharing.entries import Entry, Progress, check_free_space, check_sound, check_target, entries
-from capture.schema import MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES, OutliersError
-from capture.schema import mantissa_bits as bits_of
-from capture.store import CHECKSUMS, StoreWriter, open_group, sync_folder, write_rounded
+from analyze.sharing.files import Entry, Progress, check_free_space, check_sound, check_target, entries
+from capture.errors import OutliersError
+from capture.store.files import sync_folder
+from capture.store.rounding import write_rounded
+from capture.store.schema import CHECKSUMS, MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
+from capture.store.schema import mantissa_bits as bits_of
+from capture.store.write import StoreWriter, open_group
 
 SUFFIX: Final = ".zarr.zip"
 # What is not of the store must not reach the archive: the earliest time that ZIP knows, and plain permissions.

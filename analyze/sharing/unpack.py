@@ -9,11 +9,13 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from analyze.load import open_store
-from analyze.sharing.entries import Progress, check_free_space, check_target, checked_entries
-from capture.location import URLS
-from capture.schema import OutliersError
-from capture.store import flaw, sync_folder
+from analyze.reading.archive import checked_entries
+from analyze.reading.open import open_store
+from analyze.sharing.files import Progress, check_free_space, check_target
+from capture.errors import OutliersError
+from capture.store.files import sync_folder
+from capture.store.location import URLS
+from capture.store.verify import flaw
 
 _BLOCK: Final = 2**20
 _SLACK: Final = 4096  # bytes of file system a file, beside its content

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from capture import run
-from capture.models import Loaded, load_model
+from capture.models.load import Loaded, load_model
 from capture.pipeline import Pipeline, writing_threads
 from capture.progress import Silence
-from capture.schema import PER_SEQUENCE, RAW_VARIABLES
-from capture.store import StoreWriter, create
+from capture.store.create import create
+from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES
+from capture.store.write import StoreWriter
 from tests.benchmarks.table import Spent, in_turns
 
 

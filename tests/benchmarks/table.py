@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from capture import store
-from capture.schema import Sizes
+from capture.store import write
+from capture.store.schema import Sizes
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 SITES = ("ln_attn", "ln_mlp")
@@ -76,7 +76,7 @@ def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> P
     """A store of normal values, a few features 8 times as large: with activations, or with peaks alone."""
     rng = np.random.default_rng(0)
     sequences, layers, positions, features = sizes.sequences, sizes.layers, sizes.positions, sizes.features
-    store.create(
+    write.create(
         path,
         sizes,
         raw="input" if raw else "none",
@@ -104,5 +104,5 @@ def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> P
                 "layer_low": np.stack([x.min(axis=2)] * 2),
                 "position_peak": np.stack([np.maximum(x.max(axis=(0, 1)), -x.min(axis=(0, 1)))] * 2),
             }
-        store.write_sequence(path, n, arrays)
+        write.write_sequence(path, n, arrays)
     return path

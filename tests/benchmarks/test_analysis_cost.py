@@ -16,8 +16,8 @@ import pytest
 import zarr
 
 from analyze import Criteria, View, open_store, sweep, view_peaks
-from analyze.chunks import StoredArray
-from capture.schema import Sizes
+from analyze.reading.arrays import StoredArray
+from capture.store.schema import Sizes
 from tests.benchmarks.table import SITES, bfloat16, deviations, in_turns, made_up, record
 
 ROUNDS = 7

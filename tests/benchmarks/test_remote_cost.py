@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analyze import Criteria, find_outliers
-from capture.schema import Sizes
+from capture.store.schema import Sizes
 from tests import servers
 from tests.benchmarks.table import SITES, in_turns, made_up, record
 

@@ -1,0 +1,300 @@
+"""What `outliers ablate` found out, read back: the file's form, its checks, and the figures that papers print.
+
+A record lies beside the captured data, in `ablation/KEY.json` of the store. It is JSON, written in one canonical way
+and with the SHA-256 of its own content, so that no flipped bit passes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from analyze.question.criteria import Criteria
+from capture.errors import OutliersError
+from capture.store.schema import FOLDER
+
+SITE_CHOICES: Final = ("ln_attn", "ln_mlp", "both")
+_FORMAT: Final = "outlier-features ablation"
+_VERSION: Final = 1
+_INTERVAL: Final = (0.025, 0.975)
+_LISTED: Final = 12  # features that a line of text names
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One causal test: a model with its outlier features, without them, and without as many random others.
+
+    The first dimension of the arrays is the variant: 0 the model as it is, 1 without the outlier features, from 2 on
+    without the random ones of each repeat.
+
+    Parameters
+    ----------
+    criteria : which features are outliers
+    site : `ln_attn`, `ln_mlp` or `both`: the sublayers from whose input features were taken
+    features : the outlier features
+    random_features : those of each repeat, as many
+    hidden_size : width of the model
+    positions : tokens in each sequence; the first sequences of the store were run
+    seed : where the randomness of the control starts
+    top1 : (variant, sequence, layer), mean over heads and queries of the largest attention probability, the features
+        taken away in that layer alone; NaN where a layer has no softmax attention, or `site` leaves attention as it is
+    next_top1 : (variant, sequence), mean over positions of the largest probability of a next token, the features taken
+        away in all layers together
+    nll : (variant, sequence), mean negative log-likelihood over positions >= 1 in nats, likewise
+    attributes : circumstances: model, dtype, device, versions, time, command
+    """
+
+    criteria: Criteria
+    site: str
+    features: tuple[int, ...]
+    random_features: tuple[tuple[int, ...], ...]
+    hidden_size: int
+    positions: int
+    seed: int
+    top1: Float64 = field(repr=False)
+    next_top1: Float64 = field(repr=False)
+    nll: Float64 = field(repr=False)
+    attributes: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences of the store were run."""
+        return int(self.nll.shape[1])
+
+    @property
+    def repeats(self) -> int:
+        """How many times random features were drawn."""
+        return len(self.random_features)
+
+    @property
+    def layer_top1(self) -> Float64:
+        """(variant, layer): `top1` averaged over sequences."""
+        return np.asarray(self.top1.mean(axis=1))
+
+    @property
+    def perplexities(self) -> Float64:
+        """(variant,): exp of the mean negative log-likelihood over all sequences, as for the store itself."""
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(self.nll.mean(axis=1)))
+
+    def row(self) -> dict[str, float]:
+        """The figures that papers print.
+
+        Returns
+        -------
+        `top1_with`, `top1_without`, `top1_random`: means over layers of the attention's top-1 probability, a fraction;
+        `perplexity`, `perplexity_without`, `perplexity_random`; `next_top1`, `next_top1_without`, `next_top1_random`.
+        `_random` is the mean over repeats, `_random_low` and `_random_high` are the 2.5% and 97.5% quantiles of the
+        repeats: an interval in which a draw falls, not one for the mean, and with few repeats close to their range.
+        NaN where there is nothing to tell.
+        """
+        attended = ~np.isnan(self.top1).any(axis=(0, 1))
+        top1 = self.layer_top1[:, attended].mean(axis=1) if attended.any() else np.full(len(self.top1), np.nan)
+        row: dict[str, float] = {}
+        for name, first, values in (
+            ("top1", "top1_with", top1),
+            ("perplexity", "perplexity", self.perplexities),
+            ("next_top1", "next_top1", self.next_top1.mean(axis=1)),
+        ):
+            low, high = np.quantile(values[2:], _INTERVAL)
+            row |= {
+                first: float(values[0]),
+                f"{name}_without": float(values[1]),
+                f"{name}_random": float(values[2:].mean()),
+                f"{name}_random_low": float(low),
+                f"{name}_random_high": float(high),
+            }
+        return row
+
+    def layer_rows(self) -> list[dict[str, int | float | None]]:
+        """One row a layer: `layer`, and the means over sequences `top1_with`, `top1_without` and `top1_random`."""
+        return [
+            {
+                "layer": layer,
+                "top1_with": _jsonable(values[0]),
+                "top1_without": _jsonable(values[1]),
+                "top1_random": _jsonable(values[2:].mean()),
+            }
+            for layer, values in enumerate(self.layer_top1.T)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `outliers ablate --json` prints: strict JSON, null for what is not a finite number."""
+        return {
+            **{name: _jsonable(value) for name, value in self.row().items()},
+            "layers": self.layer_rows(),
+            "site": self.site,
+            "features": list(self.features),
+            "hidden_size": self.hidden_size,
+            "sequences": self.sequences,
+            "positions": self.positions,
+            "repeats": self.repeats,
+            "seed": self.seed,
+            "criteria": self.criteria.to_dict(),
+        }
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values for a reader."""
+        row = self.row()
+        named = ", ".join(map(str, self.features[:_LISTED])) + (", ..." if len(self.features) > _LISTED else "")
+        where = {"ln_attn": "attention", "ln_mlp": "the feed-forward part", "both": "attention and feed-forward"}
+        rows = [
+            ("criterion", str(self.criteria)),
+            ("outlier features", f"{len(self.features)} of {self.hidden_size:,}: {named}"),
+            ("set to zero", f"before {where[self.site]}"),
+            ("text", f"{self.sequences} x {self.positions:,} tokens"),
+            ("control", f"{self.repeats} draws of {len(self.features)} other features, seed {self.seed}"),
+        ]
+        for title, first, name, form in (
+            ("attention top-1, one layer at a time", "top1_with", "top1", "{:.2%}"),
+            ("perplexity, all layers together", "perplexity", "perplexity", "{:.5g}"),
+            ("next-token top-1, all layers together", "next_top1", "next_top1", "{:.2%}"),
+        ):
+            if math.isnan(row[first]):
+                continue
+            told = {key: form.format(row[key]) for key in row if key.startswith((first, name))}
+            rows.append(
+                (
+                    title,
+                    f"{told[first]} with outliers, {told[f'{name}_without']} without; without random features "
+                    f"{told[f'{name}_random']} ({told[f'{name}_random_low']} to {told[f'{name}_random_high']})",
+                )
+            )
+        return rows
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:38} {value}" for name, value in self.summary())
+
+    def dump(self) -> str:
+        """Text of the file that `load` reads."""
+        arrays = {name: _nested(getattr(self, name)) for name in ("top1", "next_top1", "nll")}
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "attributes": dict(self.attributes),
+            "criteria": self.criteria.to_dict(),
+            "site": self.site,
+            "features": list(self.features),
+            "random_features": [list(row) for row in self.random_features],
+            "hidden_size": self.hidden_size,
+            "positions": self.positions,
+            "seed": self.seed,
+            **arrays,
+        }
+        return _text(content)
+
+    @classmethod
+    def load(cls, text: str) -> Self:
+        """Read what `dump` wrote.
+
+        Raises
+        ------
+        ValueError
+            The text is not, to the last bit, what `dump` wrote, or does not hang together.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError("it is no record of an ablation")
+        if content.get("version") != _VERSION:
+            raise ValueError(f"it has version {content.get('version')}, and this release reads {_VERSION}")
+        content.pop("sha256", None)
+        if _text(content) != text:
+            raise ValueError("it does not match its checksum")
+        try:
+            found = cls(
+                criteria=Criteria(**content["criteria"]),
+                site=content["site"],
+                features=tuple(map(int, content["features"])),
+                random_features=tuple(tuple(map(int, row)) for row in content["random_features"]),
+                hidden_size=int(content["hidden_size"]),
+                positions=int(content["positions"]),
+                seed=int(content["seed"]),
+                attributes=dict(content["attributes"]),
+                **{name: np.array(content[name], np.float64) for name in ("top1", "next_top1", "nll")},
+            )
+        except (KeyError, TypeError, OutliersError) as error:
+            raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from error
+        variants = 2 + found.repeats
+        if (
+            found.site not in SITE_CHOICES
+            or found.repeats < 1
+            or not found.features
+            or any(len(row) != len(found.features) for row in found.random_features)
+            or found.nll.ndim != 2
+            or found.top1.ndim != 3
+            or 0 in found.top1.shape
+            or found.nll.shape != (variants, found.top1.shape[1])
+            or found.next_top1.shape != found.nll.shape
+            or len(found.top1) != variants
+        ):
+            raise ValueError("its parts do not fit together")
+        return found
+
+
+def read_ablations(store: Path | str) -> list[Ablation]:
+    """Read every ablation that is kept beside the data of a store.
+
+    Parameters
+    ----------
+    store : folder of the store
+
+    Returns
+    -------
+    those with the fewest features first; empty where none was run
+
+    Raises
+    ------
+    OutliersError
+        A record is damaged, or of a newer release.
+    """
+    folder = Path(store) / FOLDER
+    files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".")) if folder.is_dir() else []
+    found = [read_ablation(file) for file in files]
+    return sorted(found, key=lambda ablation: (len(ablation.features), ablation.site, str(ablation.criteria)))
+
+
+def read_ablation(file: Path) -> Ablation:
+    """Read one record.
+
+    Raises
+    ------
+    OutliersError
+        It cannot be read, is damaged, or is of a newer release.
+    """
+    try:
+        return Ablation.load(file.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OutliersError(
+            f"{file} is damaged or of a newer release ({reason}); restore it from a copy, or remove it and run "
+            "outliers ablate again"
+        ) from error
+
+
+def _text(content: dict[str, Any]) -> str:
+    plain = json.dumps(content, allow_nan=False, ensure_ascii=False, sort_keys=True)
+    return json.dumps(
+        {"sha256": sha256(plain.encode()).hexdigest(), **content},
+        allow_nan=False,
+        ensure_ascii=False,
+        sort_keys=True,
+        indent=1,
+    )
+
+
+def _nested(values: Float64) -> Any:
+    return json.loads(json.dumps(values.tolist()), parse_constant=lambda _: None)
+
+
+def _jsonable(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

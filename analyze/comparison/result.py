@@ -1,0 +1,441 @@
+"""A comparison as text: for a terminal, Markdown, CSV, JSON and HTML. Strings from a store are a stranger's."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from analyze.answers.facts import ROUNDED
+from analyze.comparison.bootstrap import STATISTICS
+from analyze.comparison.published import PublishedTable
+from analyze.display import html
+from analyze.display.tables import csv_text
+from analyze.display.text import all_jsonable, parameters, plain
+from analyze.question.criteria import Criteria
+from capture.errors import OutliersError
+
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+TITLES: Final = {
+    "moe": "Mixture-of-experts models",
+    "dense": "Dense models",
+    "table4": "Columns of Table 4 of Dettmers et al. (2022)",
+}
+_MISSING: Final = "-"
+_LONG: Final = 1e5
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]#|~$])")
+
+
+def rows_of(comparison: Comparison, table: str) -> list[Row]:
+    """Rows of the table `moe`, `dense` or `table4`."""
+    return list(getattr(comparison, table))
+
+
+def displayed(rows: Sequence[Row], table: str) -> list[dict[str, str]]:
+    """Rows for a reader: headings and cells as plain text, not yet escaped; no optional columns that say nothing."""
+    shown = [{heading: form(row) for heading, form in (_TABLE4 if table == "table4" else _STUDY)} for row in rows]
+    silent = [name for name in _OPTIONAL if all(row.get(name) == _MISSING for row in shown)]
+    return [{name: cell for name, cell in row.items() if name not in silent} for row in shown]
+
+
+def as_text(comparison: Comparison) -> str:
+    """All three tables for a terminal."""
+    parts = []
+    for table, title in TITLES.items():
+        rows = displayed(rows_of(comparison, table), table)
+        if rows:
+            parts.append(f"{title}: {_criterion(comparison, table)}\n{_aligned(rows)}")
+    return "\n\n".join([*parts, *map(plain, _notes(comparison))])
+
+
+def as_markdown(comparison: Comparison, table: str) -> str:
+    """One table, with what a reader must know to read it."""
+    rows = displayed(rows_of(comparison, table), table)
+    lines = [f"# {TITLES[table]}", "", f"{markdown(_criterion(comparison, table))}.", ""]
+    if rows:
+        names = list(rows[0])
+        lines.append("| " + " | ".join(names) + " |")
+        lines.append("|" + "|".join("---" if name in _LEFT else "---:" for name in names) + "|")
+        lines += ["| " + " | ".join(markdown(cell) for cell in row.values()) + " |" for row in rows]
+    else:
+        lines.append("No such model.")
+    lines += ["", *(f"- {markdown(note)}" for note in _notes(comparison, table))]
+    return "\n".join(lines) + "\n"
+
+
+def as_html(comparison: Comparison) -> str:
+    """All three tables for a notebook."""
+    tables = [
+        html.rows(displayed(rows_of(comparison, table), table), f"{title}: {_criterion(comparison, table)}")
+        for table, title in TITLES.items()
+    ]
+    return html.stack(*tables, html.facts([("note", note) for note in _notes(comparison)]))
+
+
+def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every table as Markdown, CSV and JSON.
+
+    Parameters
+    ----------
+    comparison : from `compare`
+    folder : exists
+
+    Returns
+    -------
+    the files: `moe.md`, `moe.csv`, `moe.json`, the same of `dense` and `table4`
+
+    Raises
+    ------
+    OutliersError
+        A file cannot be written.
+    """
+    content = comparison.to_dict()
+    about = {name: value for name, value in content.items() if name not in TITLES}
+    written = []
+    for table in TITLES:
+        criteria = "dettmers_criteria" if table == "table4" else "criteria"
+        texts = {
+            ".md": as_markdown(comparison, table),
+            ".csv": as_csv(comparison, table),
+            ".json": json.dumps(
+                {
+                    "criteria": content[criteria],
+                    **{name: about[name] for name in ("resamples", "seed", "published")},
+                    "rows": content[table],
+                },
+                allow_nan=False,
+                indent=1,
+            )
+            + "\n",
+        }
+        for suffix, text in texts.items():
+            file = folder / f"{table}{suffix}"
+            try:
+                file.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise OutliersError(f"cannot write {file}: {error.strerror}; choose another folder") from error
+            written.append(file)
+    return written
+
+
+def as_csv(comparison: Comparison, table: str) -> str:
+    """One table with every key of its rows; blank where a number is missing."""
+    return csv_text(columns(table4=table == "table4"), rows_of(comparison, table))
+
+
+def markdown(text: str) -> str:
+    """A stranger's text as text in Markdown: on one line, no markup, no table border, no HTML, no link, no mention."""
+    escaped = _MARKDOWN.sub(r"\\\1", plain(text))
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;"), ("://", "&#58;//")):
+        escaped = escaped.replace(character, entity)
+    return re.sub(r"(?i)\bwww\.", lambda found: found.group()[:-1] + "&#46;", escaped)
+
+
+def _aligned(rows: list[dict[str, str]]) -> str:
+    lines = [list(rows[0]), *([plain(cell) for cell in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    left = [name in _LEFT for name in rows[0]]
+    return "\n".join(
+        "  ".join(
+            text.ljust(w) if to_left else text.rjust(w) for text, w, to_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _criterion(comparison: Comparison, table: str) -> str:
+    return str(comparison.dettmers_criteria if table == "table4" else comparison.criteria)
+
+
+def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
+    rows = [row for name in TITLES if table in (None, name) for row in rows_of(comparison, name)]
+    own = [row for row in rows if row["published"] is None]
+    notes = []
+    if any(not _none(row[f"{name}_low"]) for row in own for name in (*STATISTICS, "perplexity")):
+        notes.append(
+            f"Brackets: 95% intervals of {comparison.resamples:,} bootstrap resamples of whole sequences, "
+            f"seed {comparison.seed}."
+        )
+    if any(row["count"] for row in own):
+        notes.append("In parentheses: medians over the outliers, where they differ from the means.")
+    if any(not _none(row["perplexity_without"]) for row in own):
+        notes.append("With and without outlier features, and without as many random ones: of the sequences ablated.")
+    texts = sorted({f"{row['model']}: {row['text']}" for row in own if row["text"]})
+    if texts:
+        notes.append(
+            "Perplexities are of each store's own text and tokens, and compare only where these are the same: "
+            + "; ".join(texts[:8])
+            + ("; ..." if len(texts) > 8 else "")
+            + "."
+        )
+    for name, words in (
+        ("nonfinite_count", "{:,} values are NaN or infinite; a NaN never hits"),
+        ("mantissa_bits", ROUNDED),
+    ):
+        notes += sorted({f"{row['model']}: {words.format(row[name])}." for row in own if row[name]})
+    if any(row["saturated"] for row in own):
+        notes.append("Saturated: over half of the width qualifies; the criterion tells features apart no longer.")
+    if table in (None, "table4") and comparison.table4:
+        kinds = {row["median_magnitude_of"] for row in comparison.table4}
+        medians = {
+            "hits": "over the hits of the largest outlier feature",
+            "position peaks": "for stores over position peaks of the largest outlier feature, as a rule larger than "
+            "its hits; --quartiles reads the activations for the paper's quantity",
+            "most common": "for published rows over the hits of the most common outlier feature, as Table 4 prints it",
+        }
+        parts = [text for kind, text in medians.items() if kind in kinds]
+        if parts:
+            notes.append("Median magnitude: " + "; ".join(parts) + ".")
+    for one in comparison.published:
+        if table is None or ((one.kind == "dettmers") == (table == "table4") and one.kind in (table, "dettmers")):
+            notes.append(f"Published: {one.source}. {' '.join(one.notes)}")
+            if counted_otherwise(comparison, one):
+                notes.append(f"These published rows do not compare with the stores: they count {one.criteria}.")
+    return notes
+
+
+def _name(row: Row) -> str:
+    return str(row["model"])
+
+
+def _origin(row: Row) -> str:
+    return "store" if row["published"] is None else "published"
+
+
+def _marked(row: Row, name: str, text: str) -> str:
+    return f"{text}*" if name in row["doubtful"] else text
+
+
+def _experts(row: Row) -> str:
+    if row["experts"] is None:
+        return _MISSING
+    shared = f"+{row['shared_experts']} shared" if row["shared_experts"] else ""
+    return _marked(row, "experts", f"{row['experts']}{shared}")
+
+
+def _whole(name: str) -> Callable[[Row], str]:
+    return lambda row: _MISSING if row[name] is None else _marked(row, name, f"{row[name]:,}")
+
+
+def _words(name: str) -> Callable[[Row], str]:
+    return lambda row: row[name] if row[name] else _MISSING
+
+
+def _number(name: str, digits: str = ".2f") -> Callable[[Row], str]:
+    def form(row: Row) -> str:
+        if _none(row[name]):
+            return _MISSING
+        kind = digits if row[name] < _LONG else ".3g"
+        return f"{row[name]:{kind}}" + _range(row, name, f"{{:{kind}}}")
+
+    return form
+
+
+def _percent(name: str) -> Callable[[Row], str]:
+    def form(row: Row) -> str:
+        if _none(row[name]):
+            return _MISSING
+        middle = row.get(name.replace("mean_", "median_"))
+        median = "" if name.startswith("median_") or _none(middle) or middle == row[name] else f" ({middle:.1%})"
+        return f"{row[name]:.1%}{median}{_range(row, name, '{:.1%}')}"
+
+    return form
+
+
+def _range(row: Row, name: str, form: str) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return "" if _none(low) or _none(high) else f" [{form.format(low)}, {form.format(high)}]"
+
+
+def _count(row: Row) -> str:
+    return f"{row['count']:,}" + _range(row, "count", "{:,.0f}")
+
+
+def _width(row: Row) -> str:
+    if row["share"] is None:
+        return _MISSING
+    return f"{row['share']:.1%}" + (", saturated" if row["saturated"] else "")
+
+
+def _quartiles(row: Row) -> str:
+    values = [row[name] for name in ("first_quartile", "median", "third_quartile")]
+    return _MISSING if any(_none(value) for value in values) else " / ".join(f"{value:.3g}" for value in values)
+
+
+def _top1(row: Row) -> str:
+    if _none(row["top1_with"]):
+        return _MISSING
+    text = f"{row['top1_with']:.1%} / {row['top1_without']:.1%}"
+    return text if _none(row["top1_random"]) else f"{text} / {row['top1_random']:.1%}"
+
+
+def _ablated_perplexity(row: Row) -> str:
+    if _none(row["perplexity_without"]):
+        return _MISSING
+    return " / ".join(f"{row[f'perplexity_{variant}']:.5g}" for variant in ("with", "without", "random"))
+
+
+def _none(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+_ABLATED: Final[tuple[Column, ...]] = (
+    ("Top-1 with / without / random", _top1),
+    ("Perplexity with / without / random", _ablated_perplexity),
+)
+_STUDY: Final[tuple[Column, ...]] = (
+    ("Model", _name),
+    ("From", _origin),
+    ("Total", lambda row: parameters(row["total_parameters"])),
+    ("Active", lambda row: parameters(row["active_parameters"])),
+    ("Experts", _experts),
+    ("Top-k", _whole("top_k")),
+    ("Routing", _words("routing")),
+    ("Precision", _words("precision")),
+    ("Perplexity", _number("perplexity")),
+    ("Outliers", _count),
+    ("Mean L%", _percent("mean_layer_fraction")),
+    ("Mean S%", _percent("mean_position_fraction")),
+    ("Distinct", _whole("distinct_features")),
+    ("Of width", _width),
+    *_ABLATED,
+)
+_TABLE4: Final[tuple[Column, ...]] = (
+    ("Model", _name),
+    ("From", _origin),
+    ("Total", lambda row: parameters(row["total_parameters"])),
+    ("Perplexity", _number("perplexity")),
+    ("Outliers", _count),
+    ("One-sided", _whole("one_sided")),
+    ("Layers", _percent("mean_layer_fraction")),
+    ("Positions", _percent("mean_position_fraction")),
+    ("Quartiles", _quartiles),
+    ("Median magnitude", _number("median_magnitude", ".3g")),
+    *_ABLATED,
+)
+_OPTIONAL: Final = (*(name for name, _ in _ABLATED), "Quartiles", "Distinct", "Of width")
+_LEFT: Final = ("Model", "From", "Routing", "Precision")
+
+
+RESAMPLES: Final = 1000
+
+
+FACTS: Final = (
+    *("model", "store", "published", "text", "sequences", "positions"),
+    *("total_parameters", "active_parameters", "experts", "shared_experts", "top_k", "routing", "precision"),
+    *("perplexity", "perplexity_low", "perplexity_high"),
+    *("nonfinite_count", "mantissa_bits"),
+)
+
+
+COUNTED: Final = (
+    *(f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")),
+    *("median_layer_fraction", "median_position_fraction"),
+    *("distinct_features", "hidden_size", "share", "saturated"),
+)
+
+
+TABLE4: Final = (
+    *("one_sided", "first_quartile", "median", "third_quartile"),
+    *("largest_feature", "median_magnitude", "median_magnitude_of"),
+)
+
+
+ABLATED: Final = (
+    *("top1_with", "top1_without", "top1_random"),
+    *("perplexity_with", "perplexity_without", "perplexity_random"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of the study's two tables and of Dettmers' Table 4, of stores and of publications.
+
+    Parameters
+    ----------
+    criteria : of the study's tables
+    dettmers_criteria : of Table 4: the same thresholds and view, pooled, by layers and without rounding
+    resamples, seed : of the bootstrap over sequences
+    study, table4 : one row a store, then one a published model; the same keys in every row of a table, None where a
+        number is not known and NaN where there is none
+    published : the published tables among the rows; empty where they were not asked for
+
+    Notes
+    -----
+    Keys of both: `model`, `store` (path; None for a published row), `published` (name of the published table; None for
+    a store), `text`, `sequences`, `positions`, `total_parameters`, `active_parameters`, `experts`, `shared_experts`,
+    `top_k`, `routing`, `precision`, `perplexity`, `nonfinite_count` and `mantissa_bits` (as in `Outliers`), `count`,
+    `distinct_features`, `hidden_size`, `share` (of the width), `saturated`, `mean_layer_fraction`,
+    `mean_position_fraction`, their medians over the outliers (`median_layer_fraction` ...), and the ends of 95%
+    bootstrap intervals (`count_low`, `count_high` ...), of means over the resamples that have an outlier; `doubtful`:
+    columns that a publication marks. Where `outliers ablate` ran with the criterion also `top1_with`, `top1_without`,
+    `top1_random`, and the perplexities of the sequences that it ran, `perplexity_with`, `perplexity_without` and
+    `perplexity_random`.
+
+    `table4` also has `one_sided`, `largest_feature`, the quartiles `first_quartile`, `median`, `third_quartile` and
+    `median_magnitude`, the quantity of Figure 4a; `median_magnitude_of` says of what: `hits` of the largest outlier
+    feature (as the paper, needs the activations), `position peaks` of it over positions with a hit (from stored peaks
+    alone; as a rule larger), or the `most common` outlier feature (Table 4 as printed).
+    """
+
+    criteria: Criteria
+    dettmers_criteria: Criteria
+    resamples: int
+    seed: int
+    study: tuple[Row, ...] = field(repr=False)
+    table4: tuple[Row, ...] = field(repr=False)
+    published: tuple[PublishedTable, ...] = field(repr=False)
+
+    @property
+    def moe(self) -> list[Row]:
+        """Rows of mixture-of-experts models."""
+        return [row for row in self.study if is_moe(row)]
+
+    @property
+    def dense(self) -> list[Row]:
+        """Rows of all other models."""
+        return [row for row in self.study if not is_moe(row)]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows of both of the study's tables."""
+        return [*self.moe, *self.dense]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `outliers compare --json` prints: strict JSON."""
+        return {
+            "criteria": self.criteria.to_dict(),
+            "dettmers_criteria": self.dettmers_criteria.to_dict(),
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "moe": all_jsonable(self.moe),
+            "dense": all_jsonable(self.dense),
+            "table4": all_jsonable(self.table4),
+            "published": [
+                {name: value for name, value in table.to_dict().items() if name != "rows"} for table in self.published
+            ],
+        }
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+
+def counted_otherwise(comparison: Comparison, table: PublishedTable) -> bool:
+    """Whether the stores beside a published table were counted by another criterion than its numbers."""
+    return table.criteria != (comparison.dettmers_criteria if table.kind == "dettmers" else comparison.criteria)
+
+
+def is_moe(row: Row) -> bool:
+    """Whether a row is of a mixture of experts."""
+    return row["experts"] is not None and row["experts"] > 0
+
+
+def columns(*, table4: bool) -> tuple[str, ...]:
+    """Keys of a row, in order."""
+    return (*FACTS, *COUNTED, *(TABLE4 if table4 else ()), *ABLATED, "doubtful")

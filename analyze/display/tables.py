@@ -1,0 +1,92 @@
+"""Results as tables for a terminal. Strings from a store are a stranger's: shown, never interpreted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from analyze.display.text import cell, clean, plain
+from capture.errors import OutliersError
+
+if TYPE_CHECKING:
+    pass
+
+_MOST_ROWS = 20
+_FORMULA: Final = ("=", "+", "-", "@")
+
+
+def console() -> Console:
+    """Standard output; wide where it is no terminal, so that no cell is cut."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def print_facts(rows: Iterable[tuple[str, Any]]) -> None:
+    """Names and values, aligned; a long value goes on below itself."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(clean(name), clean(value))
+    console().print(table)
+
+
+def print_rows(rows: list[dict[str, Any]], title: str | None = None) -> None:
+    """Dictionaries with the same keys as a table."""
+    # Plain text: a rich table of a thousand rows takes longer than the sweep behind it.
+    names = list(rows[0]) if rows else []
+    cells = [[name.replace("_", " ") for name in names], *([cell(name, row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    left = [isinstance(rows[0][name], str) for name in names]
+    lines = [] if title is None else [plain(title)]
+    for line in cells:
+        padded = [
+            text.ljust(w) if to_left else text.rjust(w) for text, w, to_left in zip(line, widths, left, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
+    print("\n".join(lines))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Dictionaries with the same keys as a CSV file; blank where a number is missing.
+
+    Raises
+    ------
+    OutliersError
+        The file cannot be written.
+    """
+    try:
+        path.write_text(csv_text(list(rows[0]), rows), encoding="utf-8", newline="")
+    except OSError as error:
+        raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
+
+
+def csv_text(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Columns of dictionaries as CSV that may be opened in a spreadsheet; blank where a number is missing."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in names])
+    writer.writerows([csv_cell(row[name]) for name in names] for row in rows)
+    return buffer.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file that may be opened in a spreadsheet.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front, which spreadsheets do not show.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, list):
+        value = " ".join(map(str, value))
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text

@@ -1,0 +1,187 @@
+"""Arrays of a store, read on demand and checked, wherever the store is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from analyze.peaks.buffers import BUFFERS
+from analyze.reading.locations import open_location
+from capture.errors import OutliersError
+from capture.store.chunks import decode, decode_strings
+from capture.store.location import Location
+from capture.store.metadata import ArrayMetadata, read_array_metadata
+from capture.store.schema import LAYER, SEQUENCE, SIGNAL, SIGNALS, SITE, VARIABLES
+from capture.store.shards import MISSING, index_bytes, parse_index
+
+Place = tuple[int, ...]
+
+OVERHEAD: Final = 64
+"""Bytes that encoding can add to a chunk, at most."""
+_TOGETHER: Final = 16  # files of a distant store that are asked for at once
+_CHECKSUM: Final = 4
+
+
+def box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
+    """Split a selection of integers and slices of any step, as dask makes them, into a box and what to take of it.
+
+    Parameters
+    ----------
+    key : index, or tuple of at most as many as there are dimensions
+    shape : of the array
+
+    Returns
+    -------
+    box : (start, stop) slices
+    inner : selection of the box
+    """
+    keys = key if isinstance(key, tuple) else (key,)
+    keys += (slice(None),) * (len(shape) - len(keys))
+    slices: list[slice] = []
+    inner: list[Any] = []
+    for part, size in zip(keys, shape, strict=True):
+        span = range(size)[part] if isinstance(part, slice) else range(int(part), int(part) + 1)
+        low, high = (min(span[0], span[-1]), max(span[0], span[-1])) if len(span) else (0, -1)
+        slices.append(slice(low, high + 1))
+        inner.append(slice(None, None, span.step) if isinstance(part, slice) else 0)
+    return tuple(slices), tuple(inner)
+
+
+class StoredArray:
+    """One array of a store, read on demand and checked, wherever the store is.
+
+    zarr reads a chunk whose file is missing as fill values. Here every chunk that a selection touches must be there,
+    match its checksum and have the size that the metadata say.
+
+    Parameters
+    ----------
+    store : where it is
+    name : name of the variable
+    labels : names of the sites, for error messages
+    metadata : of the array; read from its own file where None
+    """
+
+    def __init__(
+        self, store: Location | Path | str, name: str, labels: tuple[str, ...], metadata: ArrayMetadata | None = None
+    ) -> None:
+        location = open_location(store)
+        self._location, self._name, self._labels = location, name, labels
+        self._metadata = read_array_metadata(location, name) if metadata is None else metadata
+        self.shape = self._metadata.shape
+        self.dtype: np.dtype[Any] = np.dtype(self._metadata.dtype)
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        slices, inner = box(key, self.shape)
+        try:
+            return np.asarray(self._decoded(slices)[inner])
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split()).split(". ")[0]
+            raise self._damage(slices, reason) from error
+
+    def _decoded(self, slices: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """Values of a selection, its chunks decoded by this thread."""
+        about = self._metadata
+        spans = [range(part.start // c, -(-part.stop // c)) for part, c in zip(slices, about.chunk, strict=True)]
+        touched = list(itertools.product(*spans))
+        dtype = self.dtype.newbyteorder("<")
+        result: npt.NDArray[Any] | None = None
+        for place, encoded in self._encoded(slices, touched):
+            chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed, empty=BUFFERS.empty)
+            source, target = [], []
+            for part, p, c in zip(slices, place, chunk.shape, strict=True):
+                start, stop = max(part.start, p * c), min(part.stop, (p + 1) * c)
+                source.append(slice(start - p * c, stop - p * c))
+                target.append(slice(start - part.start, stop - part.start))
+            # Nearly a whole chunk is passed on as it is; a small part must not keep the rest in memory.
+            if len(touched) == 1 and 2 * math.prod(part.stop - part.start for part in slices) >= chunk.size:
+                return chunk[tuple(source)]
+            if result is None:
+                result = np.empty([part.stop - part.start for part in slices], dtype)
+            result[tuple(target)] = chunk[tuple(source)]
+        return np.empty([part.stop - part.start for part in slices], dtype) if result is None else result
+
+    def _encoded(self, slices: tuple[slice, ...], touched: list[Place]) -> Iterator[tuple[Place, bytes]]:
+        """Chunks of a selection, each of which must be there; those of a distant store fetched many at a time."""
+        about, step = self._metadata, _TOGETHER if self._location.distant else 1
+        for start in range(0, len(touched), step):
+            places = touched[start : start + step]
+            files = [tuple(p // g for p, g in zip(place, about.grid, strict=True)) for place in places]
+            keys = [about.key(file) for file in files]
+            if about.shard is None:
+                parts = self._location.read(keys, about.chunk_bytes + OVERHEAD)
+            else:
+                indices = self._indices(files)
+                requests = []
+                for place, key, file in zip(places, keys, files, strict=True):
+                    index = indices[file]
+                    if index is None:
+                        raise self._damage(slices, f"file {key} is missing")
+                    offset, length = index[tuple(p % g for p, g in zip(place, about.grid, strict=True))]
+                    if offset == MISSING:
+                        corner = [slice(p * c, p * c + 1) for p, c in zip(place, about.chunk, strict=True)]
+                        raise self._damage(corner, "a chunk is missing")
+                    if length > about.chunk_bytes + OVERHEAD or length < _CHECKSUM:
+                        raise ValueError(f"file {key} is cut short, or its index says what cannot be")
+                    requests.append((key, int(offset), int(length)))
+                parts = list(self._location.ranges(requests))
+            for place, key, part in zip(places, keys, parts, strict=True):
+                if part is None:
+                    raise self._damage(slices, f"file {key} is missing")
+                yield place, part
+
+    def _indices(self, files: Sequence[Place]) -> dict[Place, npt.NDArray[np.uint64] | None]:
+        """Indices of shards; of a distant store those of the next shards too, in one journey."""
+        about = self._metadata
+        wanted = set(files)
+        if self._location.distant and SEQUENCE in VARIABLES[self._name].dims:
+            axis = VARIABLES[self._name].dims.index(SEQUENCE)
+            for file in files:
+                first = file[axis] // _TOGETHER * _TOGETHER
+                stop = min(first + _TOGETHER, about.files[axis])
+                wanted |= {(*file[:axis], n, *file[axis + 1 :]) for n in range(first, stop)}
+        order = sorted(wanted)
+        keys = [about.key(file) for file in order]
+        tails = self._location.tails(keys, index_bytes(about.grid))
+        found = dict(zip(order, zip(keys, tails, strict=True), strict=True))
+        return {
+            file: None if (tail := found[file][1]) is None else parse_index(*tail, about.grid, found[file][0])
+            for file in files
+        }
+
+    def _damage(self, slices: Any, reason: str) -> OutliersError:
+        where = []
+        for dim, part, size in zip(VARIABLES[self._name].dims, slices, self.shape, strict=True):
+            span = range(*part.indices(size))
+            if dim in (SEQUENCE, LAYER, SITE, SIGNAL) and len(span):
+                label = {SITE: self._labels, SIGNAL: SIGNALS}.get(dim)
+                names = [str(n) if label is None else label[n] for n in (span[0], span[-1])]
+                where.append(f"{dim} {names[0]}" if names[0] == names[1] else f"{dim}s {names[0]} to {names[1]}")
+        place = f" at {', '.join(where)}" if where else ""
+        return OutliersError(
+            f"{self._location}: {self._name} is damaged{place} ({reason}); "
+            "outliers verify lists all damage; restore the file from a copy, or capture again"
+        )
+
+
+def strings(location: Location, about: ArrayMetadata) -> tuple[str, ...]:
+    """Values of a one-dimensional array of strings in one chunk.
+
+    Raises
+    ------
+    ValueError, OSError
+        They are damaged, or another array.
+    """
+    if about.dtype != "string" or about.chunk != about.shape or len(about.shape) != 1 or about.shard is not None:
+        raise ValueError(f"{about.name} is {about.dtype}, in chunks of {about.chunk}; expected strings in one chunk")
+    key = about.key((0,))
+    (encoded,) = location.read([key], about.chunk_bytes + OVERHEAD)
+    if encoded is None:
+        raise ValueError(f"file {key} is missing")
+    return tuple(decode_strings(encoded, about.shape[0]))

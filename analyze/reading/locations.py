@@ -1,0 +1,49 @@
+"""Find where a store is from what the user calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from capture.errors import OutliersError
+from capture.store.location import Folder, Location
+
+if TYPE_CHECKING:
+    from analyze.reading.server import Remote
+
+SCHEMES: Final = ("https://", "http://", "s3://", "hf://")
+_ARCHIVE: Final = ".zip"
+
+
+def open_location(store: Path | str | Location) -> Location:
+    """Where a store is.
+
+    Parameters
+    ----------
+    store : path of a folder or of a `.zarr.zip` file, or a URL of either
+
+    Raises
+    ------
+    OutliersError
+        A URL of another kind, of a server that cannot be asked, or an archive that is missing or no store's.
+    """
+    if not isinstance(store, Path | str):
+        return store
+    if isinstance(store, str) and "://" in store:
+        if not store.startswith(SCHEMES):
+            raise OutliersError(f"{store} cannot be opened; expected a path, or a URL with {', '.join(SCHEMES)}")
+        from analyze.reading.server import Remote as Server
+
+        store = store.rstrip("/")
+        around, _, name = store.rpartition("/")
+        return _archive(Server(f"{around}/"), name) if name.endswith(_ARCHIVE) else Server(store)
+    path = Path(store)
+    if path.name.endswith(_ARCHIVE) and not path.is_dir():
+        return _archive(Folder(path.parent), path.name)
+    return Folder(path)
+
+
+def _archive(around: Folder | Remote, name: str) -> Location:
+    from analyze.reading.archive import Archive
+
+    return Archive(around, name)

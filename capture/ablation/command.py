@@ -1,0 +1,81 @@
+"""`outliers ablate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from analyze.commands.options import Json, StorePath, asks_for_criteria
+from analyze.display.tables import print_facts, print_rows
+
+if TYPE_CHECKING:
+    from analyze.answers.ablation import Ablation
+
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
+
+
+@asks_for_criteria(without=("sequences",))
+def ablate_command(
+    store: StorePath,
+    criteria: Criteria,
+    site: Annotated[str, typer.Option(help="Before which sublayers: ln_attn, ln_mlp or both.")] = "ln_attn",
+    sequences: Annotated[
+        int | None, typer.Option(help="How many sequences of the store to run.", show_default="4, or all of fewer")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Draws of as many random other features.")] = 5,
+    seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Sequences that go through the model together.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help="Where the store's model is now.", show_default="as the store says")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what the store has the answer to.")] = False,
+    json_: Json = False,
+) -> None:
+    """Run the store's model again without its outlier features, and without as many random others.
+
+    Example: outliers ablate data/smollm2.zarr --magnitude 100
+    """
+    from capture.environment import prepare
+
+    prepare()
+    from analyze.commands.output import print_json
+    from analyze.commands.progress import shown
+    from capture.ablation.measure import ablate
+
+    try:
+        with shown("passes") as progress:
+            result = ablate(
+                store,
+                criteria,
+                model=model,
+                device=device,
+                sequences=sequences,
+                repeats=repeats,
+                seed=seed,
+                batch_size=batch_size,
+                site=site,
+                trust_remote_code=trust_remote_code,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        typer.echo("outliers: interrupted; finished sequences are safe, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    if json_:
+        print_json(result.to_dict())
+    else:
+        print_ablation(result)
+
+
+def print_ablation(result: Ablation) -> None:
+    """What was done and lost, then the attention of each layer."""
+    print_facts(result.summary())
+    if rows := [row for row in result.layer_rows() if row["top1_with"] is not None]:
+        print()
+        print_rows(rows, title="attention top-1, features set to zero in one layer at a time")

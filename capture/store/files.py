@@ -1,0 +1,121 @@
+"""Files that appear whole or not at all, their names and digests, and room for them on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import unicodedata
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from capture.errors import OutliersError
+
+
+def _name_flaw(name: str) -> str | None:
+    parts = name.removesuffix("/").split("/")
+    if name.startswith("/") or ".." in parts:
+        return "leads out of the folder"
+    if not all(parts) or "." in parts or "\\" in name or ":" in name or not name.isprintable():
+        return "has a name that no store has"
+    return None
+
+
+def _folded(name: str) -> str:
+    """What is the same for names that a file system may not tell apart by case or accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_free_space(path: Path, needed: int) -> None:
+    """Refuse a capture that cannot fit.
+
+    Raises
+    ------
+    OutliersError
+        The file system of `path` has fewer bytes free than `needed`.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutliersError(
+            f"the capture needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
+            "free some room, or use fewer --sequences, a smaller --length, or --raw none"
+        )
+
+
+class AtomicFile:
+    """A file that appears under its name only when it is whole and on the disk.
+
+    Use as a context manager; leaving the block by an exception removes what was written.
+
+    Parameters
+    ----------
+    path : its name
+    cached : leave the bytes in the system's page cache. A capture writes more than it could hold, reads nothing of it
+        again, and runs faster where the pages of one sequence serve the next.
+    """
+
+    def __init__(self, path: Path, *, cached: bool = True) -> None:
+        self._path = path
+        self._cached = cached
+        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        self._file = self._partial.open("wb")
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self._file.write(data)
+
+    def commit(self) -> None:
+        """Make the bytes durable, then give the file its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if not self._cached and hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._file.close()
+        try:
+            os.replace(self._partial, self._path)
+        except FileNotFoundError as error:
+            raise OutliersError(
+                f"another capture writes {self._path} too and took its unfinished file away; let one of them finish, "
+                "or give each its own --part"
+            ) from error
+        sync_folder(self._path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_partials(folder: Path, name: str) -> None:
+    """Remove what killed writers of the file `name` left behind."""
+    for leftover in folder.glob(f".{name}.*.partial"):
+        leftover.unlink(missing_ok=True)
