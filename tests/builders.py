@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from capture.store import write
+from capture.store.create import create
 from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, SIGNALS, VARIABLES, Sizes
 
 SITES = ("ln_attn", "ln_mlp")
@@ -83,7 +84,7 @@ def on_disk(
     """A store on disk; only the first `done` sequences are captured."""
     arrays = arrays_of(norm_input, norm_output, nll)
     sequences, layers, sites, positions, features = arrays["norm_input"].shape
-    write.create(
+    create(
         path,
         Sizes(sequences, layers, site_names(sites), positions, features),
         raw=raw,

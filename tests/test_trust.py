@@ -487,11 +487,12 @@ def test_archives_whose_directory_lies(path: Path, tmp_path: Path) -> None:
 
 def test_texts_of_tokens_that_lie(tmp_path: Path) -> None:
     from capture.store import write
+    from capture.store.create import create
     from capture.store.schema import PER_SEQUENCE, VARIABLES, Sizes
 
     arrays = builders.arrays_of(builders.random_activations((1, 2, 2, 6, 4)))
     path = tmp_path / "s.zarr"
-    write.create(
+    create(
         path,
         Sizes(1, 2, builders.SITES, 6, 4),
         raw="none",

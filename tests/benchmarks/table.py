@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from capture.store import write
+from capture.store.create import create
 from capture.store.schema import Sizes
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -76,7 +77,7 @@ def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> P
     """A store of normal values, a few features 8 times as large: with activations, or with peaks alone."""
     rng = np.random.default_rng(0)
     sequences, layers, positions, features = sizes.sequences, sizes.layers, sizes.positions, sizes.features
-    write.create(
+    create(
         path,
         sizes,
         raw="input" if raw else "none",

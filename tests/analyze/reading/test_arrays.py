@@ -13,6 +13,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Transpos
 from analyze import OutliersError
 from analyze.reading.arrays import StoredArray
 from capture.store import write
+from capture.store.create import create
 from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, VARIABLES, Sizes
 from tests import builders
 
@@ -31,7 +32,7 @@ def written(path: Path, compression: str) -> np.ndarray:
     x = builders.random_activations()
     arrays = builders.arrays_of(x)
     sizes = Sizes(3, 4, builders.SITES, 7, 5)
-    write.create(
+    create(
         path,
         sizes,
         raw="both",

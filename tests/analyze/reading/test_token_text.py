@@ -14,6 +14,7 @@ from analyze import OutliersError, extreme_tokens, layer_metrics, open_store
 from analyze.cli import main
 from analyze.reading.open import token_texts
 from capture.store import write
+from capture.store.create import create
 from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, VARIABLES, Sizes
 from tests import builders
 
@@ -25,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     x = np.ones((1, 2, 2, 6, 4), np.float32)
     x[..., 2] += np.arange(6, 0, -1)  # the first token has the largest magnitude, the last the smallest
     arrays, place = builders.arrays_of(x), tmp_path / "s.zarr"
-    write.create(
+    create(
         place,
         Sizes(1, 2, builders.SITES, 6, 4),
         raw="both",

@@ -20,10 +20,7 @@ from analyze import Criteria, find_outliers  # noqa: E402
 from analyze.answers.ablation import Ablation, read_ablations  # noqa: E402
 from analyze.cli import main  # noqa: E402
 from analyze.reading.open import fingerprint  # noqa: E402
-from capture.ablation import (
-    measure,
-    reload,
-)
+from capture.ablation import measure, reload  # noqa: E402
 from capture.ablation.measure import ablate  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
 from capture.store.schema import FOLDER  # noqa: E402

@@ -15,7 +15,8 @@ import xarray as xr
 from analyze.cli import main
 from capture.errors import OutliersError
 from capture.store import write
-from capture.store.schema import RAW_VARIABLES, Sizes
+from capture.store.files import file_digest
+from capture.store.schema import CHECKSUMS, RAW_VARIABLES, Sizes
 from capture.store.verify import verify
 from tests.capture.store.test_write import arrays, make
 
@@ -146,7 +147,7 @@ def test_a_flag_that_is_lost_or_unreadable_is_mended(copy: Path, content: bytes 
 
 @pytest.mark.parametrize("name", ["token_id", "norm_weight", "site"])
 def test_a_chunk_struck_from_the_list_is_found(copy: Path, name: str) -> None:
-    listing = copy / write.CHECKSUMS
+    listing = copy / CHECKSUMS
     kept = [line for line in listing.read_text().splitlines(keepends=True) if f"  {name}/c." not in line]
     listing.write_text("".join(kept))
     assert any(name in damage.place for damage in verify(copy).damage)
@@ -171,12 +172,12 @@ def test_a_shared_shard_is_mended_with_all_that_it_holds(tmp_path: Path) -> None
 
 def forge(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the root metadata, and the list of checksums to match."""
-    root, listed = path / "zarr.json", path / write.CHECKSUMS
+    root, listed = path / "zarr.json", path / CHECKSUMS
     document = json.loads(root.read_text())
     change(document)
     root.write_text(json.dumps(document))
     lines = [line for line in listed.read_text().splitlines() if not line.endswith("  zarr.json")]
-    listed.write_text("\n".join([*lines, f"{write.file_digest(root)}  zarr.json"]) + "\n")
+    listed.write_text("\n".join([*lines, f"{file_digest(root)}  zarr.json"]) + "\n")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from capture.errors import OutliersError
 from capture.store import create, write
+from capture.store.files import AtomicFile
+from capture.store.layout import part_sequences, sequences_per_group
 from capture.store.schema import FORMAT_VERSION, PER_SEQUENCE, RAW_VARIABLES, VARIABLES, Sizes, stored_variables
 
 TEXT = {7: " tökén\n", 3: "", 11: "[bold]"}
@@ -28,7 +30,7 @@ SIZES = Sizes(sequences=3, layers=2, sites=("ln_attn", "ln_mlp"), positions=5, f
 
 def make(path: Path, sizes: Sizes = SIZES, raw: str = "input", **options: Any) -> None:
     shape = (sizes.layers, len(sizes.sites), sizes.features)
-    write.create(
+    create.create(
         path,
         sizes,
         raw=raw,
@@ -92,7 +94,7 @@ def test_a_chunk_is_one_matrix_and_a_shard_one_sequence(tmp_path: Path) -> None:
 
 def test_sequences_that_share_files_do_not_disturb_each_other(tmp_path: Path) -> None:
     sizes = Sizes(sequences=700, layers=1, sites=("ln_attn",), positions=2, features=3)
-    assert write.sequences_per_group(700) == 3
+    assert sequences_per_group(700) == 3
     make(tmp_path / "s.zarr", sizes, raw="none")
     order = [4, 3, 0, 699, 5]
     written = {number: arrays(sizes, "none", number) for number in order}
@@ -117,9 +119,9 @@ def test_a_thousand_sequences_of_eighty_sites_need_few_files(tmp_path: Path) -> 
 
 @given(sequences=st.integers(1, 2000), parts=st.integers(1, 40))
 def test_parts_are_disjoint_complete_and_share_no_file(sequences: int, parts: int) -> None:
-    ranges = [write.part_sequences(sequences, part, parts) for part in range(1, parts + 1)]
+    ranges = [part_sequences(sequences, part, parts) for part in range(1, parts + 1)]
     assert list(itertools.chain(*ranges)) == list(range(sequences))
-    group = write.sequences_per_group(sequences)
+    group = sequences_per_group(sequences)
     groups = [{number // group for number in share} for share in ranges]
     assert sum(map(len, groups)) == len(set().union(*groups))
     if group == 1:
@@ -141,13 +143,13 @@ def test_a_sequence_that_fails_midway_is_not_done(tmp_path: Path) -> None:
 def test_done_is_set_after_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "s.zarr")
     order: list[str] = []
-    replace = write.AtomicFile.commit
+    replace = AtomicFile.commit
 
-    def commit(self: write.AtomicFile) -> None:
+    def commit(self: AtomicFile) -> None:
         replace(self)
         order.append(self._path.parent.name)
 
-    monkeypatch.setattr(write.AtomicFile, "commit", commit)
+    monkeypatch.setattr(AtomicFile, "commit", commit)
     write.write_sequence(tmp_path / "s.zarr", 0, arrays(SIZES, "input", 0))
     assert order[-1] == "done"
     assert set(order[:-1]) == {*RAW_VARIABLES["input"], *PER_SEQUENCE}
@@ -232,7 +234,7 @@ def test_two_processes_that_create_at_once_leave_one_store(tmp_path: Path, monke
 def test_a_matrix_too_large_for_a_chunk_is_refused(tmp_path: Path) -> None:
     sizes = Sizes(sequences=1, layers=1, sites=("ln_attn",), positions=2**17, features=2**12)
     with pytest.raises(OutliersError, match="2 GiB"):
-        write.create(
+        create.create(
             tmp_path / "s.zarr",
             sizes,
             raw="input",
@@ -282,7 +284,7 @@ def test_a_store_that_no_reader_would_take_is_not_created(
 ) -> None:
     sizes = Sizes(sequences, layers, ("ln_attn", "ln_mlp"), 2, 2)
     with pytest.raises(OutliersError, match="exceed what a store holds.*use fewer --sequences"):
-        write.create(
+        create.create(
             tmp_path / "s.zarr",
             sizes,
             raw=raw,
