@@ -1,4 +1,4 @@
-"""TODO."""
+"""The error that tells a user, in one line, what was wrong, what was expected and what to do."""
 
 from __future__ import annotations
 

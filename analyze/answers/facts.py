@@ -1,4 +1,4 @@
-"""TODO."""
+"""Facts that several answers carry: perplexity, values that are not finite, mean fractions."""
 
 from __future__ import annotations
 

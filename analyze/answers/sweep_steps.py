@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.peaks.buffers import BUFFERS
 from analyze.peaks.cache import _folders, _unchanged
 from analyze.peaks.seals import BYTES, holds, seal
 
@@ -75,7 +74,7 @@ def ranked_histogram(peaks: Float32, rank: int, cap: Float32) -> tuple[Float32, 
     used = np.bitwise_or.reduce(rows.view(np.uint32), axis=None) | np.bitwise_or.reduce(cap.view(np.uint32))
     if used & np.uint32(2**_NARROW - 1):
         return _wide(peaks, rank, cap)
-    keys = BUFFERS.empty(rows.shape, np.int16)
+    keys = np.empty(rows.shape, np.int16)
     np.copyto(keys, rows.view(np.int16)[..., _LEADING::2])
     limit, counts = _keys(cap), np.zeros(_NARROW_BINS, np.int64)
     if side_by_side:

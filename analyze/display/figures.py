@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where a figure may go, and writing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Peaks in the groups that a count is taken over: a sequence each, or pooled some features of all sequences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from analyze.peaks.buffers import BUFFERS
 from analyze.peaks.lookup import Float32
 from analyze.peaks.threads import Result, in_threads
 from analyze.question.criteria import Criteria
@@ -72,9 +71,9 @@ class GroupReader:
         layer: Float32 | None = None
         position: Float32 | None = None
         if self._order == "C":
-            position = BUFFERS.empty(shape, np.float32)
+            position = np.empty(shape, np.float32)
         elif len(rows) > 1:
-            position = BUFFERS.empty(shape[::-1], np.float32).T
+            position = np.empty(shape[::-1], np.float32).T
         for row, n in enumerate(rows):
             high, low, stored = self._values(n, chosen)
             magnitudes = np.fmax(np.abs(high), np.abs(low))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A few threads for arithmetic on peaks; results come in order."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What is asked: which values count, when a feature is an outlier, and the arithmetic of thresholds."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checks of what a user asks for; each refuses in one line."""
 
 from __future__ import annotations
 

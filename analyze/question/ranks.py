@@ -1,4 +1,4 @@
-"""TODO."""
+"""Thresholds and the ranks that decide them: the k-th largest peak, the critical magnitude, tails of counts."""
 
 from __future__ import annotations
 

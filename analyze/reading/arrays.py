@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.peaks.buffers import BUFFERS
 from analyze.reading.locations import open_location
 from capture.errors import OutliersError
 from capture.store.chunks import decode, decode_strings
@@ -93,7 +92,7 @@ class StoredArray:
         dtype = self.dtype.newbyteorder("<")
         result: npt.NDArray[Any] | None = None
         for place, encoded in self._encoded(slices, touched):
-            chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed, empty=BUFFERS.empty)
+            chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed)
             source, target = [], []
             for part, p, c in zip(slices, place, chunk.shape, strict=True):
                 start, stop = max(part.start, p * c), min(part.stop, (p + 1) * c)

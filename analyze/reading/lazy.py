@@ -1,4 +1,4 @@
-"""TODO."""
+"""Values of lazy arrays, without the cost of a scheduler where there is little to compute."""
 
 from __future__ import annotations
 

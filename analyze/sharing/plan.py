@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a push would send and where to, before anything is sent: names, limits, what is there already."""
 
 from __future__ import annotations
 
@@ -17,22 +17,12 @@ from capture.store.schema import CHECKSUMS, COORDINATES, VARIABLES, VOCABULARY
 from capture.store.schema import FOLDER as ABLATION
 
 HUB: Final = "hf://datasets/"
-
-
 BUCKET: Final = "s3://"
-
-
 MOST_FILES: Final = 10_000
 """Files that one folder of the Hub may hold."""
-
-
 LARGEST_FILE: Final = 50 * 10**9
 """Bytes of one file on the Hub."""
-
-
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
 _BLOCK: Final = 2**20
 
 

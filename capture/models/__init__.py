@@ -1,1 +1,1 @@
-"""TODO."""
+"""A model with its tokenizer, from the hub, a folder, a file, or of random weights."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Several models one after another, as a recipe file lists them."""

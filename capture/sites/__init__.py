@@ -1,1 +1,1 @@
-"""TODO."""
+"""Where a model is read: its norms, found by watching it run."""

@@ -1,9 +1,8 @@
-"""TODO."""
+"""One chunk: compressed, with its checksum, and back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
@@ -51,7 +50,6 @@ def decode(
     shape: tuple[int, ...],
     *,
     compressed: bool,
-    empty: Callable[[tuple[int, ...], npt.DTypeLike], npt.NDArray[Any]] = np.empty,
 ) -> npt.NDArray[Any]:
     """The values of one chunk; the inverse of `encode`.
 
@@ -60,7 +58,6 @@ def decode(
     encoded : bytes of the chunk, its checksum behind them
     dtype, shape : of the chunk, from the metadata
     compressed : whether by Blosc
-    empty : makes the array that the values go into
 
     Raises
     ------
@@ -78,7 +75,7 @@ def decode(
         known = (int(sizes[1]), int(sizes[3])) == (size, len(payload))
     if not known:
         raise ValueError("a chunk has another size than the metadata say")
-    values = empty(shape, kind)
+    values = np.empty(shape, kind)
     if compressed:
         Blosc().decode(payload, out=values)
     else:

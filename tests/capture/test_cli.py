@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 from analyze.cli import main
-from capture import cli
+from capture import cli, environment
 from capture.errors import OutliersError
 from capture.store.write import StoreWriter
 from tests.capture.store.test_write import make
@@ -94,7 +94,7 @@ def test_an_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_without_torch_capture_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
     for words in (["capture", "m", "--out", str(tmp_path / "s")], ["sites", "m"], ["estimate", "m"]):
         assert main(words) == 2
         assert "pip install 'outlier-features[capture]'" in one_line(capsys)

@@ -61,7 +61,7 @@ def test_a_second_sweep_reads_no_peaks(path: Path, monkeypatch: pytest.MonkeyPat
     magnitudes = np.linspace(0, 30, 200).tolist()
     expected = sweep(path, None, magnitudes, use_cache=False)
     first = sweep(path, None, [6, 1])
-    monkeypatch.setattr("analyze.peaks.lookup.view_peaks", lambda *_, **__: pytest.fail("the peaks were read again"))
+    monkeypatch.setattr("analyze.answers.sweep.view_peaks", lambda *_, **__: pytest.fail("the peaks were read again"))
     again = sweep(path, None, magnitudes)
     assert again.table.identical(expected.table)
     np.testing.assert_array_equal(*(next(iter(result.critical.values())) for result in (again, expected)))

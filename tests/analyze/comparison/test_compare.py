@@ -262,7 +262,7 @@ def test_activations_are_not_read_and_peaks_once(copies: list[Path], monkeypatch
             file.unlink()
     calls = []
     inner = module.read_hits.__globals__["view_peaks"]
-    monkeypatch.setattr("analyze.peaks.lookup.view_peaks", lambda *a, **k: calls.append(a) or inner(*a, **k))
+    monkeypatch.setattr("analyze.comparison.hits.view_peaks", lambda *a, **k: calls.append(a) or inner(*a, **k))
     assert compare(copies).study[0]["count"] > 0
     assert len(calls) == 2
 

@@ -136,7 +136,7 @@ def same(one: xr.Dataset, other: xr.Dataset) -> None:
 def test_a_view_is_computed_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = view_peaks(open_store(path), View(skip_first=2))
     assert len(cached_folders(path)) == 1
-    monkeypatch.setattr("analyze.peaks.stream.stream_peaks", lambda *_: pytest.fail("the activations were read again"))
+    monkeypatch.setattr("analyze.peaks.lookup.stream_peaks", lambda *_: pytest.fail("the activations were read again"))
     same(first, view_peaks(open_store(path), View(skip_first=2)))
     with pytest.raises(pytest.fail.Exception, match="read again"):
         view_peaks(open_store(path), View(skip_first=1))
@@ -191,7 +191,7 @@ def test_a_read_only_store_is_cached_for_the_user(
     first = view_peaks(open_store(path), View(skip_first=1))
     assert cached_folders(path) == []
     assert len(list((user_cache / "outlier-features" / "views").glob("*"))) == 1
-    monkeypatch.setattr("analyze.peaks.stream.stream_peaks", lambda *_: pytest.fail("the activations were read again"))
+    monkeypatch.setattr("analyze.peaks.lookup.stream_peaks", lambda *_: pytest.fail("the activations were read again"))
     same(first, view_peaks(open_store(path), View(skip_first=1)))
 
 

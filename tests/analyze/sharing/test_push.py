@@ -20,7 +20,7 @@ import xarray as xr
 
 from analyze.cli import main
 from analyze.sharing import card as card_module
-from analyze.sharing import push as push_module
+from analyze.sharing import plan
 from analyze.sharing.card import card, code, size_category
 from analyze.sharing.plan import bucket_url, hub_url
 from analyze.sharing.push import push
@@ -142,7 +142,7 @@ def test_a_stopped_upload_goes_on(store: Path, server: hub.Hub) -> None:
     with pytest.raises(OutliersError, match="403"):
         push(store, DATASET)
     assert "zarr.json" not in stored(server)
-    assert set(stored(server)) == {name for name in files(store) if not push_module.is_last(name)}
+    assert set(stored(server)) == {name for name in files(store) if not plan.is_last(name)}
     server.fault = lambda method, path: None
     commits = len(server.repositories["org/data"].commits)
     push(store, DATASET)
@@ -291,11 +291,11 @@ def test_unsound_stores_are_not_uploaded(store: Path, server: hub.Hub, tmp_path:
 def test_limits_are_known_before_anything_is_sent(
     store: Path, server: hub.Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(push_module, "MOST_FILES", 3)
+    monkeypatch.setattr(plan, "MOST_FILES", 3)
     with pytest.raises(OutliersError, match=r"folder [a-z_]+ has \d+ files and the Hub takes fewer than 3"):
         push(store, DATASET)
-    monkeypatch.setattr(push_module, "MOST_FILES", 10_000)
-    monkeypatch.setattr(push_module, "LARGEST_FILE", 100)
+    monkeypatch.setattr(plan, "MOST_FILES", 10_000)
+    monkeypatch.setattr(plan, "LARGEST_FILE", 100)
     with pytest.raises(OutliersError, match="GB and the Hub takes"):
         push(store, DATASET)
     assert server.requests == []
@@ -477,7 +477,7 @@ def test_a_bucket_gets_everything_and_the_root_last(store: Path, bucket: Any, pu
     assert objects(bucket) == files(store)
     assert sorted(puts) == sorted(files(store))
     assert puts[-1] == "zarr.json"
-    late = [push_module.is_last(name) for name in puts]
+    late = [plan.is_last(name) for name in puts]
     assert late == sorted(late)
     put = len(puts)
     push(store, S3)
@@ -501,7 +501,7 @@ def test_a_stopped_upload_to_a_bucket_goes_on(
         with pytest.raises(OutliersError, match="s3://bucket/captures/s.zarr: .*cut"):
             push(store, S3)
     there = objects(bucket)
-    assert not any(push_module.is_last(name) for name in there)
+    assert not any(plan.is_last(name) for name in there)
     puts.clear()
     push(store, S3)
     assert sorted(puts) == sorted(set(files(store)) - set(there))
