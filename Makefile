@@ -70,6 +70,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The documentation as a site of plain files; a warning is an error.
 docs: $(VENV)/.installed

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from capture.errors import OutliersError as OutliersError
+
 Store = xr.Dataset | Path | str
 Float32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]

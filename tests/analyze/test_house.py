@@ -1,0 +1,90 @@
+"""The house stands: no room bears a function's name, the floors hold, and each contract would notice a breach."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import analyze
+
+ROOT = Path(__file__).parents[2]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("importlinter")
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--no-cache"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of both packages and of the contracts."""
+    for package in ("analyze", "capture"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_no_room_bears_the_name_of_a_public_function() -> None:
+    # `import analyze.compare` would put the module in the place of the function.
+    rooms = {path.stem for path in (ROOT / "analyze").iterdir()} - {"__init__"}
+    assert rooms.isdisjoint(analyze.__all__)
+
+
+def test_the_floors_hold(house: Path) -> None:
+    result = lint(house)
+    assert result.returncode == 0, result.stdout
+    assert "3 kept, 0 broken" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        (
+            "analyze/display/text.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from analyze.answers.find import Outliers\n",
+            "no circles, lazy and type-only imports included",
+        ),
+        ("capture/store/files.py", "def late():\n    from capture.run import capture\n", "floors"),
+        ("analyze/answers/find.py", "def late():\n    import torch\n", "the analysis side reaches of capture"),
+        ("analyze/peaks/stream.py", "def late():\n    import analyze.peaks.lookup\n", "no circles"),
+    ],
+)
+def test_a_breach_is_noticed(house: Path, file: str, line: str, contract: str) -> None:
+    path = house / file
+    path.write_text(path.read_text() + "\n" + line)
+    result = lint(house)
+    assert result.returncode != 0
+    assert any(contract in text and "BROKEN" in text for text in result.stdout.splitlines()), result.stdout
+
+
+@pytest.mark.parametrize("script", ["outliers", "outliers.exe", "study.py"])
+@pytest.mark.parametrize("order", [("analyze", "xarray"), ("xarray", "analyze")])
+def test_the_accessor_is_there_whatever_its_script(tmp_path: Path, script: str, order: tuple[str, str]) -> None:
+    path = tmp_path / script
+    path.write_text(f"import {order[0]}\nimport {order[1]}\nprint(xarray.Dataset.outliers.__name__)\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout == "OutliersAccessor\n"
+
+
+def test_the_package_alone_does_not_import_xarray() -> None:
+    program = "import sys, analyze; assert 'xarray' not in sys.modules; assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_every_public_name_resolves() -> None:
+    assert all(getattr(analyze, name) is not None for name in analyze.__all__)
+    assert {"find_outliers", "Criteria", "OutliersError", "open_store", "compare"} <= set(dir(analyze))
