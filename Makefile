@@ -17,7 +17,7 @@ TESTS ?=
 # Both environments, for `make -j2 setup`.
 setup: $(VENV)/.installed $(LEAN)/.installed
 
-.PHONY: setup demo test fast check test-analyze sweep notebook docs bench clean
+.PHONY: setup demo peaks-archive test fast check test-analyze sweep notebook docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,13 @@ demo: $(VENV)/.installed
 sweep: $(VENV)/.installed
 	$(BIN)/outliers run data/recipes/offline.toml --out data/offline
 	$(BIN)/outliers run data/recipes/offline.toml --out data/offline
+
+# What the README asks first: peaks of the demo's model, small enough for the repository.
+peaks-archive: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" outliers capture smollm2-135m --text python-docs --sequences 4 --length 256 --dtype bfloat16 --raw none \
+	  --out data/smollm2-135m-peaks.zarr
+	$(BIN)/outliers pack data/smollm2-135m-peaks.zarr --out data/smollm2-135m-peaks.zarr.zip --overwrite
+	rm -rf data/smollm2-135m-peaks.zarr
 
 # The tutorial on the store of `make demo`; an error in any cell fails. With UPDATE_DOCS=1 it is what the site shows.
 notebook: $(VENV)/.installed

@@ -1,0 +1,82 @@
+"""What a newcomer meets first is true: the archive answers as the README shows, CONTRIBUTING names what is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import analyze
+from analyze import Criteria, find_outliers, open_store
+from analyze.cli import main
+
+ROOT = Path(__file__).parents[1]
+ARCHIVE = ROOT / "data" / "smollm2-135m-peaks.zarr.zip"
+
+
+def test_the_first_answer_is_the_one_that_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"<!-- first answer -->\n\n((?:    .*\n)+)", readme)
+    assert main(["find", str(ARCHIVE), "--magnitude", "200"]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for line in shown.splitlines():
+        assert line.split() in printed
+
+
+def test_the_archive_is_small_and_says_nothing_of_the_machine_that_made_it() -> None:
+    assert ARCHIVE.stat().st_size <= 4_000_000
+    attributes = open_store(ARCHIVE).attrs
+    assert not re.search(r"(^|[\s\"'=])/\w", attributes["command"])
+    assert attributes["model_source"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.mark.parametrize("signal", ["input", "output"])
+def test_the_archive_agrees_with_a_plain_count(signal: str) -> None:
+    store = open_store(ARCHIVE)
+    layer = store[["layer_high", "layer_low"]].sel(signal=signal).map(abs).to_dataarray().max("variable")
+    position = store["position_peak"].sel(signal=signal)
+    magnitude = 200 if signal == "input" else 4
+    shares = (layer >= magnitude).mean(["layer", "site"]), (position >= magnitude).mean("position")
+    expected = int(((shares[0] >= 0.25) & (shares[1] >= 0.06)).sum())
+    assert find_outliers(store, Criteria(magnitude=magnitude, signal=signal)).count == expected
+    assert expected > 0
+
+
+def test_contributing_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = re.findall(r"`((?:analyze|capture|tests|data|\.ci)/[\w./]*|\w+\.(?:md|toml|txt))`", text)
+    assert len(files) >= 12
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    for target in re.findall(r"`?make ([a-z]+)", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+    for name in ("_CRITERIA", "NAMES", "MatrixStatistics", "_row"):
+        assert name in text
+    assert "NAMES" in (ROOT / "analyze/commands/__init__.py").read_text()
+    assert "_CRITERIA" in (ROOT / "analyze/commands/options.py").read_text()
+
+
+def test_every_room_stands_in_the_map() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for package in ("analyze", "capture"):
+        for room in (ROOT / package).iterdir():
+            if room.is_dir() and room.name != "__pycache__":
+                assert f"{room.name}/" in text, room
+
+
+def test_files_for_other_tools_can_be_read() -> None:
+    yaml = pytest.importorskip("yaml")
+    names = ("CITATION.cff", ".pre-commit-config.yaml", ".github/workflows/ci.yml", ".github/ISSUE_TEMPLATE/bug.yml")
+    read = {name: yaml.safe_load((ROOT / name).read_text()) for name in names}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert read["CITATION.cff"]["version"] == project["version"]
+    assert read["CITATION.cff"]["license"] == project["license"]
+    labels = " ".join(str(part["attributes"]["label"]) for part in read[names[3]]["body"])
+    assert "outliers --version" in labels
+    assert "outliers info" in labels
+
+
+def test_the_list_of_public_names_is_what_the_documentation_shows() -> None:
+    stub = (ROOT / "analyze/__init__.pyi").read_text()
+    assert sorted(re.findall(r" as (\w+)$", stub, re.MULTILINE)) == sorted(analyze.__all__)
