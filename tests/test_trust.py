@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import hashlib
+import io
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ import pytest
 
 from analyze import Criteria, OutliersError, extreme_tokens, find_outliers, open_store, sweep, view_peaks
 from analyze.cli import main
+from analyze.peaks.cache import cache_folder
 from analyze.question.view import View
 from analyze.sharing.pack import pack
 from capture.store.verify import verify
@@ -306,12 +308,13 @@ def test_errors_show_words_of_a_store_on_one_line(path: Path, capsys: pytest.Cap
 
 
 def forge(path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave cached views and step functions in a store, sealed by another user, with false peaks in them."""
+    """Leave cached views and step functions in a store, with false peaks, under the names that they would have."""
     with monkeypatch.context() as other:
         other.setenv("XDG_CACHE_HOME", str(elsewhere))
-        other.setattr("analyze.peaks.stream.stream_peaks", _false_peaks)
+        other.setattr("analyze.peaks.lookup.stream_peaks", _false_peaks)
         view_peaks(open_store(path), View(skip_first=1))
         sweep(path, Criteria(skip_first=1), [1.0, 2.0])
+        shutil.copytree(cache_folder(), path / ".views")
     assert len(list((path / ".views").iterdir())) == 2
 
 
@@ -324,22 +327,16 @@ def _false_peaks(*arguments: Any) -> Any:
         yield part
 
 
-@pytest.mark.parametrize("rename", [False, True])
+@pytest.mark.parametrize("known", [False, True])
 def test_a_strangers_cached_view_changes_no_answer(
-    rename: bool, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    known: bool, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     criteria = Criteria(magnitude=50, skip_first=1)
     truth = find_outliers(path, criteria)
-    shutil.rmtree(path / ".views")
+    shutil.rmtree(cache_folder())
     forge(path, tmp_path / "other", monkeypatch)
-    if rename:  # under the names that this user's own files have
-        forged = {entry.suffix: entry for entry in (path / ".views").iterdir()}
+    if known:  # this user has a view of the same name
         find_outliers(path, criteria)
-        sweep(path, criteria, [1.0, 2.0])
-        for suffix, false in forged.items():
-            (mine,) = (e for e in (path / ".views").iterdir() if e.suffix == suffix and e != false)
-            shutil.rmtree(mine) if mine.is_dir() else mine.unlink()
-            false.rename(mine)
     assert find_outliers(path, criteria) == truth
     assert truth.count == 0
     assert [row["count"] for row in sweep(path, criteria, [50.0]).rows] == [0]
@@ -348,39 +345,39 @@ def test_a_strangers_cached_view_changes_no_answer(
 def test_a_flipped_bit_of_a_cached_view_is_an_error(path: Path) -> None:
     view = View(skip_first=1)
     view_peaks(open_store(path), view)
-    (folder,) = (path / ".views").iterdir()
-    file = folder / "layer_high.npy"
-    data = bytearray(file.read_bytes())
-    data[-5] ^= 1
-    file.write_bytes(data)
+    (folder,) = cache_folder().iterdir()
+    last = sorted((folder / "layer_high").glob("c.*"))[-1]
+    data = bytearray(last.read_bytes())
+    data[-9] ^= 1
+    last.write_bytes(data)
     peaks = view_peaks(open_store(path), view)
     assert peaks["layer_low"].load().notnull().all()
     assert np.isfinite(peaks["layer_high"][0].values).all()
-    with pytest.raises(OutliersError, match=r"layer_high.npy is damaged; remove the folder .* and run the same"):
+    with pytest.raises(OutliersError, match=r"cached layer_high is damaged .*; remove the folder .* and run the same"):
         peaks["layer_high"].compute()
-    for name in ("layer_high.seals", "layer_high.npy"):
-        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
-        with contextlib.suppress(FileNotFoundError):
-            np.testing.assert_array_equal(  # not whole: computed again
-                view_peaks(open_store(path), view)["layer_high"].values,
-                view_peaks(open_store(path), view, use_cache=False)["layer_high"].values,
-            )
+    for file in (last, folder / "position_peak" / "zarr.json"):
+        file.write_bytes(file.read_bytes()[:-1])
+        np.testing.assert_array_equal(  # not whole: computed again
+            view_peaks(open_store(path), view)["layer_high"].values,
+            view_peaks(open_store(path), view, use_cache=False)["layer_high"].values,
+        )
 
 
-@pytest.mark.parametrize("character", [b"N", b"'", b"4", b"(", b")", b"}", b"\n"])
-def test_a_flipped_bit_in_the_header_of_a_cached_view_costs_no_more_than_its_computation(
+@pytest.mark.parametrize("character", [b"3", b"4", b"f", b"c", b"[", b"}", b'"'])
+def test_a_flipped_bit_in_the_metadata_of_a_cached_view_costs_no_more_than_its_computation(
     character: bytes, path: Path
 ) -> None:
     view = View(skip_first=1)
     truth = view_peaks(open_store(path), view)["layer_high"].values
-    (folder,) = (path / ".views").iterdir()
-    data = bytearray((folder / "layer_high.npy").read_bytes())
+    (folder,) = cache_folder().iterdir()
+    file = folder / "layer_high" / "zarr.json"
+    data = bytearray(file.read_bytes())
     data[data.index(character)] ^= 1
-    (folder / "layer_high.npy").write_bytes(data)
+    file.write_bytes(data)
     np.testing.assert_array_equal(view_peaks(open_store(path), view)["layer_high"].values, truth)
 
 
-def test_a_secret_that_cannot_be_kept_still_gives_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_kept_still_gives_answers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     criteria = Criteria(magnitude=2, skip_first=1)
     truth = find_outliers(path, criteria)
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
@@ -396,9 +393,10 @@ def test_links_in_a_store_lead_no_writing_out_of_it(name: str, path: Path, tmp_p
         (path / ".views").symlink_to(outside)
     else:
         view_peaks(open_store(path), View(skip_first=1))
-        (folder,) = (path / ".views").iterdir()
+        (folder,) = cache_folder().iterdir()
         shutil.rmtree(folder)
-        folder.symlink_to(outside)
+        (path / ".views").mkdir()
+        (path / ".views" / folder.name).symlink_to(outside)
     view_peaks(open_store(path), View(skip_first=1))
     sweep(path, Criteria(skip_first=1), [1.0])
     assert [entry.name for entry in outside.iterdir()] == ["kept"]
@@ -514,9 +512,11 @@ def test_texts_of_tokens_that_lie(tmp_path: Path) -> None:
 
 def test_nothing_of_a_store_is_imported_or_unpickled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What zarr would look up by name is never reached, and NumPy unpickles nothing."""
+    truth = sweep(path, Criteria(skip_first=1), [1.0]).rows
     monkeypatch.setattr("zarr.registry.get_codec_class", lambda *_: pytest.fail("a codec was looked up"))
     find_outliers(path, Criteria(skip_first=1))
-    (folder,) = (path / ".views").iterdir()
-    objects = np.array([{"a": 1}], dtype=object)
-    np.save(folder / "layer_high.npy", objects, allow_pickle=True)
-    find_outliers(path, Criteria(skip_first=1))
+    (file,) = cache_folder().glob("*.npz")
+    content = io.BytesIO()
+    np.savez(content, critical=np.array([{"a": 1}], dtype=object))
+    file.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    assert sweep(path, Criteria(skip_first=1), [1.0]).rows == truth

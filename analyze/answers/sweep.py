@@ -169,7 +169,7 @@ def _from_steps(
     key = cache.cache_key(store, single, single.counting, single.layer_unit, single.layers, single.positions)
     if key is None:
         return None
-    steps = read_steps(store, key)
+    steps = read_steps(key)
     if steps is None:
         steps = _steps(view_peaks(store, single, progress=progress), single)
         if steps is None:

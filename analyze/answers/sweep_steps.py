@@ -7,7 +7,6 @@ them, values of float16 models the first 19, so that a histogram over these hold
 from __future__ import annotations
 
 import io
-import secrets
 import sys
 import zipfile
 from collections.abc import Callable
@@ -19,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.peaks.cache import _folders, _unchanged
-from analyze.peaks.seals import BYTES, holds, seal
+from analyze.peaks import cache
 
 Float32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -233,35 +231,20 @@ def hit_steps(counts: Counts) -> HitSteps:
     return HitSteps(bin_values(used * (BINS // len(counts))), np.cumsum(counts[used][::-1])[::-1])
 
 
-def read_steps(store: xr.Dataset, key: str) -> Steps | None:
-    """Kept step functions; None where there are none, not whole, or not this user's."""
-    for folder in _folders(store):
-        try:
-            data = (folder / f"{key}.npz").read_bytes()
-            if not holds(data[:BYTES], memoryview(data)[BYTES:], key, "steps"):
-                continue
-            with np.load(io.BytesIO(memoryview(data)[BYTES:]), allow_pickle=False) as file:
-                return Steps.of_arrays(file.__getitem__)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            continue
-    return None
+def read_steps(key: str) -> Steps | None:
+    """Kept step functions; None where there are none, or not whole."""
+    data = cache.read_bytes(f"{key}.npz")
+    if data is None:
+        return None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return Steps.of_arrays(file.__getitem__)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def write_steps(store: xr.Dataset, key: str, steps: Steps) -> None:
     """Keep step functions where that is possible; a sweep is complete without."""
-    if not _unchanged(store):
-        return
-    for folder in _folders(store):
-        draft = folder / f".{key}.{secrets.token_hex(4)}.partial"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()
-            np.savez(content, allow_pickle=False, **steps.arrays)
-            with draft.open("wb") as file:
-                file.write(seal(content.getbuffer(), key, "steps"))
-                file.write(content.getbuffer())
-            draft.replace(folder / f"{key}.npz")
-        except OSError:
-            draft.unlink(missing_ok=True)
-            continue
-        return
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **steps.arrays)
+    cache.write_bytes(store, f"{key}.npz", content.getvalue())

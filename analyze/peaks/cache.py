@@ -1,40 +1,50 @@
-"""Peaks of views, and step functions of sweeps, that have been computed once, kept on disk.
+"""Peaks of views, and step functions of sweeps, that have been computed once, kept in the user's cache folder.
 
-A cached view is found by the fingerprint of the store and the view. It lives in the store's folder `.views` where that
-can be written, else, and for stores that are no folder, in the user's cache folder; Zarr readers of the store do not
-see it. Everything is sealed (`analyze.peaks.seals`): what another user left in a store is passed over.
+A view is a small Zarr group with the format's own checksums, found by the fingerprint of store and view. Nothing is
+kept in a store or believed of one: whoever hands a store on could have put other peaks there.
 """
 
 from __future__ import annotations
 
-import io
+import contextlib
+import hashlib
 import json
-import math
+import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from analyze.peaks.seals import BYTES, holds, seal, user_folder
 from analyze.peaks.stream import SequencePeaks
 from analyze.question.view import View
-from analyze.reading.arrays import box
+from analyze.reading.arrays import StoredArray
 from analyze.reading.lazy import array_name
 from capture.errors import OutliersError
+from capture.store.chunks import CHECKSUM_BYTES, encode
+from capture.store.layout import KEYS
 from capture.store.location import Location
+from capture.store.schema import VARIABLES
 
-_VERSION: Final = 2  # raised whenever peaks of the same view come out differently
-FOLDER: Final = ".views"
+_VERSION: Final = 3  # raised whenever peaks of the same view come out differently, or are kept differently
+_DEFAULT_GB: Final = 10.0
+_IN_USE: Final = 3600.0  # seconds in which what was used last is left alone: another process may be reading it
+_ABANDONED: Final = 24 * 3600.0  # seconds after which a draft belongs to a process that was killed
+_DIGEST_BYTES: Final = 32
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+def cache_folder() -> Path:
+    """Where cached views are; `XDG_CACHE_HOME` moves it."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "outlier-features" / "views"
 
 
 def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
@@ -49,14 +59,13 @@ def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
     if identity is None:
         return None
     text = json.dumps({"version": _VERSION, "store": identity, "view": asdict(view.view), "more": more}, sort_keys=True)
-    # A seal for a name: two users of one store do not take each other's views away.
-    return seal(text.encode(), "key").hex()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content_mark(store: xr.Dataset) -> str | None:
     """What identifies the content of a store as it was opened; None where nothing does for sure."""
     location: Location = store.encoding["location"]
-    if not location.distant:
+    if not location.remote:
         mark: str = store.encoding["mark"]
         return mark
     if "content" not in store.encoding:
@@ -65,93 +74,58 @@ def content_mark(store: xr.Dataset) -> str | None:
     return content
 
 
-def _unchanged(store: xr.Dataset) -> bool:
+def unchanged(store: xr.Dataset) -> bool:
+    """Whether the files of a store are those that were opened."""
     location: Location = store.encoding["location"]
     return location.fingerprint() == content_mark(store)
 
 
-def _folders(store: xr.Dataset) -> list[Path]:
-    home: Path | None = store.encoding["location"].home
-    user = user_folder() / "views"
-    # A link in a store could lead the writing elsewhere.
-    return [user] if home is None or (home / FOLDER).is_symlink() else [home / FOLDER, user]
+class _KeptArray(StoredArray):
+    """An array of a cached view, whose remedy is another than that of a store."""
+
+    def whole(self, chunk: tuple[int, ...]) -> bool:
+        """Whether all files of chunks of this shape are there and none is cut short; their content is checked later."""
+        about = self._metadata
+        size = about.chunk_bytes + CHECKSUM_BYTES
+        files = self._location.folder
+        return (
+            files is not None
+            and about.chunk == chunk
+            and all((files / key).stat().st_size == size for key in about.keys())  # noqa: SIM118  (no mapping)
+        )
+
+    def _damage(self, slices: Any, reason: str) -> OutliersError:
+        return OutliersError(
+            f"cached {self._name} is damaged ({reason}); remove the folder {self._location} "
+            "and run the same command again"
+        )
 
 
-class SavedArray:
-    """A float32 `.npy` file, read by parts of its first dimension, so that memory holds no more than is asked for.
-
-    Parameters
-    ----------
-    file : path of the file; its seals, one for each index of the first dimension, are beside it
-    key : name of the view
-    shape : of the array
-
-    Raises
-    ------
-    ValueError, OSError
-        No such file, not of this kind, cut short, or sealed by somebody else.
-    """
-
-    def __init__(self, file: Path, key: str, shape: tuple[int, ...]) -> None:
-        self._file, self._key, self.shape = file, key, shape
-        self.ndim, self.dtype = len(shape), np.dtype(np.float32)
-        header = _header(shape)
-        self._offset = len(header)
-        self._row = math.prod(shape[1:]) * self.dtype.itemsize
-        with file.open("rb") as stream:
-            # Compared, never parsed: there is one way to write it.
-            if stream.read(len(header)) != header or file.stat().st_size != len(header) + shape[0] * self._row:
-                raise ValueError(f"{file} is not whole, or of another shape")
-        seals = _seals(file).read_bytes()
-        own, self._seals = seals[:BYTES], seals[BYTES:]
-        if len(self._seals) != self.shape[0] * BYTES or not holds(own, self._seals, key, file.name, str(self.shape)):
-            raise ValueError(f"{file} was sealed by somebody else")
-
-    def __getitem__(self, key: Any) -> npt.NDArray[np.float32]:
-        (rows, *rest), inner = box(key, self.shape)
-        count = (rows.stop - rows.start) * self._row // self.dtype.itemsize
-        values = np.fromfile(self._file, self.dtype, count, offset=self._offset + rows.start * self._row)
-        for n, row in enumerate(values.reshape(-1, self._row // 4) if values.size == count else [], rows.start):
-            if not holds(self._seals[n * BYTES : (n + 1) * BYTES], row.data, self._key, self._file.name, n):
-                values = values[:0]
-                break
-        if values.size != count:
-            raise OutliersError(
-                f"{self._file} is damaged; remove the folder {self._file.parent} and run the same command again"
-            )
-        whole = values.reshape(-1, *self.shape[1:])
-        return np.asarray(whole[(slice(None), *rest)][inner])
+def read(key: str, shapes: Shapes) -> dict[str, da.Array] | None:
+    """Cached arrays, one dask chunk for each sequence; None where there are none, or not whole."""
+    place = cache_folder() / key
+    arrays: dict[str, da.Array] = {}
+    try:
+        os.utime(place)
+        for name, shape in shapes.items():
+            array = _KeptArray(place, name, ())
+            chunks, meta = (1, 1, *shape[1:]), np.empty((0,) * array.ndim, np.float32)
+            if array.shape != (1, *shape) or array.dtype != np.float32 or not array.whole(chunks):
+                return None
+            label = f"outliers-view-{key}-{name}"
+            arrays[name] = da.from_array(array, chunks, name=label, asarray=False, fancy=False, meta=meta)[0]
+    except (OSError, OutliersError):
+        return None
+    return arrays
 
 
-def _header(shape: tuple[int, ...]) -> bytes:
-    """Begin of a float32 `.npy` file."""
-    written = io.BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(written, about)
-    return written.getvalue()
-
-
-def _seals(file: Path) -> Path:
-    return file.with_suffix(".seals")
-
-
-def read(store: xr.Dataset, key: str, shapes: Shapes) -> dict[str, da.Array] | None:
-    """Cached arrays, one dask chunk for each sequence; None where there are none, not whole, or not this user's."""
-    for folder in _folders(store):
-        place = folder / key
-        try:
-            saved = {name: SavedArray(place / f"{name}.npy", key, shape) for name, shape in shapes.items()}
-        except (OSError, ValueError):
-            continue
-        return {name: _lazy(array, f"outliers-view-{key}-{name}") for name, array in saved.items()}
-    return None
-
-
-def _lazy(array: SavedArray, name: str) -> da.Array:
-    meta = np.empty((0,) * array.ndim, np.float32)
-    chunks = (1, *array.shape[1:])
-    lazy: da.Array = da.from_array(array, chunks, name=name, asarray=False, fancy=False, meta=meta)
-    return lazy
+def writable() -> bool:
+    """Whether anything can be kept."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(cache_folder(), os.W_OK)
 
 
 def write(
@@ -162,65 +136,150 @@ def write(
     Raises
     ------
     OutliersError
-        Neither the store nor the user's cache folder can be written, or the store changed while it was read.
+        The disk is full, or the store changed while it was read.
     """
-    draft, folder = _draft(store, key)
+    place = cache_folder() / key
+    draft = _draft(key)
     try:
-        _write_parts(draft, key, shapes, parts)
-        if not _unchanged(store):
-            raise OutliersError(f"{store.encoding['source']} changed while it was read; run the same command again")
-        (draft / "view.json").write_text(json.dumps(asdict(view.view), indent=1))
-        final = folder / key
-        if final.is_symlink():
-            final.unlink()
-        shutil.rmtree(final, ignore_errors=True)  # not whole, or by another process at the same time
         try:
-            draft.rename(final)
+            origin = {"store": store.encoding["source"], "content": content_mark(store), "view": asdict(view.view)}
+            _write_parts(draft, origin, shapes, parts)
         except OSError as error:
-            if not final.exists():
-                raise OutliersError(f"cannot write {final}: {error.strerror}") from error
-        arrays = read(store, key, shapes)
-        if arrays is None:
-            raise OutliersError(f"{final} was replaced while it was written; remove it and run the same command again")
-        return arrays
+            raise OutliersError(
+                f"cannot write {draft}: {error.strerror}; free some space, or set XDG_CACHE_HOME"
+            ) from error
+        if not unchanged(store):
+            raise OutliersError(f"{store.encoding['source']} changed while it was read; run the same command again")
+        arrays = _take_place(draft, place, key, shapes)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    tidy(store)
+    return arrays
 
 
-def _write_parts(draft: Path, key: str, shapes: Shapes, parts: Iterable[SequencePeaks]) -> None:
-    seals = {name: bytearray() for name in shapes}
-    with ExitStack() as stack:
-        files = {name: stack.enter_context((draft / f"{name}.npy").open("wb")) for name in shapes}
-        for name, file in files.items():
-            file.write(_header(shapes[name]))
-        for part in parts:
-            for name, file in files.items():
-                try:
-                    for row in np.ascontiguousarray(getattr(part, name)):
-                        n = len(seals[name]) // BYTES
-                        seals[name] += seal(row.data.cast("B"), key, f"{name}.npy", n)
-                        file.write(row.data)
-                    file.flush()
-                except OSError as error:
-                    raise OutliersError(
-                        f"cannot write {draft}: {error.strerror}; free some space, or set XDG_CACHE_HOME"
-                    ) from error
-    for name, data in seals.items():
-        own = seal(bytes(data), key, f"{name}.npy", str(shapes[name]))
-        _seals(draft / f"{name}.npy").write_bytes(own + data)
+def _take_place(draft: Path, place: Path, key: str, shapes: Shapes) -> dict[str, da.Array]:
+    """Give a finished draft its name; where an equal process was first, what it made is as good, and stays."""
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            draft.rename(place)
+        arrays = read(key, shapes)
+        if arrays is not None:
+            return arrays
+        with contextlib.suppress(OSError):  # not whole
+            place.rename(_draft(key))
+    raise OutliersError(f"cannot keep peaks in {place}; remove it and run the same command again")
 
 
-def _draft(store: xr.Dataset, key: str) -> tuple[Path, Path]:
-    reasons = []
-    for folder in _folders(store):
-        draft = folder / f".{key}.{secrets.token_hex(4)}.partial"
-        try:
-            draft.mkdir(parents=True)
-        except OSError as error:
-            reasons.append(f"{folder}: {error.strerror}")
-            continue
-        return draft, folder
-    raise OutliersError(
-        f"no folder to keep the peaks of this view in ({'; '.join(reasons)}); "
-        "set XDG_CACHE_HOME to one that can be written"
-    )
+def _write_parts(draft: Path, origin: dict[str, Any], shapes: Shapes, parts: Iterable[SequencePeaks]) -> None:
+    import zarr  # a tenth of a second, which reading does without
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
+    draft.mkdir()
+    group = zarr.create_group(draft, attributes=origin)
+    for name, shape in shapes.items():
+        group.create_array(
+            name,
+            shape=(1, *shape),
+            chunks=(1, 1, *shape[1:]),
+            dtype="float32",
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            fill_value=np.nan,
+            dimension_names=VARIABLES[name].dims,
+            chunk_key_encoding=KEYS,
+        )
+    for part in parts:
+        for name, shape in shapes.items():
+            for n, values in enumerate(getattr(part, name), part.start):
+                key = ".".join(["c", "0", str(n), *("0" for _ in shape[1:])])
+                (draft / name / key).write_bytes(encode(np.ascontiguousarray(values)[None, None], "none"))
+
+
+def read_bytes(key: str) -> bytes | None:
+    """What `write_bytes` kept; None where it is not there, or not as it was written."""
+    try:
+        data = (cache_folder() / key).read_bytes()
+    except OSError:
+        return None
+    content = data[_DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == data[:_DIGEST_BYTES] else None
+
+
+def write_bytes(store: xr.Dataset, key: str, content: bytes) -> None:
+    """Keep some bytes with their digest where that is possible; an answer is complete without."""
+    if not unchanged(store) or not writable():
+        return
+    draft = _draft(key)
+    try:
+        draft.write_bytes(hashlib.sha256(content).digest() + content)
+        draft.replace(cache_folder() / key)
+    except OSError:
+        draft.unlink(missing_ok=True)
+
+
+def _draft(key: str) -> Path:
+    """A name of its own for what is not finished, or is to go."""
+    return cache_folder() / f".{key}.{secrets.token_hex(4)}.partial"
+
+
+def tidy(store: xr.Dataset) -> None:
+    """Remove views of what this store was before, drafts of killed processes, and above the bound the least used.
+
+    The bound is 10 GB, or `OUTLIERS_CACHE_GB`. What was used within the last hour stays.
+    """
+    now = time.time()
+    kept: list[tuple[float, int, Path]] = []
+    for entry in _entries():
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            age = now - entry.stat().st_mtime
+            if entry.name.startswith("."):
+                if age > _ABANDONED:
+                    _remove(entry)
+            elif _outdated(entry, store):
+                _remove(entry)
+            else:
+                kept.append((age, _size(entry), entry))
+    total, bound = sum(size for _, size, _ in kept), _bound()
+    for age, size, entry in sorted(kept, reverse=True):
+        if total <= bound or age < _IN_USE:
+            break
+        _remove(entry)
+        total -= size
+
+
+def _entries() -> list[Path]:
+    try:
+        return list(cache_folder().iterdir())
+    except OSError:
+        return []
+
+
+def _outdated(entry: Path, store: xr.Dataset) -> bool:
+    """Whether an entry is a view of what was in the place of this store before."""
+    if not (entry / "zarr.json").is_file():
+        return False
+    origin = json.loads((entry / "zarr.json").read_text())["attributes"]
+    return bool(origin["store"] == store.encoding["source"] and origin["content"] != content_mark(store))
+
+
+def _size(entry: Path) -> int:
+    files = (file for file in entry.rglob("*") if file.is_file()) if entry.is_dir() else (entry,)
+    return sum(file.stat().st_size for file in files)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def _bound() -> float:
+    text = os.environ.get("OUTLIERS_CACHE_GB", str(_DEFAULT_GB))
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise OutliersError(f"OUTLIERS_CACHE_GB is {text!r}; expected a number of gigabytes, such as 10")
+    return gigabytes * 1e9

@@ -60,7 +60,9 @@ def view_peaks(
     dims = {"layer_high": LAYER_DIMS, "layer_low": LAYER_DIMS, "position_peak": POSITION_DIMS}
     shapes = {name: tuple(frame.sizes[dim] for dim in places) for name, places in dims.items()}
     key = cache.cache_key(store, view) if use_cache else None
-    arrays: Mapping[str, Any] | None = cache.read(store, key, shapes) if key is not None else None
+    if key is not None and not cache.writable():
+        key = None
+    arrays: Mapping[str, Any] | None = cache.read(key, shapes) if key is not None else None
     if arrays is None:
         parts = stream_peaks(store, view, progress)
         arrays = _gathered(shapes, parts) if key is None else cache.write(store, key, view, shapes, parts)

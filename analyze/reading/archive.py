@@ -75,13 +75,13 @@ class Archive:
         return f"{str(self._around).rstrip('/')}/{self._file}" if str(self._around) != "." else self._file
 
     @property
-    def home(self) -> None:
+    def folder(self) -> None:
         """An archive is not written into."""
 
     @property
-    def distant(self) -> bool:
+    def remote(self) -> bool:
         """Whether the archive is on a server."""
-        return self._around.distant
+        return self._around.remote
 
     def absent(self) -> str:
         """In one line, that no store is here, and what to do."""
@@ -107,7 +107,7 @@ class Archive:
         new = [request for request in asked if request not in self._kept]
         fresh = dict(zip(new, self.ranges(new), strict=True))
         found = {request[0]: fresh[request] if request in fresh else self._kept[request] for request in asked}
-        if self.distant:
+        if self.remote:
             self._kept.update(fresh)
         return [(found[key], sizes[key]) if key in found else None for key in keys]
 

@@ -108,7 +108,7 @@ class StoredArray:
 
     def _encoded(self, slices: tuple[slice, ...], touched: list[Place]) -> Iterator[tuple[Place, bytes]]:
         """Chunks of a selection, each of which must be there; those of a distant store fetched many at a time."""
-        about, step = self._metadata, _TOGETHER if self._location.distant else 1
+        about, step = self._metadata, _TOGETHER if self._location.remote else 1
         for start in range(0, len(touched), step):
             places = touched[start : start + step]
             files = [tuple(p // g for p, g in zip(place, about.grid, strict=True)) for place in places]
@@ -139,7 +139,7 @@ class StoredArray:
         """Indices of shards; of a distant store those of the next shards too, in one journey."""
         about = self._metadata
         wanted = set(files)
-        if self._location.distant and SEQUENCE in VARIABLES[self._name].dims:
+        if self._location.remote and SEQUENCE in VARIABLES[self._name].dims:
             axis = VARIABLES[self._name].dims.index(SEQUENCE)
             for file in files:
                 first = file[axis] // _TOGETHER * _TOGETHER

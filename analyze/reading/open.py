@@ -105,7 +105,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
         few = FEATURE not in VARIABLES[name].dims and math.prod(about.shape) * source.dtype.itemsize <= _SMALL
         lazy = da.from_array(
             source,
-            chunks=about.shape if few and location.distant else about.chunk,
+            chunks=about.shape if few and location.remote else about.chunk,
             name=array_name(mark, name),
             asarray=False,
             fancy=False,
@@ -131,7 +131,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
 
 def opening_mark(location: Location) -> str:
     """What the dask arrays of a store are named by: its fingerprint, or where that costs journeys, a name used once."""
-    return secrets.token_hex(16) if location.distant else str(location.fingerprint())
+    return secrets.token_hex(16) if location.remote else str(location.fingerprint())
 
 
 def token_texts(store: xr.Dataset) -> dict[int, str]:

@@ -88,11 +88,11 @@ class Remote:
         return self.url
 
     @property
-    def home(self) -> None:
+    def folder(self) -> None:
         """Nothing can be kept beside it."""
 
     @property
-    def distant(self) -> bool:
+    def remote(self) -> bool:
         """Yes."""
         return True
 

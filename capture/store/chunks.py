@@ -23,7 +23,7 @@ LEVEL = 1
 """Of Zstandard. Activations hardly repeat, and the matches that higher levels find cost more than they save."""
 
 
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 
 
 _RESIDUE = 0x48674BC7
@@ -116,14 +116,14 @@ def checked_payload(encoded: bytes) -> memoryview:
     """
     if not _sound(encoded):
         raise ValueError("the values do not match their checksum")
-    return memoryview(encoded)[:-_CHECKSUM_BYTES]
+    return memoryview(encoded)[:-CHECKSUM_BYTES]
 
 
 def _sound(encoded: bytes) -> bool:
     """Whether bytes match the checksum behind them."""
     # Of all at once, for the library takes no view, and a copy of a large chunk costs more than its checksum.
-    return len(encoded) >= _CHECKSUM_BYTES and google_crc32c.value(encoded) == _RESIDUE
+    return len(encoded) >= CHECKSUM_BYTES and google_crc32c.value(encoded) == _RESIDUE
 
 
 def _checksum(payload: bytes) -> bytes:
-    return int(google_crc32c.value(payload)).to_bytes(_CHECKSUM_BYTES, "little")
+    return int(google_crc32c.value(payload)).to_bytes(CHECKSUM_BYTES, "little")

@@ -25,11 +25,11 @@ class Location(Protocol):
     """
 
     @property
-    def home(self) -> Path | None:
+    def folder(self) -> Path | None:
         """Folder of the store on this machine, where what is computed can be kept beside it; None for any other."""
 
     @property
-    def distant(self) -> bool:
+    def remote(self) -> bool:
         """Whether every request costs a journey, so that many should travel together."""
 
     def absent(self) -> str:
@@ -69,12 +69,12 @@ class Folder:
         return str(self.path)
 
     @property
-    def home(self) -> Path | None:
+    def folder(self) -> Path | None:
         """The folder."""
         return self.path
 
     @property
-    def distant(self) -> bool:
+    def remote(self) -> bool:
         """No."""
         return False
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from capture.store.chunks import _CHECKSUM_BYTES, _checksum, _sound
+from capture.store.chunks import CHECKSUM_BYTES, _checksum, _sound
 from capture.store.files import AtomicFile, remove_partials
 
 MISSING = np.iinfo(np.uint64).max
@@ -67,7 +67,7 @@ class ShardFile:
 
 def index_bytes(grid: tuple[int, ...]) -> int:
     """Length of the index of a shard, its checksum included."""
-    return math.prod(grid) * 16 + _CHECKSUM_BYTES
+    return math.prod(grid) * 16 + CHECKSUM_BYTES
 
 
 def read_index(path: Path, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
@@ -96,7 +96,7 @@ def parse_index(tail: bytes, end: int, grid: tuple[int, ...], key: str) -> npt.N
         raise ValueError(f"file {key} is cut short: it has {end} bytes")
     if not _sound(tail):
         raise ValueError("the index of the file does not match its checksum")
-    return np.frombuffer(tail[:-_CHECKSUM_BYTES], dtype="<u8").reshape(*grid, 2)
+    return np.frombuffer(tail[:-CHECKSUM_BYTES], dtype="<u8").reshape(*grid, 2)
 
 
 def read_chunk(path: Path, offset: int, length: int) -> bytes:
@@ -108,7 +108,7 @@ def read_chunk(path: Path, offset: int, length: int) -> bytes:
         The file ends before the chunk does.
     """
     with path.open("rb") as file:
-        if offset + length > os.fstat(file.fileno()).st_size or length < _CHECKSUM_BYTES:
+        if offset + length > os.fstat(file.fileno()).st_size or length < CHECKSUM_BYTES:
             raise ValueError(f"file {path.parent.name}/{path.name} is cut short")
         file.seek(offset)
         return file.read(length)

@@ -16,11 +16,17 @@ import pytest
 import zarr
 
 from analyze import Criteria, View, open_store, sweep, view_peaks
+from analyze.peaks.cache import cache_folder
 from analyze.reading.arrays import StoredArray
 from capture.store.schema import Sizes
 from tests.benchmarks.table import SITES, bfloat16, deviations, in_turns, made_up, record
 
 ROUNDS = 7
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def read(array: zarr.Array | StoredArray) -> None:
@@ -86,7 +92,7 @@ def test_a_thousand_thresholds_from_stored_peaks(wide: Path) -> None:
     magnitudes = np.linspace(1, 40, 1000).tolist()
 
     def first() -> None:
-        shutil.rmtree(wide / ".views", ignore_errors=True)
+        shutil.rmtree(cache_folder(), ignore_errors=True)
         sweep(wide, None, magnitudes)
 
     first()  # imports
@@ -135,7 +141,7 @@ def test_an_ablation_of_twenty_thresholds(tmp_path: Path) -> None:
     magnitudes = np.abs(store["norm_input"].values)
 
     def first() -> list[int]:
-        shutil.rmtree(path / ".views", ignore_errors=True)
+        shutil.rmtree(cache_folder(), ignore_errors=True)
         return sweep(store, Criteria(), thresholds).table["count"].values.ravel().tolist()
 
     assert first() == numpy_counts(magnitudes, thresholds)
@@ -167,7 +173,7 @@ def test_an_ablation_of_twenty_thresholds_on_a_large_store(wide: Path) -> None:
     thresholds = [m / 5 for m in range(1, 21)]  # where the activations lie: no trained model's are so small
 
     def first() -> None:
-        shutil.rmtree(wide / ".views", ignore_errors=True)
+        shutil.rmtree(cache_folder(), ignore_errors=True)
         sweep(wide, None, thresholds)
 
     first()

@@ -99,7 +99,7 @@ def test_a_changed_store_has_other_steps(path: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_made_again(path: Path) -> None:
     expected = sweep(path, None, [1, 6]).rows
-    (file,) = (path / cache_module.FOLDER).glob("*.npz")
+    (file,) = cache_module.cache_folder().glob("*.npz")
     data = bytearray(file.read_bytes())
     data[len(data) // 3] ^= 1
     file.write_bytes(data)
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_made_again(path: Path) -> None:
 def test_a_store_with_all_bits_is_swept_without(tmp_path: Path) -> None:
     path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
     assert sweep(path, None, [1, 6]).table.identical(sweep(path, None, [1, 6], use_cache=False).table)
-    assert not (path / cache_module.FOLDER).exists()
+    assert not cache_module.cache_folder().exists()
 
 
 def test_a_sweep_that_nothing_can_be_kept_of_is_complete(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
