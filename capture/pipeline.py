@@ -52,7 +52,7 @@ def writing_threads(device: str) -> int:
 class Pipeline:
     """Threads that compress and write matrices, and the host buffers that the matrices wait in.
 
-    `submit` copies a matrix into a free one of `estimate.BUFFERS`, waiting for it where the disk is slower than the
+    `submit` copies a matrix into a free one of `HOST_BUFFERS`, waiting for it where the disk is slower than the
     model. Use as a context manager.
 
     Parameters
@@ -73,7 +73,7 @@ class Pipeline:
         if not in_rounds:
             self._begun.set()
         self._free: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
-        for _ in range(BUFFERS):
+        for _ in range(HOST_BUFFERS):
             self._free.put(None)  # allocated at first use, when shape and dtype are known
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outliers-write")
@@ -145,5 +145,5 @@ MOST_THREADS: Final = 8
 """Compressing and writing threads, at the most."""
 
 
-BUFFERS: Final = 2 * MOST_THREADS + 2
+HOST_BUFFERS: Final = 2 * MOST_THREADS + 2
 """Host memory for activations, in (position, feature) matrices, whatever the number of layers and sequences."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.answers.facts import ROUNDED, mean_fraction, nonfinite_count, perplexity
-from analyze.display.text import _jsonable, percent
+from analyze.display.text import jsonable, percent
 from analyze.peaks.groups import Group, of_groups
 from analyze.peaks.lookup import view_peaks
 from analyze.question.criteria import SATURATED, Criteria
@@ -83,15 +83,15 @@ class Outliers:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers find --json` prints: strict JSON, null for what is not a finite number."""
-        rows = [{name: _jsonable(value) for name, value in vars(row).items()} for row in self.features]
+        rows = [{name: jsonable(value) for name, value in vars(row).items()} for row in self.features]
         result = {
             "count": self.count,
             "distinct_features": self.distinct_features,
             "hidden_size": self.hidden_size,
             "saturated": self.saturated,
-            "mean_layer_fraction": _jsonable(self.mean_layer_fraction),
-            "mean_position_fraction": _jsonable(self.mean_position_fraction),
-            "perplexity": _jsonable(self.perplexity),
+            "mean_layer_fraction": jsonable(self.mean_layer_fraction),
+            "mean_position_fraction": jsonable(self.mean_position_fraction),
+            "perplexity": jsonable(self.perplexity),
             "criteria": self.criteria.to_dict(),
             "features": rows,
         }

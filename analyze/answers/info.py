@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analyze.display.text import _strict
+from analyze.display.text import strict
 from analyze.reading.lazy import loaded
 from analyze.reading.open import open_store
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE
@@ -84,7 +84,7 @@ class Info:
         """The object that `outliers info --json` prints: strict JSON."""
         result = {**vars(self), "sites": list(self.sites)}
         result["perplexity"] = None if not math.isfinite(self.perplexity) else self.perplexity
-        result["attributes"] = _strict(self.attributes)
+        result["attributes"] = strict(self.attributes)
         return result
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.commands.output import print_json
-from analyze.display.tables import _MOST_ROWS, console, print_facts
+from analyze.display.tables import MOST_ROWS, console, print_facts
 
 if TYPE_CHECKING:
     from analyze.answers.find import Outliers
@@ -77,7 +77,7 @@ def print_found(found: Outliers) -> None:
     table = Table(title=None, box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("sequence", "feature", "L%", "S%", "max |x|", "critical |x|"):
         table.add_column(name, justify="right")
-    for row in found.features[:_MOST_ROWS]:
+    for row in found.features[:MOST_ROWS]:
         table.add_row(
             "all" if row.sequence is None else str(row.sequence),
             str(row.feature),
@@ -88,5 +88,5 @@ def print_found(found: Outliers) -> None:
         )
     out.print()
     out.print(table)
-    if len(found.features) > _MOST_ROWS:
-        out.print(f"and {len(found.features) - _MOST_ROWS:,} more; --json lists them all")
+    if len(found.features) > MOST_ROWS:
+        out.print(f"and {len(found.features) - MOST_ROWS:,} more; --json lists them all")

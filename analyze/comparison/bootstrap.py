@@ -55,7 +55,7 @@ def check_bootstrap(resamples: int, seed: int, sequences: int = 0) -> None:
 
 
 @dataclass(frozen=True)
-class Tally:
+class Resampled:
     """What a criterion finds in some sequences, several times over.
 
     Parameters
@@ -69,7 +69,7 @@ class Tally:
     mean_position_fraction: Float64
 
 
-def tally(hits: Hits, weights: Counts) -> Tally:
+def tally(hits: Hits, weights: Counts) -> Resampled:
     """Count outliers in resampled sequences.
 
     Parameters
@@ -87,7 +87,7 @@ def tally(hits: Hits, weights: Counts) -> Tally:
         outliers, layer_hits, position_hits = per_sequence(hits)
         totals = [weights @ (np.where(outliers, values, 0).sum(axis=1)) for values in (layer_hits, position_hits)]
         count = weights @ outliers.sum(axis=1)
-        return Tally(count, _means(totals[0], hits.units, count), _means(totals[1], hits.positions, count))
+        return Resampled(count, _means(totals[0], hits.units, count), _means(totals[1], hits.positions, count))
     positions = hits.positions * hits.sequences
     least = [required_hits(hits.criteria.layers, hits.units), required_hits(hits.criteria.positions, positions)]
     # No resample has more hits than all sequences' units together, or the best sequence drawn every time.
@@ -107,7 +107,7 @@ def tally(hits: Hits, weights: Counts) -> Tally:
         for row, values in enumerate((outliers, layer_hits * outliers, position_hits * outliers)):
             result[row, start : start + step] = values.sum(axis=1)
     count = result[0]
-    return Tally(count, _means(result[1], hits.units, count), _means(result[2], positions, count))
+    return Resampled(count, _means(result[1], hits.units, count), _means(result[2], positions, count))
 
 
 def per_sequence(hits: Hits) -> tuple[Bools, Counts, Counts]:

@@ -25,10 +25,11 @@ from analyze.comparison.bootstrap import (
     per_sequence,
     pooled,
 )
+from analyze.comparison.cells import Row
 from analyze.comparison.hits import Counts, Hits, position_peaks, read_hits
 from analyze.comparison.published import TABLES, PublishedTable
 from analyze.comparison.published import published as published_table
-from analyze.comparison.result import ABLATED, RESAMPLES, Comparison, Row, columns
+from analyze.comparison.result import ABLATED, RESAMPLES, Comparison, columns
 from analyze.question.criteria import SATURATED, Criteria
 from analyze.question.ranks import threshold
 from analyze.reading.activations import has_activations

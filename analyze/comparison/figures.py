@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from analyze.comparison.result import Comparison, Row, counted_otherwise
+from analyze.comparison.cells import Row
+from analyze.comparison.result import Comparison, counted_otherwise
 from analyze.display.text import parameters
 
 if TYPE_CHECKING:
@@ -383,15 +384,8 @@ def _legend(figure: Figure, drawn: Sequence[Row], nothing: Sequence[Row], plan: 
         signs.append(sign("|", "95% interval", markeredgewidth=1.2))
     if nothing:
         signs.append(sign("x", "no outlier", "black"))
-    legend = figure.legend(
-        handles=signs,
-        loc="outside lower center",
-        ncols=4,
-        fontsize=8,
-        frameon=False,
-        title=foot,
-        title_fontproperties={"size": 6.5},
-    )
+    style: dict[str, Any] = {"ncols": 4, "fontsize": 8, "frameon": False, "title_fontproperties": {"size": 6.5}}
+    legend = figure.legend(handles=signs, loc="outside lower center", title=foot, **style)
     legend.get_title().set(color=_INK, ha="center", multialignment="center")
 
 

@@ -145,7 +145,7 @@ def _layer_hits(part: xr.Dataset, criteria: list[Criteria]) -> list[_LayerHits]:
         units = hit.reshape(-1, hit.shape[-1]) if one.layer_unit == "site" else np.logical_or.reduce(hit, axis=1)
         result.append(
             _LayerHits(
-                pack(units),
+                pack_bits(units),
                 len(units),
                 np.fmax.reduce(magnitude, axis=(0, 1)),
                 np.logical_or.reduce(high >= limit, axis=(0, 1)),
@@ -165,7 +165,7 @@ def _position_hits(part: xr.Dataset, criteria: list[Criteria], strong: list[list
     return result
 
 
-def pack(units: Bools) -> Words:
+def pack_bits(units: Bools) -> Words:
     """(unit, feature) booleans as (feature, word) bits."""
     total, features = units.shape
     padded = np.zeros((features, -(-total // _WORD) * _WORD), bool)

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from analyze.answers.facts import ROUNDED
 from analyze.comparison.bootstrap import STATISTICS
+from analyze.comparison.cells import (
+    LEFT_COLUMNS,
+    MISSING,
+    OPTIONAL_COLUMNS,
+    STUDY_COLUMNS,
+    TABLE4_COLUMNS,
+    Row,
+    is_unknown,
+)
 from analyze.comparison.published import PublishedTable
 from analyze.display import html
 from analyze.display.tables import csv_text
-from analyze.display.text import all_jsonable, parameters, plain
+from analyze.display.text import all_jsonable, plain
 from analyze.question.criteria import Criteria
 from capture.errors import OutliersError
-
-Row = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
 
 TITLES: Final = {
     "moe": "Mixture-of-experts models",
     "dense": "Dense models",
     "table4": "Columns of Table 4 of Dettmers et al. (2022)",
 }
-_MISSING: Final = "-"
-_LONG: Final = 1e5
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 
@@ -39,8 +42,11 @@ def rows_of(comparison: Comparison, table: str) -> list[Row]:
 
 def displayed(rows: Sequence[Row], table: str) -> list[dict[str, str]]:
     """Rows for a reader: headings and cells as plain text, not yet escaped; no optional columns that say nothing."""
-    shown = [{heading: form(row) for heading, form in (_TABLE4 if table == "table4" else _STUDY)} for row in rows]
-    silent = [name for name in _OPTIONAL if all(row.get(name) == _MISSING for row in shown)]
+    shown = [
+        {heading: form(row) for heading, form in (TABLE4_COLUMNS if table == "table4" else STUDY_COLUMNS)}
+        for row in rows
+    ]
+    silent = [name for name in OPTIONAL_COLUMNS if all(row.get(name) == MISSING for row in shown)]
     return [{name: cell for name, cell in row.items() if name not in silent} for row in shown]
 
 
@@ -61,7 +67,7 @@ def as_markdown(comparison: Comparison, table: str) -> str:
     if rows:
         names = list(rows[0])
         lines.append("| " + " | ".join(names) + " |")
-        lines.append("|" + "|".join("---" if name in _LEFT else "---:" for name in names) + "|")
+        lines.append("|" + "|".join("---" if name in LEFT_COLUMNS else "---:" for name in names) + "|")
         lines += ["| " + " | ".join(markdown(cell) for cell in row.values()) + " |" for row in rows]
     else:
         lines.append("No such model.")
@@ -140,7 +146,7 @@ def markdown(text: str) -> str:
 def _aligned(rows: list[dict[str, str]]) -> str:
     lines = [list(rows[0]), *([plain(cell) for cell in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    left = [name in _LEFT for name in rows[0]]
+    left = [name in LEFT_COLUMNS for name in rows[0]]
     return "\n".join(
         "  ".join(
             text.ljust(w) if to_left else text.rjust(w) for text, w, to_left in zip(line, widths, left, strict=True)
@@ -157,14 +163,14 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
     rows = [row for name in TITLES if table in (None, name) for row in rows_of(comparison, name)]
     own = [row for row in rows if row["published"] is None]
     notes = []
-    if any(not _none(row[f"{name}_low"]) for row in own for name in (*STATISTICS, "perplexity")):
+    if any(not is_unknown(row[f"{name}_low"]) for row in own for name in (*STATISTICS, "perplexity")):
         notes.append(
             f"Brackets: 95% intervals of {comparison.resamples:,} bootstrap resamples of whole sequences, "
             f"seed {comparison.seed}."
         )
     if any(row["count"] for row in own):
         notes.append("In parentheses: medians over the outliers, where they differ from the means.")
-    if any(not _none(row["perplexity_without"]) for row in own):
+    if any(not is_unknown(row["perplexity_without"]) for row in own):
         notes.append("With and without outlier features, and without as many random ones: of the sequences ablated.")
     texts = sorted({f"{row['model']}: {row['text']}" for row in own if row["text"]})
     if texts:
@@ -200,153 +206,22 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
     return notes
 
 
-def _name(row: Row) -> str:
-    return str(row["model"])
-
-
-def _origin(row: Row) -> str:
-    return "store" if row["published"] is None else "published"
-
-
-def _marked(row: Row, name: str, text: str) -> str:
-    return f"{text}*" if name in row["doubtful"] else text
-
-
-def _experts(row: Row) -> str:
-    if row["experts"] is None:
-        return _MISSING
-    shared = f"+{row['shared_experts']} shared" if row["shared_experts"] else ""
-    return _marked(row, "experts", f"{row['experts']}{shared}")
-
-
-def _whole(name: str) -> Callable[[Row], str]:
-    return lambda row: _MISSING if row[name] is None else _marked(row, name, f"{row[name]:,}")
-
-
-def _words(name: str) -> Callable[[Row], str]:
-    return lambda row: row[name] if row[name] else _MISSING
-
-
-def _number(name: str, digits: str = ".2f") -> Callable[[Row], str]:
-    def form(row: Row) -> str:
-        if _none(row[name]):
-            return _MISSING
-        kind = digits if row[name] < _LONG else ".3g"
-        return f"{row[name]:{kind}}" + _range(row, name, f"{{:{kind}}}")
-
-    return form
-
-
-def _percent(name: str) -> Callable[[Row], str]:
-    def form(row: Row) -> str:
-        if _none(row[name]):
-            return _MISSING
-        middle = row.get(name.replace("mean_", "median_"))
-        median = "" if name.startswith("median_") or _none(middle) or middle == row[name] else f" ({middle:.1%})"
-        return f"{row[name]:.1%}{median}{_range(row, name, '{:.1%}')}"
-
-    return form
-
-
-def _range(row: Row, name: str, form: str) -> str:
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return "" if _none(low) or _none(high) else f" [{form.format(low)}, {form.format(high)}]"
-
-
-def _count(row: Row) -> str:
-    return f"{row['count']:,}" + _range(row, "count", "{:,.0f}")
-
-
-def _width(row: Row) -> str:
-    if row["share"] is None:
-        return _MISSING
-    return f"{row['share']:.1%}" + (", saturated" if row["saturated"] else "")
-
-
-def _quartiles(row: Row) -> str:
-    values = [row[name] for name in ("first_quartile", "median", "third_quartile")]
-    return _MISSING if any(_none(value) for value in values) else " / ".join(f"{value:.3g}" for value in values)
-
-
-def _top1(row: Row) -> str:
-    if _none(row["top1_with"]):
-        return _MISSING
-    text = f"{row['top1_with']:.1%} / {row['top1_without']:.1%}"
-    return text if _none(row["top1_random"]) else f"{text} / {row['top1_random']:.1%}"
-
-
-def _ablated_perplexity(row: Row) -> str:
-    if _none(row["perplexity_without"]):
-        return _MISSING
-    return " / ".join(f"{row[f'perplexity_{variant}']:.5g}" for variant in ("with", "without", "random"))
-
-
-def _none(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-_ABLATED: Final[tuple[Column, ...]] = (
-    ("Top-1 with / without / random", _top1),
-    ("Perplexity with / without / random", _ablated_perplexity),
-)
-_STUDY: Final[tuple[Column, ...]] = (
-    ("Model", _name),
-    ("From", _origin),
-    ("Total", lambda row: parameters(row["total_parameters"])),
-    ("Active", lambda row: parameters(row["active_parameters"])),
-    ("Experts", _experts),
-    ("Top-k", _whole("top_k")),
-    ("Routing", _words("routing")),
-    ("Precision", _words("precision")),
-    ("Perplexity", _number("perplexity")),
-    ("Outliers", _count),
-    ("Mean L%", _percent("mean_layer_fraction")),
-    ("Mean S%", _percent("mean_position_fraction")),
-    ("Distinct", _whole("distinct_features")),
-    ("Of width", _width),
-    *_ABLATED,
-)
-_TABLE4: Final[tuple[Column, ...]] = (
-    ("Model", _name),
-    ("From", _origin),
-    ("Total", lambda row: parameters(row["total_parameters"])),
-    ("Perplexity", _number("perplexity")),
-    ("Outliers", _count),
-    ("One-sided", _whole("one_sided")),
-    ("Layers", _percent("mean_layer_fraction")),
-    ("Positions", _percent("mean_position_fraction")),
-    ("Quartiles", _quartiles),
-    ("Median magnitude", _number("median_magnitude", ".3g")),
-    *_ABLATED,
-)
-_OPTIONAL: Final = (*(name for name, _ in _ABLATED), "Quartiles", "Distinct", "Of width")
-_LEFT: Final = ("Model", "From", "Routing", "Precision")
-
-
 RESAMPLES: Final = 1000
-
-
 FACTS: Final = (
     *("model", "store", "published", "text", "sequences", "positions"),
     *("total_parameters", "active_parameters", "experts", "shared_experts", "top_k", "routing", "precision"),
     *("perplexity", "perplexity_low", "perplexity_high"),
     *("nonfinite_count", "mantissa_bits"),
 )
-
-
 COUNTED: Final = (
     *(f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")),
     *("median_layer_fraction", "median_position_fraction"),
     *("distinct_features", "hidden_size", "share", "saturated"),
 )
-
-
 TABLE4: Final = (
     *("one_sided", "first_quartile", "median", "third_quartile"),
     *("largest_feature", "median_magnitude", "median_magnitude_of"),
 )
-
-
 ABLATED: Final = (
     *("top1_with", "top1_without", "top1_random"),
     *("perplexity_with", "perplexity_without", "perplexity_random"),

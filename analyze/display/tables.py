@@ -19,7 +19,7 @@ from capture.errors import OutliersError
 if TYPE_CHECKING:
     pass
 
-_MOST_ROWS = 20
+MOST_ROWS = 20
 _FORMULA: Final = ("=", "+", "-", "@")
 
 

@@ -15,21 +15,22 @@ def percent(fraction: float) -> str:
     return "none" if math.isnan(fraction) else f"{fraction:.1%}"
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A value with null for a number that is not finite: JSON knows no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def all_jsonable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with null for every number that is not finite: JSON knows no NaN."""
-    return [{name: _jsonable(value) for name, value in row.items()} for row in rows]
+    return [{name: jsonable(value) for name, value in row.items()} for row in rows]
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """A JSON value without NaN and infinities, which Zarr attributes may hold."""
     if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
+        return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

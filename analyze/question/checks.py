@@ -43,7 +43,8 @@ def within(value: int, size: int, name: str) -> int:
     return number
 
 
-def _whole(name: str, value: Any) -> int:
+def whole(name: str, value: Any) -> int:
+    """A setting that must be a whole number."""
     try:
         if isinstance(value, bool):
             raise TypeError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from analyze.question.checks import _whole, check_choice
+from analyze.question.checks import check_choice, whole
 from capture.errors import OutliersError
 from capture.store.schema import LAYER, POSITION, SEQUENCE, SIGNALS, SITE
 
@@ -51,14 +51,14 @@ class View:
         check_choice("scale", self.scale, SCALES)
         check_choice("rounding", self.rounding, ROUNDINGS)
         # Lists, as JSON has them, and NumPy's integers are welcome.
-        object.__setattr__(self, "skip_first", _whole("skip-first", self.skip_first))
+        object.__setattr__(self, "skip_first", whole("skip-first", self.skip_first))
         if self.skip_first < 0:
             raise OutliersError(f"skip-first is {self.skip_first}; expected a whole number of positions, 0 or more")
         if self.sites is not None:
             object.__setattr__(self, "sites", tuple(self.sites))
         for name in ("layer_range", "sequences"):
             if getattr(self, name) is not None:
-                numbers = tuple(_whole(name.replace("_", "-"), number) for number in getattr(self, name))
+                numbers = tuple(whole(name.replace("_", "-"), number) for number in getattr(self, name))
                 object.__setattr__(self, name, numbers)
         if self.layer_range is not None:
             if len(self.layer_range) != 2:

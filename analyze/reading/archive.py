@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import OutliersError
-from capture.store.files import _folded, _name_flaw
+from capture.store.files import folded_name, name_flaw
 from capture.store.location import Folder, Location, Range
 from capture.store.schema import CHECKSUMS
 
 if TYPE_CHECKING:
-    from analyze.reading.server import Remote
+    from analyze.reading.server import Server
 
 _HEADER: Final = struct.Struct("<4s5H3I2H")
 _MAGIC: Final = b"PK\x03\x04"
@@ -42,7 +42,7 @@ class Archive:
         It is missing, no archive of a store, cut short, or has entries that a store has not.
     """
 
-    def __init__(self, around: Folder | Remote, file: str) -> None:
+    def __init__(self, around: Folder | Server, file: str) -> None:
         self._around, self._file = around, file
         try:
             tail = around.tails([file], _END)[0]
@@ -214,8 +214,8 @@ def checked_entries(opened: zipfile.ZipFile, archive: Path | str, size: int) -> 
     folders: set[str] = set()
     for info in opened.infolist():
         name = info.orig_filename
-        reason = _name_flaw(name) or _entry_flaw(info)
-        key = _folded(name.rstrip("/"))
+        reason = name_flaw(name) or _entry_flaw(info)
+        key = folded_name(name.rstrip("/"))
         if reason is None and not info.is_dir() and key in found:
             reason = "stands there twice"
         if reason is not None:

@@ -9,7 +9,7 @@ from capture.errors import OutliersError
 from capture.store.location import Folder, Location
 
 if TYPE_CHECKING:
-    from analyze.reading.server import Remote
+    from analyze.reading.server import Server
 
 SCHEMES: Final = ("https://", "http://", "s3://", "hf://")
 _ARCHIVE: Final = ".zip"
@@ -32,7 +32,7 @@ def open_location(store: Path | str | Location) -> Location:
     if isinstance(store, str) and "://" in store:
         if not store.startswith(SCHEMES):
             raise OutliersError(f"{store} cannot be opened; expected a path, or a URL with {', '.join(SCHEMES)}")
-        from analyze.reading.server import Remote as Server
+        from analyze.reading.server import Server as Server
 
         store = store.rstrip("/")
         around, _, name = store.rpartition("/")
@@ -43,7 +43,7 @@ def open_location(store: Path | str | Location) -> Location:
     return Folder(path)
 
 
-def _archive(around: Folder | Remote, name: str) -> Location:
+def _archive(around: Folder | Server, name: str) -> Location:
     from analyze.reading.archive import Archive
 
     return Archive(around, name)

@@ -50,7 +50,7 @@ class _InterruptedError(Exception):
     """An answer broke off."""
 
 
-class Remote:
+class Server:
     """A store behind a URL.
 
     Parameters
@@ -288,8 +288,8 @@ class Remote:
 
 
 @lru_cache(maxsize=8)
-def _reopened(url: str, dataset: HubDataset | None, opening: str) -> Remote:
-    return Remote(url, dataset, opening)
+def _reopened(url: str, dataset: HubDataset | None, opening: str) -> Server:
+    return Server(url, dataset, opening)
 
 
 def coalesced(requests: Sequence[Range]) -> list[tuple[str, int, int]]:

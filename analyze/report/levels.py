@@ -29,7 +29,7 @@ _MARGIN = 4.0
 
 
 @dataclass(frozen=True)
-class Tally:
+class LevelCounts:
     """Everything that a report embeds of one signal of a store.
 
     A peak's level is the number of magnitudes of the grid that it reaches. The counts are of peaks at each level from
@@ -99,7 +99,9 @@ def _magnitudes(part: xr.Dataset) -> Float32:
     return np.asarray(np.fmax(np.abs(loaded(part["layer_high"])), np.abs(loaded(part["layer_low"]))))
 
 
-def tally(peaks: xr.Dataset, criteria: Criteria, magnitudes: list[float], progress: Progress | None = None) -> Tally:
+def tally(
+    peaks: xr.Dataset, criteria: Criteria, magnitudes: list[float], progress: Progress | None = None
+) -> LevelCounts:
     """Levels of a view's peaks, counted.
 
     Parameters
@@ -137,7 +139,7 @@ def tally(peaks: xr.Dataset, criteria: Criteria, magnitudes: list[float], progre
     levels = [limits.reached(values).astype(_least(len(magnitudes))) for values in (profile, buckets)]
     size = np.arange(len(magnitudes)) @ position.sum(axis=2, dtype=np.int64)
     order = np.argsort(size, kind="stable")
-    return Tally(
+    return LevelCounts(
         order=order.astype(_least(width)),
         layer=layer[:, order],
         extra=extra[:, order],

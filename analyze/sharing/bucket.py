@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from analyze.reading.server import credentials, reason
-from analyze.sharing.plan import Push, Remote, unlike
+from analyze.sharing.plan import Push, Uploaded, unlike
 from capture.errors import OutliersError
 from capture.store.files import file_digest
 
@@ -112,7 +112,7 @@ class BucketUpload:
 
         return self._told(listed)
 
-    def _there(self) -> dict[str, Remote]:
+    def _there(self) -> dict[str, Uploaded]:
         """What the target holds, with the digest that says most: the one left at an upload, else the tag."""
         wanted = {file.name: file for file in self._plan.files}
         sizes = self._sizes()
@@ -124,9 +124,9 @@ class BucketUpload:
             match = None if tag is None else _MD5.fullmatch(tag)
             left = digests.get(name)
             if left is not None:
-                found[name] = Remote(size, "sha256", left)
+                found[name] = Uploaded(size, "sha256", left)
             else:  # a tag that is no MD5 equals none: the object counts as different
-                found[name] = Remote(size, "md5", "" if match is None else match[1])
+                found[name] = Uploaded(size, "md5", "" if match is None else match[1])
         return found
 
     def _digest(self, name: str) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capture.errors import OutliersError
-from capture.store.files import _folded, _name_flaw
+from capture.store.files import folded_name, name_flaw
 from capture.store.schema import CHECKSUMS, RAW_VARIABLES
 from capture.store.verify import flaw
 
@@ -63,12 +63,12 @@ def entries(store: Path) -> list[Entry]:
                     f"{path} is a link or no plain file; expected a store of plain files, copy it there"
                 )
             entry = Entry(path.relative_to(store).as_posix(), path, path.stat().st_size)
-            reason = _name_flaw(entry.name)
-            if reason is None and _folded(entry.name) in found:
+            reason = name_flaw(entry.name)
+            if reason is None and folded_name(entry.name) in found:
                 reason = "differs from another by case or accents only"
             if reason is not None:
                 raise OutliersError(f"{store}: file {entry.name!r} {reason}; move it out of the store")
-            found[_folded(entry.name)] = entry
+            found[folded_name(entry.name)] = entry
     return sorted(found.values(), key=lambda entry: (_rank(entry.name), entry.name))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from analyze.sharing.card import UNKNOWN, Card, picture_name
-from analyze.sharing.plan import HUB, Push, Remote, unlike
+from analyze.sharing.plan import HUB, Push, Uploaded, unlike
 from capture.errors import OutliersError
 
 EXTRA: Final = "install with: pip install 'outlier-features[remote]'"
@@ -132,7 +132,7 @@ class HubUpload:
             commit_message=f"Remove {self._folder}",
         )
 
-    def _there(self) -> dict[str, Remote]:
+    def _there(self) -> dict[str, Uploaded]:
         """Files of the target's folder, by their names inside it."""
         from huggingface_hub import RepoFile
         from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -142,7 +142,7 @@ class HubUpload:
             for file in self._api.list_repo_tree(self._repo, self._folder, recursive=True, repo_type="dataset"):
                 if isinstance(file, RepoFile):
                     digest = ("git", file.blob_id) if file.lfs is None else ("sha256", file.lfs.sha256)
-                    found[file.path.removeprefix(f"{self._folder}/")] = Remote(file.size, *digest)
+                    found[file.path.removeprefix(f"{self._folder}/")] = Uploaded(file.size, *digest)
         except RemoteEntryNotFoundError:
             return {}
         return found
@@ -169,8 +169,12 @@ class HubUpload:
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Failures of the Hub and of the network as one line that says what to do."""
-        from httpx2 import HTTPError
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        # Its HTTP library has changed with its versions; the base of its own error is that of whichever it uses.
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HTTPError,  # type: ignore[attr-defined]
+            OfflineModeIsEnabled,
+        )
 
         where = f"{HUB}{self._repo}"
         try:

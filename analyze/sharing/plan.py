@@ -27,7 +27,7 @@ _BLOCK: Final = 2**20
 
 
 @dataclass(frozen=True)
-class Remote:
+class Uploaded:
     """A file that is at the target already.
 
     Parameters
@@ -135,7 +135,7 @@ def is_last(name: str) -> bool:
     return name in ("zarr.json", CHECKSUMS) or name.startswith("done/")
 
 
-def unlike(url: str, files: Iterable[Entry], there: Mapping[str, Remote]) -> list[str]:
+def unlike(url: str, files: Iterable[Entry], there: Mapping[str, Uploaded]) -> list[str]:
     """Names at the target that the store has not, or has with another content.
 
     Parameters
@@ -157,7 +157,7 @@ def unlike(url: str, files: Iterable[Entry], there: Mapping[str, Remote]) -> lis
     return [name for name, remote in there.items() if name not in by_name or not _same(by_name[name], remote)]
 
 
-def _same(file: Entry, remote: Remote) -> bool:
+def _same(file: Entry, remote: Uploaded) -> bool:
     if file.size != remote.size:
         return False
     assert isinstance(file.source, Path)

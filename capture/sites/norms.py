@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from capture.store.norms import ROUNDINGS, derive_norm_output
+from capture.store.norms import ROUNDING_ORDERS, derive_norm_output
 
 _ROWS = 32
 _SCALES = (1e-4, 1e-3, 1.0, 100.0)
@@ -30,7 +30,7 @@ class NormForm:
     kind : "rms" or "layer"
     epsilon : as the norm's own attribute has it, where one agrees with the behaviour
     weight_offset : what is added to the weight
-    rounding : one of `capture.store.norms.ROUNDINGS`, or "unknown" where none reproduces the norm in bfloat16
+    rounding : one of `capture.store.norms.ROUNDING_ORDERS`, or "unknown" where none reproduces the norm in bfloat16
     weight, bias : names of the parameters; None where there is none
     """
 
@@ -167,7 +167,7 @@ def _derived(twin: torch.nn.Module, form: NormForm, values: torch.Tensor, dtype:
 def _rounding(twin: torch.nn.Module, form: NormForm, values: torch.Tensor) -> str:
     """Name the order of rounding that gives the norm's own bfloat16 values."""
     output = twin(values).float()
-    for rounding in ROUNDINGS:
+    for rounding in ROUNDING_ORDERS:
         derived = _derived(twin, replace(form, rounding=rounding), values, "bfloat16")
         if float((derived == output).float().mean()) > 0.999:
             return rounding

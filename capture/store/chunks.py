@@ -41,7 +41,7 @@ def encode(array: npt.NDArray[Any], compression: str) -> bytes:
         payload = values.tobytes()
     else:
         payload = bytes(Blosc(cname="zstd", clevel=LEVEL, shuffle=Blosc.SHUFFLE, blocksize=block).encode(values))
-    return payload + _checksum(payload)
+    return payload + checksum(payload)
 
 
 def decode(
@@ -114,16 +114,17 @@ def checked_payload(encoded: bytes) -> memoryview:
     ValueError
         They do not match it.
     """
-    if not _sound(encoded):
+    if not is_sound(encoded):
         raise ValueError("the values do not match their checksum")
     return memoryview(encoded)[:-CHECKSUM_BYTES]
 
 
-def _sound(encoded: bytes) -> bool:
+def is_sound(encoded: bytes) -> bool:
     """Whether bytes match the checksum behind them."""
     # Of all at once, for the library takes no view, and a copy of a large chunk costs more than its checksum.
     return len(encoded) >= CHECKSUM_BYTES and google_crc32c.value(encoded) == _RESIDUE
 
 
-def _checksum(payload: bytes) -> bytes:
+def checksum(payload: bytes) -> bytes:
+    """CRC-32C of bytes, as it stands behind a chunk (RFC 3720)."""
     return int(google_crc32c.value(payload)).to_bytes(CHECKSUM_BYTES, "little")

@@ -14,7 +14,8 @@ from typing import Self
 from capture.errors import OutliersError
 
 
-def _name_flaw(name: str) -> str | None:
+def name_flaw(name: str) -> str | None:
+    """Why a file of a store may not have this name; None where it may."""
     parts = name.removesuffix("/").split("/")
     if name.startswith("/") or ".." in parts:
         return "leads out of the folder"
@@ -23,7 +24,7 @@ def _name_flaw(name: str) -> str | None:
     return None
 
 
-def _folded(name: str) -> str:
+def folded_name(name: str) -> str:
     """What is the same for names that a file system may not tell apart by case or accents."""
     return unicodedata.normalize("NFC", name).casefold()
 

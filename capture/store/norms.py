@@ -10,7 +10,7 @@ import numpy.typing as npt
 from capture.errors import OutliersError
 
 KINDS: Final = ("rms", "layer", "none")
-ROUNDINGS: Final = ("last", "normalized", "weight")
+ROUNDING_ORDERS: Final = ("last", "normalized", "weight")
 """Where a norm rounds to the compute dtype, beside its result.
 
 last : nowhere else; everything before is float32 (Gemma, gpt-oss, every LayerNorm of PyTorch)
@@ -65,7 +65,7 @@ def derive_norm_output(
     epsilon : added to the mean square or variance; None only for kind "none"
     weight_offset : added to the weight (Gemma's 1)
     compute_dtype : "float32", "bfloat16" or "float16"
-    rounding : one of `ROUNDINGS`
+    rounding : one of `ROUNDING_ORDERS`
 
     Returns
     -------
@@ -75,10 +75,10 @@ def derive_norm_output(
     values = np.asarray(norm_input, dtype=np.float32)
     if kind == "none":
         return values
-    if kind not in KINDS or rounding not in ROUNDINGS or epsilon is None:
+    if kind not in KINDS or rounding not in ROUNDING_ORDERS or epsilon is None:
         raise OutliersError(
             f"norm kind {kind!r} with rounding {rounding!r} and epsilon {epsilon} cannot be derived; expected kind "
-            f"{', '.join(KINDS)} and rounding {', '.join(ROUNDINGS)}; capture with --raw output or both"
+            f"{', '.join(KINDS)} and rounding {', '.join(ROUNDING_ORDERS)}; capture with --raw output or both"
         )
     if kind == "layer":
         # The mean must not lose the small features beside an outlier: it is summed in float64.

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from capture.store.chunks import CHECKSUM_BYTES, _checksum, _sound
+from capture.store.chunks import CHECKSUM_BYTES, checksum, is_sound
 from capture.store.files import AtomicFile, remove_partials
 
 MISSING = np.iinfo(np.uint64).max
@@ -57,7 +57,7 @@ class ShardFile:
             self.discard()
             raise ValueError("a shard must hold every one of its chunks before it is committed")
         index = self._index.tobytes()
-        self._file.write(index + _checksum(index))
+        self._file.write(index + checksum(index))
         self._file.commit()
 
     def discard(self) -> None:
@@ -94,7 +94,7 @@ def parse_index(tail: bytes, end: int, grid: tuple[int, ...], key: str) -> npt.N
     """Index of a shard from the last `index_bytes` of its file, which has `end` bytes; else as `read_index`."""
     if len(tail) < index_bytes(grid):
         raise ValueError(f"file {key} is cut short: it has {end} bytes")
-    if not _sound(tail):
+    if not is_sound(tail):
         raise ValueError("the index of the file does not match its checksum")
     return np.frombuffer(tail[:-CHECKSUM_BYTES], dtype="<u8").reshape(*grid, 2)
 

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from capture.pipeline import (  # noqa: E402
-    BUFFERS,
+    HOST_BUFFERS,
     Pipeline,
     widen,
 )
@@ -58,14 +58,14 @@ def test_a_slow_disk_holds_the_model_back() -> None:
     submitted = threading.Semaphore(0)
 
     def produce() -> None:
-        for _ in range(BUFFERS + 10):
+        for _ in range(HOST_BUFFERS + 10):
             pipeline.submit(torch.zeros(2, 2), lambda data: gate.wait() and None)
             submitted.release()
 
     with Pipeline("none", threads=1) as pipeline:
         producer = threading.Thread(target=produce)
         producer.start()
-        for _ in range(BUFFERS):
+        for _ in range(HOST_BUFFERS):
             assert submitted.acquire(timeout=10)
         assert not submitted.acquire(timeout=0.3)
         gate.set()
@@ -77,15 +77,15 @@ def test_a_round_is_worked_on_only_once_its_buffers_are_full() -> None:
     written: list[int] = []
     with Pipeline("none", threads=1, in_rounds=True) as pipeline:
         counts = []
-        for number in range(2 * BUFFERS + 1):
+        for number in range(2 * HOST_BUFFERS + 1):
             pipeline.submit(torch.zeros(2, 2), lambda data, n=number: written.append(n))
             counts.append(len(written))
-        assert counts == [0] * BUFFERS + [BUFFERS] * BUFFERS + [2 * BUFFERS]
+        assert counts == [0] * HOST_BUFFERS + [HOST_BUFFERS] * HOST_BUFFERS + [2 * HOST_BUFFERS]
         pipeline.flush()
-        assert written == list(range(2 * BUFFERS + 1))
-        pipeline.submit(torch.zeros(2, 2), lambda data: written.append(2 * BUFFERS + 1))
-        assert len(written) == 2 * BUFFERS + 1
-    assert written == list(range(2 * BUFFERS + 2))
+        assert written == list(range(2 * HOST_BUFFERS + 1))
+        pipeline.submit(torch.zeros(2, 2), lambda data: written.append(2 * HOST_BUFFERS + 1))
+        assert len(written) == 2 * HOST_BUFFERS + 1
+    assert written == list(range(2 * HOST_BUFFERS + 2))
 
 
 def test_a_round_waits_for_all_of_it() -> None:
@@ -126,7 +126,7 @@ def test_a_failed_write_is_raised_and_frees_its_buffer(in_rounds: bool) -> None:
         raise OSError("the disk is gone")
 
     with Pipeline("none", threads=1, in_rounds=in_rounds) as pipeline:
-        futures = [pipeline.submit(torch.zeros(2, 2), fail) for _ in range(2 * BUFFERS)]
+        futures = [pipeline.submit(torch.zeros(2, 2), fail) for _ in range(2 * HOST_BUFFERS)]
         pipeline.flush()
         for future in futures:
             with pytest.raises(OSError, match="the disk is gone"):

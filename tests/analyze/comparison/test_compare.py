@@ -24,7 +24,7 @@ from analyze.cli import main
 from analyze.comparison import compare as module
 from analyze.comparison.bootstrap import draws, interval, intervals, tally
 from analyze.comparison.figures import PLANS, figure_of
-from analyze.comparison.hits import pack, read_hits
+from analyze.comparison.hits import pack_bits, read_hits
 from analyze.comparison.result import as_csv, as_html, as_markdown, as_text, markdown
 from capture.store.schema import FOLDER
 from tests import builders, strategies
@@ -214,7 +214,7 @@ def test_the_perplexity_interval_is_of_drawn_sequences(stores: list[Path]) -> No
 def test_more_than_64_layer_units() -> None:
     rng = np.random.default_rng(0)
     units = rng.random((130, 5)) < 0.5
-    np.testing.assert_array_equal(np.bitwise_count(pack(units)).sum(axis=1), units.sum(axis=0))
+    np.testing.assert_array_equal(np.bitwise_count(pack_bits(units)).sum(axis=1), units.sum(axis=0))
     x = rng.normal(size=(2, 70, 1, 3, 4)) * 4
     (row,) = compare([builders.dataset(x)], Criteria(layers=0.3)).study
     assert row["count"] == len(strategies.oracle(np.float32(x), Criteria(layers=0.3))) > 0

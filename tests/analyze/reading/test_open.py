@@ -175,14 +175,14 @@ def test_a_missing_file_is_an_error_and_never_fill_values(path: Path, name: str,
 
 
 def test_a_chunk_that_a_shard_lacks_is_an_error(path: Path) -> None:
-    from capture.store.chunks import _checksum
+    from capture.store.chunks import checksum
 
     file = path / "norm_input" / "c.2.0.0.0.0"
     data = file.read_bytes()
     size = 4 * 2 * 16
     index = np.frombuffer(data[-size - 4 : -4], "<u8").reshape(4, 2, 2).copy()
     index[3, 1] = np.iinfo(np.uint64).max
-    file.write_bytes(data[: -size - 4] + index.tobytes() + _checksum(index.tobytes()))
+    file.write_bytes(data[: -size - 4] + index.tobytes() + checksum(index.tobytes()))
     assert np.isnan(zarr.open_array(path / "norm_input", mode="r")[2, 3, 1]).all()  # what zarr alone would read
     with pytest.raises(OutliersError, match="norm_input is damaged at sequence 2, layer 3, site ln_mlp"):
         find_outliers(path, Criteria(skip_first=1))
