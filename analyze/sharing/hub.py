@@ -170,9 +170,9 @@ class HubUpload:
     def _told(self) -> Iterator[None]:
         """Failures of the Hub and of the network as one line that says what to do."""
         # Its HTTP library has changed with its versions; the base of its own error is that of whichever it uses.
-        from huggingface_hub.errors import (
+        from huggingface_hub.errors import (  # type: ignore[attr-defined]
             HfHubHTTPError,
-            HTTPError,  # type: ignore[attr-defined]
+            HTTPError,
             OfflineModeIsEnabled,
         )
 
