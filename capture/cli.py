@@ -13,6 +13,7 @@ import typer
 from capture.ablation.command import ablate_command
 from capture.environment import prepare
 from capture.errors import OutliersError
+from capture.store.output import output_path
 
 if TYPE_CHECKING:
     from capture.recipes.forecast import Forecast
@@ -260,7 +261,7 @@ def run_command(
     from capture.recipes.run import run_recipe
 
     read = read_recipe(recipe)
-    folder = Path(recipe.stem) if out is None else out
+    folder = output_path(recipe.stem if out is None else out)
     forecasts = forecast(read, folder, Display(), only or ())
     if dry_run:
         _print_forecasts(forecasts)

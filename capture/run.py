@@ -28,6 +28,7 @@ from capture.progress import Reporter, Silence
 from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
+from capture.store.output import output_path
 from capture.store.schema import RAW_VARIABLES, Sizes
 from capture.store.write import StoreWriter
 
@@ -91,7 +92,7 @@ def capture(
     OutliersError
         The request cannot be carried out; nothing that exists is changed.
     """
-    out = Path(out)
+    out = output_path(out)
     check_request(sequences, length, batch_size, raw, compression)
     _check_part(part, overwrite)
     _check_target(out, part, overwrite)

@@ -10,6 +10,7 @@ import typer
 from analyze.commands.options import Json, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
 from capture.errors import OutliersError
+from capture.store.output import output_path
 
 if TYPE_CHECKING:
     from analyze.comparison.result import Comparison
@@ -45,6 +46,7 @@ def compare(
     Example: outliers compare data/*.zarr --published --out comparison
     """
     if out is not None:
+        out = output_path(out)
         _prepare(out)  # before the work, not after it
     from analyze.commands.progress import shown
     from analyze.comparison.compare import compare as run

@@ -8,6 +8,7 @@ from analyze.commands.options import Csv, Json, Scheduler, StorePath, Workers, a
 from analyze.commands.output import print_json
 from analyze.display.tables import print_facts, print_rows
 from analyze.display.text import cell
+from capture.store.output import output_file
 
 if TYPE_CHECKING:
     from analyze.answers.table4 import DettmersTable
@@ -35,6 +36,8 @@ def metrics(
     from analyze.peaks.scheduler import scheduler as running
     from analyze.reading.open import as_dataset
 
+    if csv is not None:
+        output_file(csv)
     with running(scheduler, workers), shown("reading activations") as progress:
         data = as_dataset(store)
         rows = metric_rows(layer_metrics(data, criteria, progress=progress))

@@ -31,6 +31,7 @@ from analyze.commands.options import (
 )
 from analyze.commands.output import print_json
 from analyze.display.tables import print_rows
+from capture.store.output import output_file
 
 if TYPE_CHECKING:
     from analyze.answers.sweep import Sweep
@@ -77,6 +78,8 @@ def sweep(
         None if text is None else options.numbers(text, name)
         for name, text in (("magnitude", magnitude), ("layers", layers), ("positions", positions))
     ]
+    if csv is not None:
+        output_file(csv)
     if plot is not None:
         from analyze.display.figures import check_path
 

@@ -28,6 +28,7 @@ from analyze.commands.options import (
     criteria_of,
 )
 from analyze.commands.output import print_json
+from capture.store.output import output_path
 
 
 def transition(
@@ -76,6 +77,8 @@ def transition(
 
     Example: outliers transition opt-*.zarr --preset study --magnitude 2:20:1 --layers 0.1:1:0.1 --out transition
     """
+    if out is not None:
+        out = output_path(out)  # before the work, not after it
     grids = {
         name: options.numbers(text, name)
         for name, text in (("magnitude", magnitude), ("layers", layers))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from capture.errors import OutliersError
+from capture.store.output import output_file, output_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,12 +17,10 @@ SUFFIXES: Final = (".png", ".svg")
 
 def check_path(path: Path | str) -> Path:
     """Refuse a figure file that is neither PNG nor SVG, or has no folder to lie in."""
-    path = Path(path)
+    path = output_path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise OutliersError(f"{path} has the suffix {path.suffix!r}; expected a figure file ending in .png or .svg")
-    if not path.parent.is_dir():
-        raise OutliersError(f"cannot write {path}; expected a file in a folder that exists")
-    return path
+    return output_file(path)
 
 
 def save(figure: Figure, path: Path | str) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from analyze.display.text import cell, clean, plain
 from capture.errors import OutliersError
+from capture.store.output import output_file
 
 if TYPE_CHECKING:
     pass
@@ -62,6 +63,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     OutliersError
         The file cannot be written.
     """
+    path = output_file(path)
     try:
         path.write_text(csv_text(list(rows[0]), rows), encoding="utf-8", newline="")
     except OSError as error:

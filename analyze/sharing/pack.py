@@ -14,6 +14,7 @@ from typing import Any, Final
 from analyze.sharing.files import Entry, Progress, check_free_space, check_sound, check_target, entries
 from capture.errors import OutliersError
 from capture.store.files import sync_folder
+from capture.store.output import output_path
 from capture.store.rounding import write_rounded
 from capture.store.schema import CHECKSUMS, MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
 from capture.store.schema import mantissa_bits as bits_of
@@ -60,7 +61,7 @@ def pack(
     OutliersError
         The store is missing, damaged or unfinished, cannot be rounded so, the file exists, or the disk has no room.
     """
-    store, out = Path(store), Path(out)
+    store, out = Path(store), output_path(out)
     if not out.name.endswith(SUFFIX):
         raise OutliersError(f"{out} does not end in {SUFFIX}; expected a name such as {out.name.split('.')[0]}{SUFFIX}")
     if store.is_file():

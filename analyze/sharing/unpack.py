@@ -15,6 +15,7 @@ from analyze.sharing.files import Progress, check_free_space, check_target
 from capture.errors import OutliersError
 from capture.store.files import sync_folder
 from capture.store.location import URLS
+from capture.store.output import output_path
 from capture.store.verify import flaw
 
 _BLOCK: Final = 2**20
@@ -41,7 +42,7 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         The file is missing or no archive of a store, has entries that a store has not (names that lead elsewhere,
         links, compression, encryption), is damaged, the folder exists, or the disk has no room for it.
     """
-    archive, out = Path(archive), Path(out)
+    archive, out = Path(archive), output_path(out)
     check_target(out, store=True, overwrite=overwrite)
     if archive.is_dir():
         raise OutliersError(f"{archive} is a folder; expected a file made by outliers pack")

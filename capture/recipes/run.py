@@ -21,6 +21,7 @@ from capture.recipes.forecast import finished_share, store_path
 from capture.recipes.process import StepError, run_outliers
 from capture.recipes.recipe import Entry, Recipe
 from capture.store.files import AtomicFile
+from capture.store.output import output_path
 from capture.store.write import StoreWriter
 
 _ABLATED: Final = 4  # sequences of each store, as `outliers ablate` has by default
@@ -107,7 +108,7 @@ def run_recipe(
         As everywhere; what is finished is safe, and `results.json` says so.
     """
     chosen = frozenset(entry.name for entry in recipe.chosen(only))
-    return _Campaign(recipe, Path(out).absolute(), clean_cache, tell).run(chosen, keep_going)
+    return _Campaign(recipe, output_path(out).absolute(), clean_cache, tell).run(chosen, keep_going)
 
 
 class _Campaign:

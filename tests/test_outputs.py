@@ -1,0 +1,116 @@
+"""Results go where the user said, or are refused before anything is read: no URL becomes a folder, no store a table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from analyze import OutliersError, compare, open_store, sweep, sweep_figure
+from analyze.cli import main
+from analyze.display.figures import save
+from analyze.display.tables import write_csv
+from analyze.report.write import write_report
+from analyze.sharing.pack import pack
+from analyze.sharing.unpack import unpack
+from capture.store.output import output_file, output_path
+from tests import builders
+
+# What writes, with a store that is not there: the refusal comes before it is looked for.
+WRITERS = {
+    "pack": ["pack", "none.zarr", "--out"],
+    "unpack": ["unpack", "none.zarr.zip", "--out"],
+    "report": ["report", "none.zarr", "--out"],
+    "compare": ["compare", "none.zarr", "--out"],
+    "transition": ["transition", "none.zarr", "--out"],
+    "sweep csv": ["sweep", "none.zarr", "--magnitude", "6", "--csv"],
+    "sweep plot": ["sweep", "none.zarr", "--magnitude", "6", "--plot"],
+    "metrics csv": ["metrics", "none.zarr", "--csv"],
+    "show": ["show", "none.zarr", "--feature", "1", "--plot"],
+    "map": ["map", "none.zarr", "--plot"],
+    "walk": ["walk", "none.zarr", "--feature", "1", "--plot"],
+    "capture": ["capture", "none/none", "--out"],
+    "run": ["run", "recipe.toml", "--out"],
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x.png", "hf://datasets/org/name/x.png", "https://host/x.png"])
+@pytest.mark.parametrize("words", WRITERS.values(), ids=WRITERS)
+def test_a_url_is_refused_before_anything_runs(
+    words: list[str], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words[0] in ("capture", "run"):
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text('[[models]]\nmodel = "none/none"\n')
+    assert main([*words, url]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"{url} is a URL" in told
+    assert "outliers push" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize("write", [output_path, output_file])
+@pytest.mark.parametrize("url", ["s3://name:secret@host/x", "gs://b/x", Path("s3://bucket/x"), "file:///x"])
+def test_no_form_of_a_url_passes_and_no_password_is_shown(write: object, url: str | Path) -> None:
+    with pytest.raises(OutliersError, match="is a URL") as raised:
+        write(url)  # type: ignore[operator]
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["a:b/x", "C:/x", "x:y", "/tmp/s3://x", "./s3:/x", "2024-01-01T10:00/x"])
+def test_paths_with_a_colon_are_paths(path: str) -> None:
+    assert output_path(path) == Path(path)
+
+
+def test_the_home_folder_is_meant_in_python_too(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    pack(store, "~/s.zarr.zip")
+    unpack(home / "s.zarr.zip", "~/copy.zarr")
+    write_report(store, "~/report.html")
+    write_csv(Path("~/table.csv"), [{"a": 1}])
+    save(sweep_figure(sweep(store, None, [1, 2])), "~/figure.png")
+    assert main(["compare", str(store), "--out", "~/study", "--resamples", "20"]) == 0
+    found = {path.name for path in home.iterdir()}
+    assert {"s.zarr.zip", "copy.zarr", "report.html", "table.csv", "figure.png", "study"} <= found
+    assert not (tmp_path / "~").exists()
+    assert compare([home / "copy.zarr"], resamples=20).rows
+
+
+@pytest.mark.parametrize("kind", ["store", "archive", "folder", "no folder"])
+@pytest.mark.parametrize("words", [["--csv"], ["--plot"]])
+def test_nothing_captured_is_replaced_by_a_table_or_a_figure(
+    kind: str, words: list[str], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = pack(store, tmp_path / "a.zarr.zip")
+    before = archive.read_bytes()
+    (tmp_path / "folder.png").mkdir()
+    target = {
+        "store": store,
+        "archive": archive,
+        "folder": tmp_path / "folder.png",
+        "no folder": tmp_path / "none" / "x.png",
+    }[kind]
+    assert main(["sweep", "none.zarr", "--magnitude", "1", *words, str(target)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "none.zarr" not in told  # refused before the store is looked for
+    assert archive.read_bytes() == before
+    assert open_store(store).sizes["sequence"] == 3
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutliersError, match="Permission denied"):
+        output_file(tmp_path / "x.csv")
