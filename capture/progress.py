@@ -25,6 +25,9 @@ class Reporter(Protocol):
     def wait(self, reason: str, seconds: float) -> None:
         """Say that nothing happens for so many seconds, and why."""
 
+    def warn(self, words: str) -> None:
+        """Say what whoever reads the store should know."""
+
 
 class Silence:
     """Tells nothing."""
@@ -36,6 +39,9 @@ class Silence:
         """Nothing."""
 
     def wait(self, reason: str, seconds: float) -> None:
+        """Nothing."""
+
+    def warn(self, words: str) -> None:
         """Nothing."""
 
 
@@ -83,6 +89,10 @@ class Display:
     def wait(self, reason: str, seconds: float) -> None:
         """Say that nothing happens for so many seconds, and why."""
         print(f"outliers: waiting {seconds:.0f} s for the Hugging Face Hub; {reason}", file=sys.stderr, flush=True)
+
+    def warn(self, words: str) -> None:
+        """Say what whoever reads the store should know."""
+        print(f"outliers: warning: {words}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         if self._bar is not None:

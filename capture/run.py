@@ -105,7 +105,8 @@ def capture(
     from capture.sites.place import find_sites, parse_overrides
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
-    refuse_lookahead(loaded.model)
+    if not refuse_lookahead(loaded.model):
+        reporter.warn("the model computes values that are not finite; they are captured and counted as they are")
     use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
     token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
     _check_length(loaded, length)
@@ -275,6 +276,8 @@ def _check_same(
     ignored = set(_CIRCUMSTANCES)
     if attributes["text_sha256"] is not None and attributes["text_sha256"] == store.attributes.get("text_sha256"):
         ignored.add("text_source")  # the same file by another path
+    if store.attributes.get("model_revision") is None:
+        ignored.add("model_revision")  # begun when it was not recorded; the weights of the norms are compared below
     differences = [
         f"{name} ({_brief(store.attributes.get(name))} in the store, {_brief(value)} asked for)"
         for name, value in attributes.items()

@@ -134,9 +134,31 @@ def _hub_source(model: str, reporter: Reporter) -> Source:
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise _load_error(f"model {model}", error) from error
     except Exception as error:  # every way of being offline has an exception of its own
-        if isinstance(huggingface_hub.try_to_load_from_cache(model, "config.json"), str):
-            return Source(model, options={"local_files_only": True})
+        commit = cached_commit(model)
+        if commit is not None:
+            return Source(model, options={"revision": commit, "local_files_only": True})
         raise _load_error(f"model {model}", error) from error
+
+
+def cached_commit(repository: str) -> str | None:
+    """Commit of a model in the cache of the hub: the one that `main` names there, else the one fetched last.
+
+    A model that was fetched by its commit, as this tool does, leaves no name behind.
+    """
+    import huggingface_hub
+
+    try:
+        cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
+    except huggingface_hub.CacheNotFound:
+        return None
+    found = [
+        revision
+        for repo in cache.repos
+        if repo.repo_type == "model" and repo.repo_id == repository
+        for revision in repo.revisions
+        if any(file.file_name == "config.json" for file in revision.files)
+    ]
+    return max(found, key=lambda one: ("main" in one.refs, one.last_modified)).commit_hash if found else None
 
 
 def load_config(model: str, *, trust_remote_code: bool = False, reporter: Reporter | None = None) -> Any:
@@ -226,7 +248,7 @@ def load_model(
         "model_id": model,
         "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
         "model_file": source.gguf,
-        "model_revision": _revision(source, network.config),
+        "model_revision": _revision(source),
         "weight_quantisation": _quantisation(source, stored, network.config),
         **_computation(network),
     }
@@ -328,13 +350,13 @@ def _load_network(
     return network, report, stored
 
 
-def _revision(source: Source, config: Any) -> str | None:
+def _revision(source: Source) -> str | None:
     if source.gguf is not None:
         with (Path(source.model) / source.gguf).open("rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     if Path(source.model).is_dir():
         return "sha256:" + _folder_digest(Path(source.model))
-    commit = getattr(config, "_commit_hash", None)
+    commit = source.options.get("revision")  # what the hub was asked for: configurations no longer know it
     return None if commit is None else str(commit)
 
 
