@@ -18,7 +18,7 @@ ARCHIVE = ROOT / "data" / "smollm2-135m-peaks.zarr.zip"
 
 def test_the_first_answer_is_the_one_that_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:
     readme = (ROOT / "README.md").read_text()
-    (shown,) = re.findall(r"<!-- first answer -->\n\n((?:    .*\n)+)", readme)
+    (shown,) = re.findall(r"```text\n(criterion(?:.*\n)+?)```", readme)
     assert main(["find", str(ARCHIVE), "--magnitude", "200"]) == 0
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     for line in shown.splitlines():

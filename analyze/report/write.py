@@ -26,7 +26,7 @@ from analyze.report.levels import bucket_starts, span, tally
 from analyze.report.page import render
 from analyze.types import Progress, Store
 from capture.errors import OutliersError
-from capture.store.output import output_file
+from capture.store.output import output_path
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
 BUDGET: Final = 5_000_000
@@ -111,7 +111,9 @@ def write_report(
         A store that cannot be read or serve the view, no store or signal, a page that does not fit the budget, or a
         file that cannot be one.
     """
-    out = output_file(out)
+    out = output_path(out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise OutliersError(f"cannot write {out}; expected a file in a folder that exists")
     if out.suffix.lower() not in _SUFFIXES:  # an archive of a store, named by mistake, is not replaced
         raise OutliersError(f"{out} has the suffix {out.suffix!r}; expected a file ending in .html")
     if not budget > 0:

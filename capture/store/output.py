@@ -43,7 +43,7 @@ def output_file(path: Path | str) -> Path:
     """
     path = output_path(path)
     if path.is_dir():
-        raise OutliersError(f"cannot write {path}, which is a folder; expected the name of a file")
+        raise OutliersError(f"cannot write {path}, a folder; expected a file in a folder that exists")
     if path.name.endswith((".zarr", ".zarr.zip")):
         raise OutliersError(f"cannot write {path}, the name of a store; expected the name of another file")
     if not path.parent.is_dir():
