@@ -44,6 +44,29 @@ def test_the_archive_agrees_with_a_plain_count(signal: str) -> None:
     assert expected > 0
 
 
+def test_the_archive_is_sound_once_it_is_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["unpack", str(ARCHIVE), "--out", str(tmp_path / "s.zarr")]) == 0
+    assert main(["verify", str(tmp_path / "s.zarr")]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs"])
+def test_modules_and_files_that_are_named_exist(page: str) -> None:
+    pages = sorted((ROOT / page).glob("*.md")) if (ROOT / page).is_dir() else [ROOT / page]
+    for text in (one.read_text() for one in pages):
+        for file in re.findall(r"\b((?:analyze|capture|tests)/[\w/]+\.py)\b", text):
+            assert (ROOT / file).is_file(), file
+        for name in re.findall(r"`((?:analyze|capture)(?:\.[a-z_]\w*)+)`", text):
+            head, *rest = name.split(".")
+            place = ROOT / head
+            while rest and ((place / rest[0]).is_dir() or (place / f"{rest[0]}.py").is_file()):
+                place = place / rest.pop(0)
+            known = (
+                place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+            ).read_text()
+            public = head == "analyze" and place == ROOT / head and rest and rest[0] in analyze.__all__
+            assert not rest or public or rest[0] in known, name
+
+
 def test_contributing_names_what_is_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     files = re.findall(r"`((?:analyze|capture|tests|data|\.ci)/[\w./]*|\w+\.(?:md|toml|txt))`", text)
@@ -51,8 +74,9 @@ def test_contributing_names_what_is_there() -> None:
     assert [name for name in files if not (ROOT / name).exists()] == []
     for target in re.findall(r"`?make ([a-z]+)", text):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
-    for name in ("_CRITERIA", "NAMES", "MatrixStatistics", "_row"):
+    for name, file in (("MatrixStatistics", "metrics"), ("_row", "metrics"), ("_SUM", "metrics")):
         assert name in text
+        assert name in (ROOT / f"analyze/answers/{file}.py").read_text()
     assert "NAMES" in (ROOT / "analyze/commands/__init__.py").read_text()
     assert "_CRITERIA" in (ROOT / "analyze/commands/options.py").read_text()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Final
 
@@ -27,6 +27,12 @@ SINK_RATIO: Final = 10.0
 SINK_SHARE: Final = 0.5
 
 
+# What makes one statistic of those of two sequences; None where `_add` has a rule of its own.
+_OWN: Final[dict[str, Any]] = {"over": None}
+_SUM: Final[dict[str, Any]] = {"over": np.add}
+_MOST: Final[dict[str, Any]] = {"over": np.fmax}
+
+
 @dataclass(frozen=True)
 class MatrixStatistics:
     """What is kept of one (position, feature) matrix; values that are not finite are left out.
@@ -42,17 +48,17 @@ class MatrixStatistics:
     channel : (feature,) float32, largest magnitude; NaN without a finite value
     """
 
-    median: float
-    largest: float
-    position: int
-    feature: int
-    massive: npt.NDArray[np.int64]
-    sink: npt.NDArray[np.int64]
-    squares: npt.NDArray[np.float64]
-    count: npt.NDArray[np.int64]
-    ratio_sum: float
-    ratio_count: int
-    channel: Float32
+    median: float = field(metadata=_OWN)
+    largest: float = field(metadata=_OWN)
+    position: int = field(metadata=_OWN)
+    feature: int = field(metadata=_OWN)
+    massive: npt.NDArray[np.int64] = field(metadata=_SUM)
+    sink: npt.NDArray[np.int64] = field(metadata=_SUM)
+    squares: npt.NDArray[np.float64] = field(metadata=_SUM)
+    count: npt.NDArray[np.int64] = field(metadata=_SUM)
+    ratio_sum: float = field(metadata=_SUM)
+    ratio_count: int = field(metadata=_SUM)
+    channel: Float32 = field(metadata=_MOST)
 
 
 def matrix_statistics(matrix: Float32, sink_ratio: float = SINK_RATIO) -> MatrixStatistics:
@@ -182,9 +188,10 @@ def _add(
     if total is None:
         total = totals[place] = {**vars(found), "medians": [], "sequence": n if found.position >= 0 else -1}
     else:
-        for name in ("massive", "sink", "squares", "count", "ratio_sum", "ratio_count"):
-            total[name] = total[name] + getattr(found, name)
-        total["channel"] = np.fmax(total["channel"], found.channel)
+        for part in fields(found):
+            combine = part.metadata["over"]  # a statistic that does not say would be that of the first sequence
+            if combine is not None:
+                total[part.name] = combine(total[part.name], getattr(found, part.name))
         if found.position >= 0 and not total["largest"] >= found.largest:
             total.update(largest=found.largest, sequence=n, position=found.position, feature=found.feature)
     total["medians"].append(found.median)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from analyze import Criteria, OutliersError, View, dettmers_table, extreme_tokens, layer_metrics
-from analyze.answers.metrics import matrix_statistics, metric_rows
+from analyze.answers.metrics import MatrixStatistics, matrix_statistics, metric_rows
 from analyze.cli import main
 from tests import builders
 
@@ -150,3 +151,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     none = builders.on_disk(tmp_path / "none.zarr", activations(), raw="none")
     assert main(["metrics", str(none)]) == 2
     assert "the store keeps no activations" in capsys.readouterr().err
+
+
+def test_every_statistic_says_how_sequences_combine() -> None:
+    """One that did not would keep the value of the first sequence."""
+    assert all("over" in part.metadata for part in dataclasses.fields(MatrixStatistics))
+
+
+def test_statistics_of_two_sequences_are_those_of_both() -> None:
+    rng = np.random.default_rng(0)
+    halves = rng.standard_normal((2, 7, 5)).astype(np.float32) * 50
+    one, two, both = (matrix_statistics(m) for m in (*halves, np.concatenate(halves)))
+    for part in dataclasses.fields(MatrixStatistics):
+        combine = part.metadata["over"]
+        if combine is not None and part.name not in ("massive", "sink"):  # these two are relative to a median
+            joined = combine(getattr(one, part.name), getattr(two, part.name))
+            np.testing.assert_allclose(joined, getattr(both, part.name), rtol=1e-12)
