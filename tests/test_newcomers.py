@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,17 @@ def test_modules_and_files_that_are_named_exist(page: str) -> None:
             ).read_text()
             public = head == "analyze" and place == ROOT / head and rest and rest[0] in analyze.__all__
             assert not rest or public or rest[0] in known, name
+
+
+def test_the_imports_of_the_tutorial_resolve() -> None:
+    pytest.importorskip("torch")
+    cells = json.loads((ROOT / "docs/tutorial.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found = re.findall(r"^from ((?:analyze|capture)[\w.]*) import ([\w, ]+)$", code, re.MULTILINE)
+    assert len(found) >= 2
+    for module, names in found:
+        for name in names.split(", "):
+            assert hasattr(import_module(module), name), (module, name)
 
 
 def test_contributing_names_what_is_there() -> None:

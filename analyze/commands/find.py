@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.commands.output import print_json
-from analyze.display.tables import MOST_ROWS, console, print_facts
 
 if TYPE_CHECKING:
     from analyze.answers.find import Outliers
-
-if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
 
 
@@ -70,6 +66,10 @@ def _print_rows(rows: list[dict[str, Any]], criteria: Any, json_: bool) -> None:
 
 def print_found(found: Outliers) -> None:
     """The criterion in words, the counts, and the strongest features."""
+    from rich.table import Table
+
+    from analyze.display.tables import MOST_ROWS, console, print_facts
+
     out = console()
     print_facts(found.summary())
     if not found.features:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 from analyze.commands.options import Json, StorePath
 from analyze.commands.output import print_json
-from analyze.display.tables import print_facts
-from analyze.display.text import plain
 
 if TYPE_CHECKING:
     from analyze.answers.info import Info
@@ -29,6 +27,9 @@ def info(store: StorePath, json_: Json = False) -> None:
 
 def print_info(info: Info) -> None:
     """What a store holds."""
+    from analyze.display.tables import print_facts
+    from analyze.display.text import plain
+
     print_facts(info.summary())
     print()
     print_facts([(name, plain(value)) for name, value in info.known.items()])

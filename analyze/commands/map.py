@@ -9,12 +9,9 @@ import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.commands.output import print_json
-from analyze.display.tables import print_facts, print_rows
 
 if TYPE_CHECKING:
     from analyze.portraits.map import FeatureMap
-
-if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
 
 
@@ -56,6 +53,8 @@ def map(
 
 def print_map(found: FeatureMap) -> None:
     """One row a feature, the strongest first."""
+    from analyze.display.tables import print_facts, print_rows
+
     print_facts(found.summary())
     print()
     print_rows(found.rows)

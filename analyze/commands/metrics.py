@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from analyze.commands.options import Csv, Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.commands.output import print_json
-from analyze.display.tables import print_facts, print_rows
-from analyze.display.text import cell
 from capture.store.output import output_file
 
 if TYPE_CHECKING:
     from analyze.answers.table4 import DettmersTable
-
-if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
 
 
@@ -64,6 +60,9 @@ def metrics(
 
 def print_metrics(rows: list[dict[str, Any]], table: DettmersTable, tokens: list[dict[str, Any]]) -> None:
     """Layer by layer, then Table 4, then the tokens with the largest magnitudes."""
+    from analyze.display.tables import print_facts, print_rows
+    from analyze.display.text import cell
+
     print_rows(rows)
     quartiles = "-" if table.quartiles is None else " / ".join(f"{value:.4g}" for value in table.quartiles)
     facts = [

@@ -8,12 +8,9 @@ import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.commands.output import print_json
-from analyze.display.tables import print_facts
 
 if TYPE_CHECKING:
     from analyze.answers.null import Null
-
-if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
 
 
@@ -45,4 +42,6 @@ def null(
 
 def print_null(result: Null) -> None:
     """Found, and found by chance."""
+    from analyze.display.tables import print_facts
+
     print_facts(result.summary())

@@ -9,12 +9,9 @@ import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
 from analyze.commands.output import print_json
-from analyze.display.tables import print_facts, print_rows
 
 if TYPE_CHECKING:
     from analyze.portraits.portrait import Portrait
-
-if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
 
 
@@ -60,6 +57,8 @@ def show(
 
 def print_portrait(found: Portrait) -> None:
     """The feature in words, by sequence, by layer, and its strongest tokens."""
+    from analyze.display.tables import print_facts, print_rows
+
     print_facts(found.summary())
     for title, rows in (
         ("by sequence", list(found.sequences)),

@@ -30,7 +30,6 @@ from analyze.commands.options import (
     criteria_of,
 )
 from analyze.commands.output import print_json
-from analyze.display.tables import print_rows
 from capture.store.output import output_file
 
 if TYPE_CHECKING:
@@ -107,5 +106,7 @@ def sweep(
 
 def print_sweep(result: Sweep) -> None:
     """One row a combination of thresholds."""
+    from analyze.display.tables import print_rows
+
     c = result.criteria
     print_rows(result.rows, title=f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}")

@@ -10,7 +10,6 @@ import typer
 from analyze.commands import options
 from analyze.commands.options import Json, Scheduler, StorePath, Workers
 from analyze.commands.output import print_json
-from analyze.display.tables import print_facts, print_rows
 
 if TYPE_CHECKING:
     from analyze.portraits.walk import Walk
@@ -71,6 +70,8 @@ def walk(
 
 def print_walk(found: Walk) -> None:
     """The three matrices, and the feature at every norm."""
+    from analyze.display.tables import print_facts, print_rows
+
     print_facts(found.summary())
     for name in ("before", "contribution", "after"):
         print()

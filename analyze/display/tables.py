@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +16,6 @@ from rich.table import Table
 from analyze.display.text import cell, clean, plain
 from capture.errors import OutliersError
 from capture.store.output import output_file
-
-if TYPE_CHECKING:
-    pass
 
 MOST_ROWS = 20
 _FORMULA: Final = ("=", "+", "-", "@")

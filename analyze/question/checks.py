@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from capture.errors import OutliersError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_magnitude(value: float) -> None:

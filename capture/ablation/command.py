@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands.options import Json, StorePath, asks_for_criteria
-from analyze.display.tables import print_facts, print_rows
 
 if TYPE_CHECKING:
     from analyze.answers.ablation import Ablation
-
-if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
 
 
@@ -75,6 +72,8 @@ def ablate_command(
 
 def print_ablation(result: Ablation) -> None:
     """What was done and lost, then the attention of each layer."""
+    from analyze.display.tables import print_facts, print_rows
+
     print_facts(result.summary())
     if rows := [row for row in result.layer_rows() if row["top1_with"] is not None]:
         print()

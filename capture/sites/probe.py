@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -21,9 +21,6 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capture.errors import OutliersError
-
-if TYPE_CHECKING:
-    pass
 
 BATCH = 2
 _LENGTHS = (13, 17, 19, 23, 29, 31, 37, 41)

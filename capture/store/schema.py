@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from capture.errors import OutliersError
-
-if TYPE_CHECKING:
-    pass  # what only reads a store does without
 
 FORMAT: Final = "outlier-features"
 FORMAT_VERSION: Final = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +36,6 @@ from capture.store.schema import (
 )
 from capture.store.shards import MISSING, index_bytes, read_chunks, read_index
 from capture.store.write import StoreWriter, open_group
-
-if TYPE_CHECKING:
-    pass
 
 Array = npt.NDArray[Any]
 

@@ -80,6 +80,21 @@ def test_the_accessor_is_there_whatever_its_script(tmp_path: Path, script: str, 
     assert told.stdout == "OutliersAccessor\n"
 
 
+def test_to_look_for_xarray_is_not_to_import_it() -> None:
+    program = """
+import importlib.util, sys, analyze
+assert importlib.util.find_spec("xarray").origin.endswith("__init__.py")
+assert "xarray" not in sys.modules
+import xarray
+import analyze.accessor
+assert xarray.Dataset.outliers is analyze.accessor.OutliersAccessor
+assert not any(type(finder).__module__ == "analyze.registration" for finder in sys.meta_path)
+"""
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+    )
+
+
 def test_the_package_alone_does_not_import_xarray() -> None:
     program = "import sys, analyze; assert 'xarray' not in sys.modules; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
