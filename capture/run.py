@@ -101,6 +101,7 @@ def capture(
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
 
     from capture.sites.blocks import refuse_lookahead
+    from capture.sites.columns import variables_of_weights
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
 
@@ -123,6 +124,7 @@ def capture(
     needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, len(mine))
     if overwrite or not os.path.lexists(out):
         check_free_space(out, needed)
+        columns, left_out = variables_of_weights(loaded.model, placed, reporter)
         # Another part may create the store in the same moment: then this one joins it.
         with (
             contextlib.nullcontext() if overwrite else contextlib.suppress(StoreExistsError),
@@ -132,10 +134,11 @@ def capture(
                 out,
                 sizes,
                 raw=raw,
-                attributes=attributes,
+                attributes={**attributes, **left_out},
                 token_id=token_id,
                 norm_weight=weight,
                 norm_bias=bias,
+                **columns,
                 vocabulary=vocabulary(loaded.tokenizer, token_id),
                 compression=compression,
             )
