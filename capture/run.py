@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
 
+_LESS: Final = "use fewer --sequences, a smaller --length, or --raw none"
+
 # What may differ between the runs that fill one store: when, by what and how it was asked for.
 _CIRCUMSTANCES: Final = frozenset({"created", "command", "versions", "device"})
 
@@ -122,7 +124,7 @@ def capture(
     mine = part_sequences(sequences, *part)
     needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, len(mine))
     if overwrite or not os.path.lexists(out):
-        check_free_space(out, needed)
+        check_free_space(out, needed, "the capture", _LESS)
         # Another part may create the store in the same moment: then this one joins it.
         with (
             contextlib.nullcontext() if overwrite else contextlib.suppress(StoreExistsError),
@@ -142,7 +144,8 @@ def capture(
     store = StoreWriter(out)
     _check_same(store, sizes, {**attributes, "raw": raw, "compression": compression}, token_id, weight)
     if len(mine):
-        check_free_space(out, round(needed * (1 - store.done()[mine.start : mine.stop].mean())))
+        left = round(needed * (1 - store.done()[mine.start : mine.stop].mean()))
+        check_free_space(out, left, "the capture", _LESS)
     with _told(store, loaded.model, batch_size):
         _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
     return out

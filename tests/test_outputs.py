@@ -84,7 +84,7 @@ def test_the_home_folder_is_meant_in_python_too(store: Path, tmp_path: Path, mon
     found = {path.name for path in home.iterdir()}
     assert {"s.zarr.zip", "copy.zarr", "report.html", "table.csv", "figure.png", "study"} <= found
     assert not (tmp_path / "~").exists()
-    assert compare([home / "copy.zarr"], resamples=20).rows
+    assert compare([home / "copy.zarr"], resamples=20).rows()
 
 
 @pytest.mark.parametrize("kind", ["store", "archive", "folder", "no folder"])

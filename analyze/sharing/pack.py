@@ -11,9 +11,10 @@ import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-from analyze.sharing.files import Entry, Progress, check_free_space, check_sound, check_target, entries
+from analyze.sharing.files import Entry, check_sound, check_target, entries
+from analyze.types import Progress
 from capture.errors import OutliersError
-from capture.store.files import sync_folder
+from capture.store.files import check_free_space, sync_folder
 from capture.store.output import output_path
 from capture.store.rounding import write_rounded
 from capture.store.schema import CHECKSUMS, MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
@@ -78,7 +79,8 @@ def pack(
     if peaks_only:
         found = without_raw(found)
     needed = sum(entry.size + 2 * len(entry.name) + _HEADERS for entry in found)
-    check_free_space(out, needed if mantissa_bits is None else 2 * needed)  # rounded files lie beside the archive first
+    # Rounded files lie beside the archive first.
+    check_free_space(out, needed if mantissa_bits is None else 2 * needed, "the archive", "choose another --out")
     check_sound(store, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")

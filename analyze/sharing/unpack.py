@@ -11,9 +11,10 @@ from typing import Final
 
 from analyze.reading.archive import checked_entries
 from analyze.reading.open import open_store
-from analyze.sharing.files import Progress, check_free_space, check_target
+from analyze.sharing.files import check_target
+from analyze.types import Progress
 from capture.errors import OutliersError
-from capture.store.files import sync_folder
+from capture.store.files import check_free_space, sync_folder
 from capture.store.location import URLS
 from capture.store.output import output_path
 from capture.store.verify import flaw
@@ -58,7 +59,8 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         try:
             with zipfile.ZipFile(archive) as opened:
                 found = checked_entries(opened, archive, archive.stat().st_size)
-                check_free_space(out, sum(info.file_size + _SLACK for info in found))
+                needed = sum(info.file_size + _SLACK for info in found)
+                check_free_space(out, needed, "the store", "choose another --out")
                 draft.mkdir()
                 for info in found:
                     _extract(opened, info, draft)

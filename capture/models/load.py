@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
 from capture.progress import Reporter, Silence
@@ -295,7 +295,7 @@ def _target(device: str) -> Any:
             raise RuntimeError("it has no values")
     except (RuntimeError, AssertionError) as error:
         raise OutliersError(
-            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
+            f"--device {device} is not there ({one_line(error)}); expected auto, cpu or cuda:0"
         ) from error
     return target
 

@@ -202,7 +202,7 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
     return bits
 
 
-FOLDER: Final = "ablation"
+ABLATION: Final = "ablation"
 
 
 CHECKSUMS = "SHA256SUMS"
