@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
 from capture.errors import OutliersError
-from capture.estimate import check_request, store_bytes
+from capture.estimate import store_bytes
 from capture.models.load import Loaded, load_model
 from capture.progress import Reporter, Silence
+from capture.request import Request
 from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
@@ -94,12 +95,13 @@ def capture(
     OutliersError
         The request cannot be carried out; nothing that exists is changed.
     """
+    request = Request.among(locals())
     out = output_path(out)
-    check_request(sequences, length, batch_size, raw, compression)
     _check_part(part, overwrite)
     _check_target(out, part, overwrite)
     reporter = Silence() if reporter is None else reporter
     corpus = open_corpus(text, reporter)
+    _check_request(request, out, overwrite, corpus.sha256)
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
 
     from capture.sites.blocks import refuse_lookahead
@@ -179,6 +181,13 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
             f"{out} exists already and is finished ({len(done)} sequences); look at it with: outliers info {out}, "
             "choose another --out, or pass --overwrite to capture it again"
         )
+
+
+def _check_request(request: Request, out: Path, overwrite: bool, text_sha256: str | None) -> None:
+    """Refuse to go on with a store that was asked for otherwise, before minutes go into loading a model."""
+    if os.path.lexists(out) and not overwrite:
+        store = StoreWriter(out)
+        _refuse_differences(store, request.differences(store.attributes, store.sizes, text_sha256))
 
 
 @contextlib.contextmanager
@@ -275,7 +284,7 @@ def _check_same(
     token_id: npt.NDArray[np.int32],
     weight: npt.NDArray[np.float32],
 ) -> None:
-    """Refuse to go on with a store of another request, naming what differs."""
+    """Refuse to go on with a store of another model, or of another outcome of the same request."""
     ignored = set(_CIRCUMSTANCES)
     if attributes["text_sha256"] is not None and attributes["text_sha256"] == store.attributes.get("text_sha256"):
         ignored.add("text_source")  # the same file by another path
@@ -292,6 +301,10 @@ def _check_same(
         differences.append("tokens (the text or the tokenizer is another)")
     elif not np.array_equal(store.read("norm_weight"), weight):
         differences.append("norm weights (the model is another)")
+    _refuse_differences(store, differences)
+
+
+def _refuse_differences(store: StoreWriter, differences: list[str]) -> None:
     if differences:
         raise OutliersError(
             f"{store.path} exists already and was begun with another request; it differs in {'; '.join(differences)}; "

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from capture.corpus import text_digest
 from capture.errors import OutliersError
 from capture.progress import Reporter
 from capture.recipes.recipe import Entry, Recipe
@@ -54,22 +52,9 @@ def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
         return 0.0
     store = StoreWriter(path)
     done = store.done()
-    asked = {**_defaults(), **entry.options, "model": entry.model}
-    had = {
-        "model": store.attributes.get("model_id"),
-        "text": _text(recipe, asked["text"], store.attributes),
-        "sequences": store.sizes.sequences,
-        "length": store.sizes.positions,
-        "dtype": store.attributes.get("compute_dtype"),
-        "raw": store.raw,
-        "compression": store.compression,
-        "bos": store.attributes.get("bos"),
-    }
-    differences = [
-        f"{key} ({value} in the store, {asked[key]} in the recipe)"
-        for key, value in had.items()
-        if asked[key] not in (value, "auto", None)
-    ]
+    with _beside(recipe):
+        digest = text_digest(entry.request.text)
+    differences = entry.request.differences(store.attributes, store.sizes, digest)
     if differences:
         raise OutliersError(
             f"{path} was made by another request than {recipe.path} has; it differs in {'; '.join(differences)}; "
@@ -78,21 +63,9 @@ def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
     return float(done.mean())
 
 
-def _text(recipe: Recipe, asked: str, attributes: Mapping[str, Any]) -> Any:
-    """The text of a store, as it is asked for where a file has the same content."""
-    source, digest = attributes.get("text_source"), attributes.get("text_sha256")
-    file = recipe.path.absolute().parent / asked
-    if digest is None or attributes.get("text_revision") is not None or not file.is_file():
-        return source
-    with file.open("rb") as content:
-        same = hashlib.file_digest(content, "sha256").hexdigest() == digest
-    return asked if same else f"{source} of other content"
-
-
-def _defaults() -> dict[str, Any]:
-    from capture.run import capture
-
-    return {name: parameter.default for name, parameter in inspect.signature(capture).parameters.items()}
+def _beside(recipe: Recipe) -> contextlib.chdir[Path]:
+    """Where relative paths begin."""
+    return contextlib.chdir(recipe.path.absolute().parent)
 
 
 def forecast(recipe: Recipe, out: Path, reporter: Reporter, only: Sequence[str] = ()) -> list[Forecast]:
@@ -112,7 +85,7 @@ def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Fo
         return Forecast(entry.name, 0, "finished already")
     note = "" if share == 0 else f"{share * 100:.0f}% of the sequences are there"
     try:
-        return Forecast(entry.name, round(_estimate(recipe, entry, entry.model, reporter) * (1 - share)), note)
+        return Forecast(entry.name, round(_estimate(recipe, entry, entry.request.model, reporter) * (1 - share)), note)
     except OutliersError as error:
         if entry.config is None:
             return Forecast(entry.name, None, str(error), failed=True)
@@ -126,10 +99,8 @@ def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Fo
 def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> int:
     from capture.estimate import estimate
 
-    known = inspect.signature(estimate).parameters
-    options = {key: value for key, value in entry.options.items() if key in known}
-    with contextlib.chdir(recipe.path.absolute().parent):
-        return estimate(model, **options, reporter=reporter).store_bytes
+    with _beside(recipe):
+        return estimate(**{**entry.request.arguments(estimate), "model": model}, reporter=reporter).store_bytes
 
 
 def check_room(forecasts: Sequence[Forecast], out: Path) -> None:

@@ -217,13 +217,13 @@ def test_overwrite_that_fails_leaves_the_old_store(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"length": 7}, "sizes"),
-        ({"sequences": 6}, "sizes"),
-        ({"dtype": "bfloat16"}, "compute_dtype"),
+        ({"length": 7}, "length"),
+        ({"sequences": 6}, "sequences"),
+        ({"dtype": "bfloat16"}, "dtype"),
         ({"raw": "none"}, "raw"),
         ({"compression": "small"}, "compression"),
-        ({"text": "other"}, "text_source"),
-        ({"model": "other"}, "model_id"),
+        ({"text": "other"}, "text"),
+        ({"model": "other"}, "model"),
     ],
 )
 def test_resuming_with_another_request_is_refused(
