@@ -27,6 +27,8 @@ WRITERS = {
     "sweep csv": ["sweep", "none.zarr", "--magnitude", "6", "--csv"],
     "sweep plot": ["sweep", "none.zarr", "--magnitude", "6", "--plot"],
     "metrics csv": ["metrics", "none.zarr", "--csv"],
+    "fits csv": ["fits", "none.zarr", "--csv"],
+    "fits plot": ["fits", "none.zarr", "--plot"],
     "show": ["show", "none.zarr", "--feature", "1", "--plot"],
     "map": ["map", "none.zarr", "--plot"],
     "walk": ["walk", "none.zarr", "--feature", "1", "--plot"],
