@@ -114,6 +114,6 @@ def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", s
         measured = _COMPRESSED_BYTES if name in RAW_VARIABLES[raw] else _COMPRESSED_PEAK_BYTES
         each = _UNCOMPRESSED_BYTES if compression == "none" else measured[dtype]
         one_sequence += each * math.prod(n for dim, n in zip(dims, sizes.shape(dims), strict=True) if dim != SEQUENCE)
-    metadata = (len(stored_variables(raw, bias=False)) + 2) * _ARRAY_BYTES
+    metadata = (len(stored_variables(raw)) + 2) * _ARRAY_BYTES
     metadata += sizes.layers * len(sizes.sites) * (_SITE_BYTES + 4 * sizes.features)  # with the norm's own weight
     return metadata + round(one_sequence * (sizes.sequences if sequences is None else sequences))

@@ -77,7 +77,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
         raise OutliersError(
             f"{location}: attribute raw is {raw!r}; expected one of {', '.join(RAW_CHOICES)}; capture again"
         )
-    wanted = (*COORDINATES, *(name for name in stored_variables(str(raw), bias="norm_bias" in arrays)))
+    wanted = (*COORDINATES, *stored_variables(str(raw), arrays))
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise OutliersError(
