@@ -25,7 +25,7 @@ from analyze.display import html
 from analyze.display.tables import csv_text
 from analyze.display.text import all_jsonable, plain
 from analyze.question.criteria import Criteria
-from capture.errors import OutliersError
+from capture.store.files import write_file
 
 TITLES: Final = {
     "moe": "Mixture-of-experts models",
@@ -122,10 +122,7 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
         }
         for suffix, text in texts.items():
             file = folder / f"{table}{suffix}"
-            try:
-                file.write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise OutliersError(f"cannot write {file}: {error.strerror}; choose another folder") from error
+            write_file(file, text.encode())
             written.append(file)
     return written
 
