@@ -25,7 +25,7 @@ from analyze.display.shown import Shown
 from analyze.display.tables import csv_text
 from analyze.display.text import aligned, jsonable, plain
 from analyze.question.criteria import Criteria
-from capture.errors import OutliersError
+from capture.store.files import write_file
 
 TITLES: Final = {
     "moe": "Mixture-of-experts models",
@@ -113,10 +113,7 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
         }
         for suffix, text in texts.items():
             file = folder / f"{table}{suffix}"
-            try:
-                file.write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise OutliersError(f"cannot write {file}: {error.strerror}; choose another folder") from error
+            write_file(file, text.encode())
             written.append(file)
     return written
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from analyze.display.shown import Shown
 from analyze.display.text import clean, plain, record_lines
-from capture.errors import OutliersError
+from capture.store.files import write_file
 from capture.store.output import output_file
 
 _FORMULA: Final = ("=", "+", "-", "@")
@@ -63,11 +63,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     OutliersError
         The file cannot be written.
     """
-    path = output_file(path)
-    try:
-        path.write_text(csv_text(list(rows[0]), rows), encoding="utf-8", newline="")
-    except OSError as error:
-        raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    write_file(output_file(path), csv_text(list(rows[0]), rows).encode())
 
 
 def csv_text(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:

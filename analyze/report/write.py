@@ -26,6 +26,7 @@ from analyze.report.levels import bucket_starts, span, tally
 from analyze.report.page import render
 from analyze.types import Progress, Store
 from capture.errors import OutliersError
+from capture.store.files import write_file
 from capture.store.output import output_path
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
@@ -127,7 +128,7 @@ def write_report(
     resolved = [_resolved(store, criteria, number, len(datasets)) for number, store in enumerate(datasets)]
     sources = [_Source.of(store, each, signals, progress) for store, each in zip(datasets, resolved, strict=True)]
     html, values = _fitted(sources, criteria, signals, own, budget, progress)
-    out.write_bytes(html)
+    write_file(out, html)
     return Report(out, len(html), len(sources), tuple(values))
 
 

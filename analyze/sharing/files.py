@@ -10,6 +10,7 @@ from pathlib import Path
 from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.files import folded_name, name_flaw
+from capture.store.replace import check_replaceable
 from capture.store.schema import CHECKSUMS, RAW_VARIABLES
 from capture.store.verify import flaw
 
@@ -89,7 +90,7 @@ def check_target(target: Path, *, store: bool, overwrite: bool) -> None:
     Raises
     ------
     OutliersError
-        Something is there; with `overwrite`, something of another kind.
+        Something is there; with `overwrite`, something of another kind, or in a store's folder what is not the store's.
     """
     if not os.path.lexists(target):
         return
@@ -98,6 +99,8 @@ def check_target(target: Path, *, store: bool, overwrite: bool) -> None:
     if target.is_symlink() or not ((target / "zarr.json").is_file() if store else target.is_file()):
         kind = "store" if store else "file"
         raise OutliersError(f"{target} exists and is no {kind}, so --overwrite leaves it; choose another --out")
+    if store:
+        check_replaceable(target)
 
 
 def check_sound(store: Path, progress: Progress | None) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any, Final
 from analyze.sharing.files import Entry, check_sound, check_target, entries
 from analyze.types import Progress
 from capture.errors import OutliersError
-from capture.store.files import check_free_space, sync_folder
+from capture.store.drafts import draft_folder
+from capture.store.files import AtomicFile, check_free_space
 from capture.store.output import output_path
 from capture.store.rounding import write_rounded
 from capture.store.schema import CHECKSUMS, MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
@@ -83,21 +82,11 @@ def pack(
     check_free_space(out, needed if mantissa_bits is None else 2 * needed, "the archive", "choose another --out")
     check_sound(store, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    scratch = draft.with_name(f"{draft.name}.rounded")
-    try:
+    with draft_folder(out) as scratch, AtomicFile(out, cached=False) as archive:
         if mantissa_bits is not None:
             found = with_rounded(found, store, mantissa_bits, scratch)
-        with draft.open("xb") as file:
-            _write(file, found)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(archive.file, found)
         check_target(out, store=False, overwrite=overwrite)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
-    sync_folder(out.absolute().parent)
     return out
 
 

@@ -14,6 +14,7 @@ from analyze.transitions.grid import TransitionGrid
 from analyze.transitions.transition import OUTCOMES, Transition, axis_value
 from analyze.transitions.verdict import TransitionTest
 from capture.errors import OutliersError
+from capture.store.files import write_file
 
 NAMES: Final = {"layers": "L%", "positions": "S%", "count": "outliers"}
 AXIS_NAMES: Final = {"total": "total parameters", "active": "active parameters", "perplexity": "perplexity"}
@@ -79,10 +80,10 @@ def write_transitions(folder: Path, results: Sequence[Transition], grid: Transit
     written = [folder / "transition.json", folder / "transition.csv"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result_of(results, grid, {}), allow_nan=False, indent=1)
-        written[0].write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise OutliersError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    text = json.dumps(result_of(results, grid, {}), allow_nan=False, indent=1)
+    write_file(written[0], f"{text}\n".encode())
     write_csv(written[1], [row for result in results for row in fit_rows(result)] or [{"family": ""}])
     figures = {"transition": transition_figure(results)}
     if grid is not None:

@@ -151,7 +151,7 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
         return
     group = open_group(path)
     vocabulary = (f"{VOCABULARY}/id", f"{VOCABULARY}/text") if VOCABULARY in group else ()
-    for name in (*stored_variables(str(group.attrs["raw"]), group), *COORDINATES, *vocabulary):
+    for name in (*stored_variables(str(group.attrs["raw"]), set(group.array_keys())), *COORDINATES, *vocabulary):
         chunks = 0
         if name not in VARIABLES or SEQUENCE not in VARIABLES[name].dims or name in FIXED:
             chunks = stored_array(group, name).nchunks
