@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from capture.errors import OutliersError
+from capture.models.limits import check_length
 from capture.models.load import DTYPES, load_config
 from capture.pipeline import HOST_BUFFERS
 from capture.progress import Reporter
@@ -91,6 +92,7 @@ def estimate(
     if dtype not in DTYPES:
         raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
     config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
+    check_length(config, length)
     network = meta_model(config, trust_remote_code=trust_remote_code)
     placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
