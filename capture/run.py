@@ -22,7 +22,8 @@ import numpy.typing as npt
 from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
 from capture.errors import OutliersError
 from capture.estimate import store_bytes
-from capture.models.load import Loaded, load_model
+from capture.models.limits import check_length
+from capture.models.load import Loaded, describe_model
 from capture.progress import Reporter, Silence
 from capture.request import Request
 from capture.store.create import StoreExistsError, create
@@ -103,18 +104,24 @@ def capture(
     reporter = Silence() if reporter is None else reporter
     corpus = open_corpus(text, reporter)
     _check_request(request, out, overwrite, corpus.sha256)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
+    described = describe_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
+    )
+    if described.config is not None:
+        check_length(described.config, length)
+    use_bos = adds_bos(described.tokenizer) if bos is None else bos
+    token_id = token_blocks(corpus, described.tokenizer, sequences=sequences, length=length, bos=use_bos)
+    loaded = described.load()
+    check_length(loaded.model.config, length)
 
-    from capture.sites.blocks import refuse_lookahead
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
+    from capture.sites.trial import refuse_lookahead, refuse_untakeable
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     if not refuse_lookahead(loaded.model):
         reporter.warn("the model computes values that are not finite; they are captured and counted as they are")
-    use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
-    token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
-    _check_length(loaded, length)
+    refuse_untakeable(loaded.model, placed, token_id)
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
@@ -131,7 +138,8 @@ def capture(
     if place != out and os.path.lexists(place) and not _goes_on(place, sizes, wanted, token_id, weight):
         remove_store(place)
     with replacing(out, place):
-        if not os.path.lexists(place):
+        begun = not os.path.lexists(place)
+        if begun:
             check_free_space(place, needed, "the capture", _LESS)
             # Another part may create the store in the same moment: then this one joins it.
             with contextlib.suppress(StoreExistsError):
@@ -151,8 +159,13 @@ def capture(
         if len(mine):
             left = round(needed * (1 - store.done()[mine.start : mine.stop].mean()))
             check_free_space(place, left, "the capture", _LESS)
-        with _told(store, loaded.model, batch_size):
-            _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        try:
+            with _told(store, loaded.model, batch_size):
+                _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        except Exception:
+            if begun and part == (1, 1) and not store.done().any():
+                remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
+            raise
     return out
 
 
@@ -192,15 +205,6 @@ def _check_request(request: Request, out: Path, overwrite: bool, text_sha256: st
     if os.path.lexists(out) and not overwrite:
         store = StoreWriter(out)
         _refuse_differences(store, request.differences(store.attributes, store.sizes, text_sha256))
-
-
-def _check_length(loaded: Loaded, length: int) -> None:
-    config = loaded.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and length > longest:
-        raise OutliersError(
-            f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one"
-        )
 
 
 def _parameters(
