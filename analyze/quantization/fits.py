@@ -136,7 +136,7 @@ class Fits:
         kept: list[dict[str, Any]] = []
         for threshold in self.kept[THRESHOLD].values:
             table = self.kept.sel({THRESHOLD: threshold})
-            most = table[table.argmax(...)]  # type: ignore[index]
+            most = table[table.argmax(...)]
             shares = {"mean_fraction": float(table.mean()), "largest_fraction": float(most)}
             where = {"at_layer": int(most[LAYER]), "at_site": str(most[SITE].values)}
             kept.append({"threshold": float(threshold), **shares, **where})

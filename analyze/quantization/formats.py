@@ -57,7 +57,7 @@ class NumberFormat:
     @property
     def largest(self) -> float:
         """The largest number."""
-        return _INT8 * self.scale if self.scale is not None else float(ml_dtypes.finfo(FLOATS[self.name]).max)
+        return _INT8 * self.scale if self.scale is not None else float(ml_dtypes.finfo(FLOATS[self.name]).max)  # type: ignore[no-untyped-call]
 
     def overflows(self, magnitudes: Float32) -> npt.NDArray[np.bool_]:
         """Which magnitudes are rounded to no number: beyond the largest by half a step, or not finite as they are.
@@ -69,7 +69,8 @@ class NumberFormat:
         with np.errstate(over="ignore", invalid="ignore"):
             if self.scale is not None:
                 return ~(np.rint(magnitudes.astype(np.float64) / self.scale) <= _INT8)
-            return ~np.isfinite(magnitudes.astype(FLOATS[self.name]))
+            fits: npt.NDArray[np.bool_] = np.isfinite(magnitudes.astype(FLOATS[self.name]))
+            return ~fits
 
     def rescale(self, magnitude: float) -> float:
         """The smallest power of two, 1 or more, by which a magnitude divided fits; NaN where it is not finite."""
