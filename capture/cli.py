@@ -93,7 +93,9 @@ def capture_command(
     device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
     raw: Raw = "input",
     part: Annotated[str, typer.Option(help="I/K: capture only the I-th of K disjoint shares.")] = "1/1",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing store, once the new one is finished.")
+    ] = False,
     bos: Annotated[
         bool | None,
         typer.Option("--bos/--no-bos", help="A BOS token first in each block.", show_default="as the tokenizer does"),
@@ -114,13 +116,14 @@ def capture_command(
     from capture.store.write import StoreWriter
 
     request = Request.among(options)
+    replaces = overwrite and out.exists()
     try:
         with Display() as display:
             share = parse_part(part)
             capture(out=out, part=share, overwrite=overwrite, reporter=display, **request.arguments(capture))
     except KeyboardInterrupt:
-        how = "without --overwrite goes on" if overwrite else "goes on"
-        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command {how}", err=True)
+        there = f"; {out} is still the earlier store" if replaces else ""
+        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command goes on{there}", err=True)
         raise typer.Exit(130) from None
     done = StoreWriter(out).done()
     if done.all():

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from capture.models.limits import check_length
 from capture.models.load import load_config
 from capture.pipeline import HOST_BUFFERS
 from capture.progress import Reporter
@@ -77,6 +78,7 @@ def estimate(
     from capture.sites.place import parse_overrides, sites_from_config
 
     config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
+    check_length(config, length)
     network = meta_model(config, trust_remote_code=trust_remote_code)
     placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
@@ -114,6 +116,6 @@ def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", s
         measured = _COMPRESSED_BYTES if name in RAW_VARIABLES[raw] else _COMPRESSED_PEAK_BYTES
         each = _UNCOMPRESSED_BYTES if compression == "none" else measured[dtype]
         one_sequence += each * math.prod(n for dim, n in zip(dims, sizes.shape(dims), strict=True) if dim != SEQUENCE)
-    metadata = (len(stored_variables(raw, bias=False)) + 2) * _ARRAY_BYTES
+    metadata = (len(stored_variables(raw)) + 2) * _ARRAY_BYTES
     metadata += sizes.layers * len(sizes.sites) * (_SITE_BYTES + 4 * sizes.features)  # with the norm's own weight
     return metadata + round(one_sequence * (sizes.sequences if sequences is None else sequences))

@@ -39,8 +39,9 @@ class Option:
 
     def flaw(self, value: Any) -> str | None:
         """What follows the value where it cannot be one: what is wrong and what was expected."""
-        if type(value) is not self.kind:  # true is an int to Python, and not to a reader of TOML
-            return f"; expected {_KINDS[self.kind]}, and it is a {type(value).__name__}"
+        kind = type(value)
+        if kind is not self.kind:  # true is an int to Python, and not to a reader of TOML
+            return f"; expected {_KINDS[self.kind]}, and it is a {kind.__name__}"
         if self.least is not None and value < self.least:
             return f" is too small; expected {self.least} or more"
         if self.choices is not None and value not in self.choices:

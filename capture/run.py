@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,13 +21,15 @@ import numpy.typing as npt
 
 from capture.errors import OutliersError
 from capture.estimate import store_bytes
-from capture.models.load import Loaded, load_model
+from capture.models.limits import check_length
+from capture.models.load import Loaded, describe_model
 from capture.progress import Reporter, Silence
 from capture.request import Request
 from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
 from capture.store.output import output_path
+from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import RAW_VARIABLES, Sizes
 from capture.store.write import StoreWriter
 from capture.texts.blocks import token_blocks, vocabulary
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from capture.trace import Batch
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
+
+_LESS: Final = "use fewer --sequences, a smaller --length, or --raw none"
 
 # What may differ between the runs that fill one store: when, by what and how it was asked for.
 _CIRCUMSTANCES: Final = frozenset({"created", "command", "versions", "device"})
@@ -83,7 +86,7 @@ def capture(
     dtype, device : as for `capture.models.load.load_model`
     raw : activations to keep: `input`, `output`, `both`, or `none` for peaks alone
     part : (i, k), capture only the i-th of k disjoint shares, counted from 1
-    overwrite : replace an existing store
+    overwrite : replace an existing store, which stays until its successor is finished
     bos : put a BOS first in each block; None does what the tokenizer does by itself
     compression : `fast`, `small` or `none`
     sites : placement to use where the probe cannot see it, as for `capture.sites.place.parse_overrides`
@@ -102,23 +105,30 @@ def capture(
     request = Request.among(locals())
     out = output_path(out)
     _check_part(part, overwrite)
+    settle(out)
     _check_target(out, part, overwrite)
     reporter = Silence() if reporter is None else reporter
     corpus = open_corpus(text, field=field, chat=chat, reporter=reporter)
     _check_request(request, out, overwrite, corpus.sha256)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
+    described = describe_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
+    )
+    if described.config is not None:
+        check_length(described.config, length)
+    how: dict[str, Any] = {"bos": bos, "chat": chat, "special_tokens": special_tokens}
+    documents = Documents(corpus, described.tokenizer, most=sequences * length, **how)
+    token_id = token_blocks(documents, sequences=sequences, length=length)
+    loaded = described.load()
+    check_length(loaded.model.config, length)
 
-    from capture.sites.blocks import refuse_lookahead
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
+    from capture.sites.trial import refuse_lookahead, refuse_untakeable
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     if not refuse_lookahead(loaded.model):
         reporter.warn("the model computes values that are not finite; they are captured and counted as they are")
-    how: dict[str, Any] = {"bos": bos, "chat": chat, "special_tokens": special_tokens}
-    documents = Documents(corpus, loaded.tokenizer, most=sequences * length, **how)
-    token_id = token_blocks(documents, sequences=sequences, length=length)
-    _check_length(loaded, length)
+    refuse_untakeable(loaded.model, placed, token_id)
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
@@ -131,30 +141,39 @@ def capture(
     }
     mine = part_sequences(sequences, *part)
     needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, len(mine))
-    if overwrite or not os.path.lexists(out):
-        check_free_space(out, needed)
-        # Another part may create the store in the same moment: then this one joins it.
-        with (
-            contextlib.nullcontext() if overwrite else contextlib.suppress(StoreExistsError),
-            _set_aside(out, overwrite),
-        ):
-            create(
-                out,
-                sizes,
-                raw=raw,
-                attributes=attributes,
-                token_id=token_id,
-                norm_weight=weight,
-                norm_bias=bias,
-                vocabulary=vocabulary(loaded.tokenizer, token_id),
-                compression=compression,
-            )
-    store = StoreWriter(out)
-    _check_same(store, sizes, {**attributes, "raw": raw, "compression": compression}, token_id, weight)
-    if len(mine):
-        check_free_space(out, round(needed * (1 - store.done()[mine.start : mine.stop].mean())))
-    with _told(store, loaded.model, batch_size):
-        _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+    place = successor_path(out) if overwrite and os.path.lexists(out) else out
+    wanted = {**attributes, "raw": raw, "compression": compression}
+    if place != out and os.path.lexists(place) and not _goes_on(place, sizes, wanted, token_id, weight):
+        remove_store(place)
+    with replacing(out, place):
+        begun = not os.path.lexists(place)
+        if begun:
+            check_free_space(place, needed, "the capture", _LESS)
+            # Another part may create the store in the same moment: then this one joins it.
+            with contextlib.suppress(StoreExistsError):
+                create(
+                    place,
+                    sizes,
+                    raw=raw,
+                    attributes=attributes,
+                    token_id=token_id,
+                    norm_weight=weight,
+                    norm_bias=bias,
+                    vocabulary=vocabulary(loaded.tokenizer, token_id),
+                    compression=compression,
+                )
+        store = StoreWriter(place)
+        _check_same(store, sizes, wanted, token_id, weight)
+        if len(mine):
+            left = round(needed * (1 - store.done()[mine.start : mine.stop].mean()))
+            check_free_space(place, left, "the capture", _LESS)
+        try:
+            with _told(store, loaded.model, batch_size):
+                _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        except Exception:
+            if begun and part == (1, 1) and not store.done().any():
+                remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
+            raise
     return out
 
 
@@ -178,6 +197,7 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
             f"{out} exists already and is no store that can be gone on with ({error}); choose another --out"
         ) from error
     if overwrite:
+        check_replaceable(out)
         return
     done = store.done()
     # With parts, another part may have finished the store; then this one has simply nothing left to do.
@@ -193,32 +213,6 @@ def _check_request(request: Request, out: Path, overwrite: bool, text_sha256: st
     if os.path.lexists(out) and not overwrite:
         store = StoreWriter(out)
         _refuse_differences(store, request.differences(store.attributes, store.sizes, text_sha256))
-
-
-@contextlib.contextmanager
-def _set_aside(out: Path, overwrite: bool) -> Iterator[None]:
-    """Move a store that is to be replaced out of the way, and remove it once its successor stands."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.replaced.partial")
-    existed = overwrite and out.exists()
-    if existed:
-        os.rename(out, aside)
-    try:
-        yield
-    except BaseException:
-        if existed:
-            os.rename(aside, out)
-        raise
-    if existed:
-        shutil.rmtree(aside)
-
-
-def _check_length(loaded: Loaded, length: int) -> None:
-    config = loaded.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and length > longest:
-        raise OutliersError(
-            f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one"
-        )
 
 
 def _parameters(
@@ -305,6 +299,15 @@ def _refuse_differences(store: StoreWriter, differences: list[str]) -> None:
             f"{store.path} exists already and was begun with another request; it differs in {'; '.join(differences)}; "
             "repeat the request that began it, choose another --out, or pass --overwrite"
         )
+
+
+def _goes_on(place: Path, *request: Any) -> bool:
+    """Whether what an earlier --overwrite left unfinished is of this request, as `_check_same` has it."""
+    try:
+        _check_same(StoreWriter(place), *request)
+    except OutliersError:
+        return False
+    return True
 
 
 def _brief(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from capture.errors import OutliersError
 from capture.progress import Reporter
 from capture.recipes.recipe import Entry, Recipe
+from capture.store.files import check_free_space
 from capture.store.write import StoreWriter
 from capture.texts.files import text_digest
 
@@ -117,9 +117,5 @@ def check_room(forecasts: Sequence[Forecast], out: Path) -> None:
         raise OutliersError(f"{folder} is no folder; choose another --out")
     if (out / "zarr.json").exists():
         raise OutliersError(f"{out} is a store; choose another folder for --out")
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutliersError(
-            f"the recipe needs about {needed / 1e9:,.2f} GB and the disk of {out} has {free / 1e9:,.2f} GB free; "
-            'free some room, run some of it with --only, or ask for fewer sequences or raw = "none"'
-        )
+    instead = 'run some of it with --only, or ask for fewer sequences or raw = "none"'
+    check_free_space(out / "x", needed, "the recipe", instead)

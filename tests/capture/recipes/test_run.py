@@ -325,7 +325,7 @@ def test_what_the_disk_has_no_room_for_is_refused_before_anything_runs(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     for words in ([], ["--dry-run"]):
         assert main(["run", str(folder / "r.toml"), "--out", str(tmp_path / "out"), *words]) == 2
-        assert "the recipe needs about 0.00 GB and the disk of" in capsys.readouterr().err
+        assert "the recipe needs about of" in capsys.readouterr().err
     assert commands.run == []
     assert not (tmp_path / "out").exists()
 
