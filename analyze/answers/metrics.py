@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from analyze.peaks.counted import counted_positions, refuse_none
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_matrices
 from analyze.question.units import scale_unit
@@ -68,6 +69,10 @@ def matrix_statistics(matrix: Float32, sink_ratio: float = SINK_RATIO) -> Matrix
     whole = bool(finite.all())
     if not whole:
         magnitudes[~finite] = np.nan
+        told = np.flatnonzero(finite.any(axis=1))
+        if 0 < len(told) < len(matrix):  # positions that do not count may be most, and say nothing
+            found = matrix_statistics(matrix[told], sink_ratio)
+            return replace(found, position=int(told[found.position]))
     median = scale_unit(matrix, "median")
     rows = np.fmax.reduce(magnitudes, axis=1)
     position = -1 if np.isnan(rows).all() else int(np.nanargmax(rows))
@@ -150,20 +155,21 @@ def layer_metrics(
     view = (View() if view is None else view).view.resolve(store)
     if view.scale != "absolute":
         raise OutliersError(f"scale is {view.scale!r}; metrics are defined on the values themselves: expected absolute")
+    counted = counted_positions(store, view)
+    refuse_none(counted)
     frame = view.select(store)
     shape = (frame.sizes[LAYER], frame.sizes[SITE])
     totals: dict[tuple[int, int], dict[str, Any]] = {}
     statistics = partial(matrix_statistics, sink_ratio=sink_ratio)
     for n, layer, site, found in stream_matrices(store, view, statistics, progress):
         _add(totals, (layer, site), n, found)
-    positions = frame.sizes[SEQUENCE] * frame.sizes[POSITION]
     token_id = loaded(frame["token_id"])
     columns: dict[str, npt.NDArray[Any]] = {}
     channels = np.empty((*shape, frame.sizes[FEATURE]), np.float32)
     for place in np.ndindex(*shape):
         total = totals[place]
         channels[place] = total["channel"]
-        row = _row(total, positions, sink_share)
+        row = _row(total, int(counted.sum()), sink_share)
         n, p = total["sequence"], total["position"]
         row["extreme_sequence"] = int(frame[SEQUENCE].values[n]) if n >= 0 else -1
         row["extreme_position"] = int(frame[POSITION].values[p]) if p >= 0 else -1

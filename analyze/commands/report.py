@@ -22,6 +22,7 @@ from analyze.commands.options import (
     Sequences,
     Sites,
     SkipFirst,
+    SkipTokens,
     Workers,
     criteria_of,
 )
@@ -50,6 +51,7 @@ def report(
     sites: Sites = None,
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
+    skip_tokens: SkipTokens = None,
     scale: Scale = None,
     rounding: Rounding = None,
     budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
@@ -74,6 +76,7 @@ def report(
         sites=sites,
         sequences=sequences,
         skip_first=skip_first,
+        skip_tokens=skip_tokens,
         scale=scale,
         rounding=rounding,
     )

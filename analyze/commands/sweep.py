@@ -25,6 +25,7 @@ from analyze.commands.options import (
     Signal,
     Sites,
     SkipFirst,
+    SkipTokens,
     StorePath,
     Workers,
     criteria_of,
@@ -49,6 +50,7 @@ def sweep(
     sites: Sites = None,
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
+    skip_tokens: SkipTokens = None,
     scale: Scale = None,
     rounding: Rounding = None,
     scheduler: Scheduler = None,
@@ -70,6 +72,7 @@ def sweep(
         sites=sites,
         sequences=sequences,
         skip_first=skip_first,
+        skip_tokens=skip_tokens,
         scale=scale,
         rounding=rounding,
     )

@@ -24,6 +24,7 @@ from analyze.commands.options import (
     Signal,
     Sites,
     SkipFirst,
+    SkipTokens,
     Workers,
     criteria_of,
 )
@@ -58,6 +59,7 @@ def transition(
     sites: Sites = None,
     sequences: Sequences = None,
     skip_first: SkipFirst = None,
+    skip_tokens: SkipTokens = None,
     scale: Scale = None,
     rounding: Rounding = None,
     repeats: Annotated[
@@ -95,6 +97,7 @@ def transition(
         sites=sites,
         sequences=sequences,
         skip_first=skip_first,
+        skip_tokens=skip_tokens,
         scale=scale,
         rounding=rounding,
     )

@@ -190,7 +190,7 @@
     const flag = element("p", { class: "flag", hidden: true });
     const lost = element("p", { class: "flag", hidden: true });
     const rounded = store.rounded === null ? null : element("p", { class: "flag" }, `Rounded: ${store.rounded}.`);
-    const sizes = `${whole(store.sequences.length)} × ${whole(store.positions)} tokens, ${whole(store.layers.length)} layers, ` +
+    const sizes = `${whole(store.sequences.length)} × ${span(store.counted)} tokens, ${whole(store.layers.length)} layers, ` +
       `${store.sites.length} site${store.sites.length === 1 ? "" : "s"}, ${whole(store.width)} wide`;
     const rows = [["folder", store.folder], ["sites", store.sites.join(", ")], ...store.attributes].filter(([, value]) => value);
     const article = element("article", { class: "store", style: { "--colour": ofStore(s) }, "data-store": s, "aria-label": store.name },
@@ -264,12 +264,18 @@
     lost.textContent = `${whole(nonfinite)} ${nonfinite === 1 ? "value is" : "values are"} NaN or infinite; a NaN never hits.`;
     const [layers, positions] = Answers.thresholds(hits, state);
     const units = state.unit === "site" ? "(layer, site) pairs" : "layers";
-    needs.textContent = `Asks for ${whole(layers)} of ${whole(hits.units)} ${units} and ${whole(positions)} of ${whole(hits.positions)} positions.`;
+    needs.textContent = `Asks for ${whole(layers)} of ${whole(hits.units)} ${units} and ${span(positions)} of ${span(hits.positions)} positions.`;
     command.textContent = commandWords(store);
   }
 
   // A word for a shell. Names of folders and sites are a stranger's, and this line is there to be copied.
   const quoted = (word) => (/^[\w.@%+=:,-]+$/.test(word) ? String(word) : `'${word.replaceAll("'", "'\\''")}'`);
+
+  // Whole numbers as one, or from the least to the largest.
+  const span = (values) => {
+    const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+    return low === high ? whole(low) : `${whole(low)} to ${whole(high)}`;
+  };
 
   function commandWords(store) {
     return ["outliers", "find", store.folder === null ? "STORE" : store.folder, "--magnitude", magnitudes[state.magnitude], "--layers", state.layers, "--positions", state.positions,
@@ -286,10 +292,10 @@
     const start = state.magnitude * size;
     const least = Answers.thresholds(hits, state);
     const rows = answer.found.map((i) => ({
-      i, feature: Math.floor(i / hits.N), sequence: i % hits.N, layers: hits.layer[start + i], positions: hits.position[start + i],
+      i, feature: Math.floor(i / hits.N), sequence: i % hits.N, layers: hits.layer[start + i], positions: hits.position[start + i], share: hits.position[start + i] / hits.positions[i % hits.N],
       largest: hits.largest[i], critical: Answers.critical(hits, i, least),
     }));
-    const by = state.sort;
+    const by = state.sort === "positions" ? "share" : state.sort;
     const sign = state.down ? -1 : 1;
     rows.sort((a, b) => (a[by] === b[by] ? 0 : sign * (a[by] < b[by] ? -1 : 1)) || b.critical - a.critical ||
       a.sequence - b.sequence || a.feature - b.feature);
@@ -326,7 +332,7 @@
         schedule();
       } }, datum(row.feature, String(row.feature)))),
       element("td", {}, datum(row.layers / hits.units, percent(row.layers / hits.units))),
-      element("td", {}, datum(row.positions / hits.positions, percent(row.positions / hits.positions))),
+      element("td", {}, datum(row.share, percent(row.share))),
       element("td", {}, datum(row.largest, number(row.largest))),
       element("td", {}, datum(row.critical, Portrait.bracket(row.critical + 1))))));
   }
@@ -338,7 +344,7 @@
     const top = (row) => (row.critical + 1 < magnitudes.length ? magnitudes[row.critical + 1] : "");
     const lines = [["sequence", "feature", "layer_fraction", "position_fraction", "max_magnitude", "critical_from", "critical_below"],
       ...ordered(s).map((row) => [pooled ? "" : store.sequences[row.sequence], row.feature, row.layers / hits.units,
-        row.positions / hits.positions, row.largest, magnitudes[row.critical], top(row)])];
+        row.share, row.largest, magnitudes[row.critical], top(row)])];
     const address = URL.createObjectURL(new Blob([lines.map((line) => `${line.join(",")}\n`).join("")], { type: "text/csv" }));
     element("a", { href: address, download: "outliers.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(address), 1000);
