@@ -15,7 +15,7 @@ from analyze.reading.lazy import loaded
 from analyze.types import Float64
 from capture.store.schema import SEQUENCE, SIGNAL
 
-ROUNDED: Final = "activations have {} mantissa bits; stored peaks and plain views are exact"
+ROUNDED_NOTE: Final = "activations have {} mantissa bits; stored peaks and plain views are exact"
 """What a reader is told of a store whose activations were rounded when it was packed."""
 
 

