@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from capture.models.limits import check_length
 from capture.models.load import load_config
 from capture.pipeline import HOST_BUFFERS
 from capture.progress import Reporter
@@ -77,6 +78,7 @@ def estimate(
     from capture.sites.place import parse_overrides, sites_from_config
 
     config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
+    check_length(config, length)
     network = meta_model(config, trust_remote_code=trust_remote_code)
     placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
 from capture.errors import OutliersError
 from capture.estimate import store_bytes
-from capture.models.load import Loaded, load_model
+from capture.models.limits import check_length
+from capture.models.load import Loaded, describe_model
 from capture.progress import Reporter, Silence
 from capture.request import Request
 from capture.store.create import StoreExistsError, create
@@ -32,6 +32,9 @@ from capture.store.output import output_path
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import RAW_VARIABLES, Sizes
 from capture.store.write import StoreWriter
+from capture.texts.blocks import token_blocks, vocabulary
+from capture.texts.documents import Documents
+from capture.texts.sources import open_corpus
 
 if TYPE_CHECKING:
     from capture.pipeline import Pipeline
@@ -51,6 +54,9 @@ def capture(
     out: Path | str,
     *,
     text: str = "fineweb-edu",
+    field: str | None = None,
+    chat: bool = False,
+    special_tokens: str = "text",
     sequences: int = 16,
     length: int = 2048,
     batch_size: int = 1,
@@ -73,7 +79,8 @@ def capture(
     ----------
     model : Hugging Face id, local folder, `.gguf` file, or `smollm2-135m`
     out : folder of the store
-    text : as for `capture.corpus.open_corpus`
+    text, field : source of documents, and their field, as for `capture.texts.sources.open_corpus`
+    chat, special_tokens : how documents become tokens, as for `capture.texts.documents.Documents`
     sequences, length : number of token blocks, and tokens in each
     batch_size : blocks that go through the model together; no effect on values beyond floating-point noise
     dtype, device : as for `capture.models.load.load_model`
@@ -101,27 +108,35 @@ def capture(
     settle(out)
     _check_target(out, part, overwrite)
     reporter = Silence() if reporter is None else reporter
-    corpus = open_corpus(text, reporter)
+    corpus = open_corpus(text, field=field, chat=chat, reporter=reporter)
     _check_request(request, out, overwrite, corpus.sha256)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
+    described = describe_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
+    )
+    if described.config is not None:
+        check_length(described.config, length)
+    how: dict[str, Any] = {"bos": bos, "chat": chat, "special_tokens": special_tokens}
+    documents = Documents(corpus, described.tokenizer, most=sequences * length, **how)
+    token_id = token_blocks(documents, sequences=sequences, length=length)
+    loaded = described.load()
+    check_length(loaded.model.config, length)
 
-    from capture.sites.blocks import refuse_lookahead
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
+    from capture.sites.trial import refuse_lookahead, refuse_untakeable
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     if not refuse_lookahead(loaded.model):
         reporter.warn("the model computes values that are not finite; they are captured and counted as they are")
-    use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
-    token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
-    _check_length(loaded, length)
+    refuse_untakeable(loaded.model, placed, token_id)
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
         **loaded.attributes,
         **model_facts(_described(loaded), trust_remote_code=trust_remote_code).as_attributes(),
         **_site_attributes(placed),
-        **_text_attributes(corpus, loaded.tokenizer, use_bos),
+        **documents.attributes(),
+        "document_separator": loaded.tokenizer.eos_token,
         **_circumstances(loaded),
     }
     mine = part_sequences(sequences, *part)
@@ -131,7 +146,8 @@ def capture(
     if place != out and os.path.lexists(place) and not _goes_on(place, sizes, wanted, token_id, weight):
         remove_store(place)
     with replacing(out, place):
-        if not os.path.lexists(place):
+        begun = not os.path.lexists(place)
+        if begun:
             check_free_space(place, needed, "the capture", _LESS)
             # Another part may create the store in the same moment: then this one joins it.
             with contextlib.suppress(StoreExistsError):
@@ -151,8 +167,13 @@ def capture(
         if len(mine):
             left = round(needed * (1 - store.done()[mine.start : mine.stop].mean()))
             check_free_space(place, left, "the capture", _LESS)
-        with _told(store, loaded.model, batch_size):
-            _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        try:
+            with _told(store, loaded.model, batch_size):
+                _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        except Exception:
+            if begun and part == (1, 1) and not store.done().any():
+                remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
+            raise
     return out
 
 
@@ -194,15 +215,6 @@ def _check_request(request: Request, out: Path, overwrite: bool, text_sha256: st
         _refuse_differences(store, request.differences(store.attributes, store.sizes, text_sha256))
 
 
-def _check_length(loaded: Loaded, length: int) -> None:
-    config = loaded.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and length > longest:
-        raise OutliersError(
-            f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one"
-        )
-
-
 def _parameters(
     model: Any, placed: SiteMap, sizes: Sizes
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
@@ -242,16 +254,6 @@ def _site_attributes(placed: SiteMap) -> dict[str, Any]:
     }
 
 
-def _text_attributes(corpus: Corpus, tokenizer: Any, bos: bool) -> dict[str, Any]:
-    return {
-        "text_source": corpus.source,
-        "text_revision": corpus.revision,
-        "text_sha256": corpus.sha256,
-        "bos": bos,
-        "document_separator": tokenizer.eos_token,
-    }
-
-
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
     return {
         "device": str(loaded.model.device),
@@ -280,7 +282,7 @@ def _check_same(
     differences = [
         f"{name} ({_brief(store.attributes.get(name))} in the store, {_brief(value)} asked for)"
         for name, value in attributes.items()
-        if name not in ignored and store.attributes.get(name) != value
+        if name not in ignored and name in store.attributes and store.attributes[name] != value
     ]
     if store.sizes != sizes:
         differences.append(f"sizes ({store.sizes} in the store, {sizes} asked for)")
