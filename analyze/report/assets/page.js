@@ -188,7 +188,7 @@
     const flag = element("p", { class: "flag", hidden: true });
     const lost = element("p", { class: "flag", hidden: true });
     const rounded = store.rounded === null ? null : element("p", { class: "flag" }, `Rounded: ${store.rounded}.`);
-    const sizes = `${whole(store.sequences.length)} × ${whole(store.positions)} tokens, ${whole(store.layers.length)} layers, ` +
+    const sizes = `${whole(store.sequences.length)} × ${span(store.counted)} tokens, ${whole(store.layers.length)} layers, ` +
       `${store.sites.length} site${store.sites.length === 1 ? "" : "s"}, ${whole(store.width)} wide`;
     const rows = [["folder", store.folder], ["sites", store.sites.join(", ")], ...store.attributes].filter(([, value]) => value);
     const article = element("article", { class: "store", style: { "--colour": ofStore(s) }, "data-store": s, "aria-label": store.name },
@@ -223,12 +223,18 @@
     lost.textContent = `${whole(nonfinite)} ${nonfinite === 1 ? "value is" : "values are"} NaN or infinite; a NaN never hits.`;
     const [layers, positions] = Answers.thresholds(hits, state);
     const units = state.unit === "site" ? "(layer, site) pairs" : "layers";
-    needs.textContent = `Asks for ${whole(layers)} of ${whole(hits.units)} ${units} and ${whole(positions)} of ${whole(hits.positions)} positions.`;
+    needs.textContent = `Asks for ${whole(layers)} of ${whole(hits.units)} ${units} and ${span(positions)} of ${span(hits.positions)} positions.`;
     command.textContent = commandWords(store);
   }
 
   // A word for a shell. Names of folders and sites are a stranger's, and this line is there to be copied.
   const quoted = (word) => (/^[\w.@%+=:,-]+$/.test(word) ? String(word) : `'${word.replaceAll("'", "'\\''")}'`);
+
+  // Whole numbers as one, or from the least to the largest.
+  const span = (values) => {
+    const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+    return low === high ? whole(low) : `${whole(low)} to ${whole(high)}`;
+  };
 
   function commandWords(store) {
     return ["outliers", "find", store.folder === null ? "STORE" : store.folder, "--magnitude", magnitudes[state.magnitude], "--layers", state.layers, "--positions", state.positions,

@@ -60,9 +60,10 @@ const Tables = (() => {
       const least = Answers.thresholds(hits, state);
       const rows = answer.found.map((i) => ({
         i, feature: Math.floor(i / hits.N), sequence: i % hits.N, layers: hits.layer[start + i], positions: hits.position[start + i],
+        share: hits.position[start + i] / hits.positions[i % hits.N],
         largest: hits.largest[i], critical: Answers.critical(hits, i, least),
       }));
-      const by = state.sort;
+      const by = state.sort === "positions" ? "share" : state.sort;
       const sign = state.down ? -1 : 1;
       rows.sort((a, b) => (a[by] === b[by] ? 0 : sign * (a[by] < b[by] ? -1 : 1)) || b.critical - a.critical ||
         a.sequence - b.sequence || a.feature - b.feature);
@@ -99,7 +100,7 @@ const Tables = (() => {
           change();
         } }, datum(row.feature, String(row.feature)))),
         element("td", {}, datum(row.layers / hits.units, percent(row.layers / hits.units))),
-        element("td", {}, datum(row.positions / hits.positions, percent(row.positions / hits.positions))),
+        element("td", {}, datum(row.share, percent(row.share))),
         element("td", {}, datum(row.largest, number(row.largest))),
         element("td", {}, datum(row.critical, Portrait.bracket(row.critical + 1))))));
     }
@@ -111,7 +112,7 @@ const Tables = (() => {
       const top = (row) => (row.critical + 1 < magnitudes.length ? magnitudes[row.critical + 1] : "");
       const lines = [["sequence", "feature", "layer_fraction", "position_fraction", "max_magnitude", "critical_from", "critical_below"],
         ...ordered(s).map((row) => [pooled ? "" : store.sequences[row.sequence], row.feature, row.layers / hits.units,
-          row.positions / hits.positions, row.largest, magnitudes[row.critical], top(row)])];
+          row.share, row.largest, magnitudes[row.critical], top(row)])];
       const address = URL.createObjectURL(new Blob([lines.map((line) => `${line.join(",")}\n`).join("")], { type: "text/csv" }));
       element("a", { href: address, download: "outliers.csv" }).click();
       setTimeout(() => URL.revokeObjectURL(address), 1000);
