@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from capture.errors import OutliersError
 from capture.store.chunks import COMPRESSION, LEVEL
+from capture.store.drafts import draft_folder
 from capture.store.files import file_digest, sync_folder
 from capture.store.layout import KEYS, chunks_and_shards
 from capture.store.lengths import lengths_flaw
@@ -105,8 +104,7 @@ def create(
     optional = {"norm_bias": norm_bias, "length": length, "weight_peak": weight_peak, "weight_norm": weight_norm}
     present = {name: values for name, values in optional.items() if values is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with draft_folder(path) as draft:
         group = zarr.create_group(
             draft,
             attributes={
@@ -152,8 +150,6 @@ def create(
                 raise
             raise StoreExistsError(f"{path} was created by another process meanwhile; choose another --out") from error
         sync_folder(path.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:

@@ -14,6 +14,7 @@ FORMAT_VERSION: Final = 1
 SIGNALS: Final = ("input", "output")
 SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp")
 RAW_CHOICES: Final = ("input", "output", "both", "none")
+COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
 
 SEQUENCE: Final = "sequence"
 LAYER: Final = "layer"
@@ -171,6 +172,12 @@ PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_co
 ROUNDED: Final = "rounded"
 """Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
 
+SPECIAL_TOKENS: Final = "special_tokens"
+"""Attribute with the numbers of special tokens: an object of lists `bos`, `eos` and `special`, all of them.
+
+Optional; an empty list says that the tokenizer has none.
+"""
+
 MANTISSA: Final = 23
 """Explicit mantissa bits of float32."""
 
@@ -237,7 +244,7 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
     return bits
 
 
-FOLDER: Final = "ablation"
+ABLATION: Final = "ablation"
 
 
 CHECKSUMS = "SHA256SUMS"

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.chunks import decode
 from capture.store.create import stored_array
 from capture.store.files import file_digest
@@ -137,7 +137,7 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
     try:
         lines = (path / CHECKSUMS).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        yield Damage(None, CHECKSUMS, f"cannot be read ({_told(error)}); restore it from a copy")
+        yield Damage(None, CHECKSUMS, f"cannot be read ({one_line(error)}); restore it from a copy")
         return
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     damage = [
@@ -150,7 +150,7 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
         return
     group = open_group(path)
     vocabulary = (f"{VOCABULARY}/id", f"{VOCABULARY}/text") if VOCABULARY in group else ()
-    for name in (*stored_variables(str(group.attrs["raw"]), group), *COORDINATES, *vocabulary):
+    for name in (*stored_variables(str(group.attrs["raw"]), set(group.array_keys())), *COORDINATES, *vocabulary):
         chunks = 0
         if name not in VARIABLES or SEQUENCE not in VARIABLES[name].dims or name in FIXED:
             chunks = stored_array(group, name).nchunks
@@ -181,11 +181,6 @@ def _file_damage(path: Path, name: str, digest: str) -> str | None:
     if file_digest(file) != digest:
         return f"differs from its checksum in {CHECKSUMS}; restore it from a copy"
     return None
-
-
-def _told(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
@@ -246,11 +241,11 @@ def _chunks(
             except (ValueError, RuntimeError) as error:
                 raw = name in ("norm_input", "norm_output")
                 where = f"{name}, layer {place[1]}, site {store.sizes.sites[place[2]]}" if raw else name
-                damage.append(Damage(number, where, _told(error)))
+                damage.append(Damage(number, where, one_line(error)))
     except FileNotFoundError:
         damage.append(Damage(number, name, "the file is missing"))
     except (OSError, ValueError) as error:
-        damage.append(Damage(number, name, _told(error)))
+        damage.append(Damage(number, name, one_line(error)))
 
 
 def _shard_damage(file: Path, grid: tuple[int, ...]) -> Iterator[str]:

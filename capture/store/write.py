@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.chunks import COMPRESSION, decode, encode
 from capture.store.create import stored_array
 from capture.store.files import AtomicFile, remove_partials
@@ -113,7 +113,7 @@ class StoreWriter:
 
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
-            f"{name} of {self.path} is damaged ({str(error).splitlines()[0]}); "
+            f"{name} of {self.path} is damaged ({one_line(error)}); "
             f"see what can be mended with: outliers verify {self.path} --repair"
         )
 
