@@ -37,6 +37,9 @@ from .portraits.walk_figure import walk_figure as walk_figure
 from .quantization.fits import Fits as Fits
 from .quantization.fits import fits as fits
 from .quantization.kept_figure import kept_figure as kept_figure
+from .quantization.quantize import quantize as quantize
+from .quantization.quantize_figure import quantize_figure as quantize_figure
+from .quantization.result import Quantization as Quantization
 from .question.criteria import Criteria as Criteria
 from .question.view import View as View
 from .reading.activations import activations as activations

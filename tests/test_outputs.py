@@ -29,6 +29,8 @@ WRITERS = {
     "sweep plot": ["sweep", "none.zarr", "--magnitude", "6", "--plot"],
     "metrics csv": ["metrics", "none.zarr", "--csv"],
     "fits csv": ["fits", "none.zarr", "--csv"],
+    "quantize csv": ["quantize", "none.zarr", "--csv"],
+    "quantize plot": ["quantize", "none.zarr", "--plot"],
     "fits plot": ["fits", "none.zarr", "--plot"],
     "show": ["show", "none.zarr", "--feature", "1", "--plot"],
     "map": ["map", "none.zarr", "--plot"],

@@ -14,6 +14,7 @@ NAMES: Final = (
     "sweep",
     "metrics",
     "fits",
+    "quantize",
     "null",
     "compare",
     "transition",
