@@ -74,8 +74,18 @@ def capture_command(
     out: Annotated[Path, typer.Option(help="Folder of the store to make or to go on with.", show_default=False)],
     text: Annotated[
         str,
-        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or a .txt, .jsonl, .jsonl.gz or .parquet file."),
+        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or .txt, .jsonl, .json.gz, .parquet files."),
     ] = "fineweb-edu",
+    field: Annotated[
+        str | None,
+        typer.Option(help="Of records: text, or lists of token ids.", show_default="text, or messages with --chat"),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Documents are messages, for the tokenizer's own chat template.")
+    ] = False,
+    special_tokens: Annotated[
+        str, typer.Option(help="Where text spells a special token: text keeps it text, parse makes it the token.")
+    ] = "text",
     sequences: SequencesOption = 16,
     length: Length = 2048,
     batch_size: BatchSize = 1,

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
 from capture.errors import OutliersError
 from capture.estimate import store_bytes
 from capture.models.limits import check_length
@@ -33,6 +32,9 @@ from capture.store.output import output_path
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import RAW_VARIABLES, Sizes
 from capture.store.write import StoreWriter
+from capture.texts.blocks import token_blocks, vocabulary
+from capture.texts.documents import Documents
+from capture.texts.sources import open_corpus
 
 if TYPE_CHECKING:
     from capture.pipeline import Pipeline
@@ -52,6 +54,9 @@ def capture(
     out: Path | str,
     *,
     text: str = "fineweb-edu",
+    field: str | None = None,
+    chat: bool = False,
+    special_tokens: str = "text",
     sequences: int = 16,
     length: int = 2048,
     batch_size: int = 1,
@@ -74,7 +79,8 @@ def capture(
     ----------
     model : Hugging Face id, local folder, `.gguf` file, or `smollm2-135m`
     out : folder of the store
-    text : as for `capture.corpus.open_corpus`
+    text, field : source of documents, and their field, as for `capture.texts.sources.open_corpus`
+    chat, special_tokens : how documents become tokens, as for `capture.texts.documents.Documents`
     sequences, length : number of token blocks, and tokens in each
     batch_size : blocks that go through the model together; no effect on values beyond floating-point noise
     dtype, device : as for `capture.models.load.load_model`
@@ -102,15 +108,16 @@ def capture(
     settle(out)
     _check_target(out, part, overwrite)
     reporter = Silence() if reporter is None else reporter
-    corpus = open_corpus(text, reporter)
+    corpus = open_corpus(text, field=field, chat=chat, reporter=reporter)
     _check_request(request, out, overwrite, corpus.sha256)
     described = describe_model(
         model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
     )
     if described.config is not None:
         check_length(described.config, length)
-    use_bos = adds_bos(described.tokenizer) if bos is None else bos
-    token_id = token_blocks(corpus, described.tokenizer, sequences=sequences, length=length, bos=use_bos)
+    how: dict[str, Any] = {"bos": bos, "chat": chat, "special_tokens": special_tokens}
+    documents = Documents(corpus, described.tokenizer, most=sequences * length, **how)
+    token_id = token_blocks(documents, sequences=sequences, length=length)
     loaded = described.load()
     check_length(loaded.model.config, length)
 
@@ -128,7 +135,8 @@ def capture(
         **loaded.attributes,
         **model_facts(_described(loaded), trust_remote_code=trust_remote_code).as_attributes(),
         **_site_attributes(placed),
-        **_text_attributes(corpus, loaded.tokenizer, use_bos),
+        **documents.attributes(),
+        "document_separator": loaded.tokenizer.eos_token,
         **_circumstances(loaded),
     }
     mine = part_sequences(sequences, *part)
@@ -246,16 +254,6 @@ def _site_attributes(placed: SiteMap) -> dict[str, Any]:
     }
 
 
-def _text_attributes(corpus: Corpus, tokenizer: Any, bos: bool) -> dict[str, Any]:
-    return {
-        "text_source": corpus.source,
-        "text_revision": corpus.revision,
-        "text_sha256": corpus.sha256,
-        "bos": bos,
-        "document_separator": tokenizer.eos_token,
-    }
-
-
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
     return {
         "device": str(loaded.model.device),
@@ -284,7 +282,7 @@ def _check_same(
     differences = [
         f"{name} ({_brief(store.attributes.get(name))} in the store, {_brief(value)} asked for)"
         for name, value in attributes.items()
-        if name not in ignored and store.attributes.get(name) != value
+        if name not in ignored and name in store.attributes and store.attributes[name] != value
     ]
     if store.sizes != sizes:
         differences.append(f"sizes ({store.sizes} in the store, {sizes} asked for)")

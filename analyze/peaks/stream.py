@@ -18,11 +18,12 @@ import xarray as xr
 from dask.base import compute
 from dask.delayed import Delayed, delayed
 
+from analyze.peaks.counted import counted_positions
 from analyze.question.units import rounded, scale_unit, scaled
 from analyze.question.view import View
 from analyze.reading.activations import activations
 from analyze.types import Float32, Progress
-from capture.store.schema import FEATURE, POSITION
+from capture.store.schema import FEATURE, POSITION, SEQUENCE
 
 _ROWS = 2**18  # values in a band of rows: small enough to stay in a processor's cache through four reductions
 
@@ -96,7 +97,8 @@ def stream_matrices(
     Parameters
     ----------
     store, view, progress : as in `stream_peaks`; the view's rounding is applied, its scale is not
-    function : of a (position, feature) float32 matrix; what it returns is held until a few sequences are done
+    function : of a (position, feature) float32 matrix, NaN at positions that do not count; what it returns is held
+        until a few sequences are done
 
     Yields
     ------
@@ -132,8 +134,10 @@ def stream_places(
 
 
 def _counted(store: xr.Dataset, view: View) -> xr.DataArray:
-    """Activations that count, rounded as the view asks, in chunks."""
+    """Activations of the view, NaN at positions that do not count, rounded as the view asks, in chunks."""
     data = view.select(activations(store, view.signal).to_dataset(name="x"))["x"]
+    if view.skip_tokens:  # behind the end of a sequence a store has NaN already
+        data = data.where(xr.DataArray(counted_positions(store, view), dims=(SEQUENCE, POSITION)), np.float32(np.nan))
     return data if view.rounding == "none" else rounded(data)
 
 

@@ -39,8 +39,8 @@ class Portrait(Shown):
     criteria : fractions, layer unit and view; its counting is not used, both are given
     model : name of the model as captured; a stranger's text
     sequences : one row a sequence: `sequence`, `lowest`, `highest` (signed), `layer_fraction`, `position_fraction`
-        (hits at the criterion's magnitude), `critical_magnitude`, `rank` (1 is the largest critical magnitude of the
-        sequence), `outlier`
+        (hits at the criterion's magnitude; NaN where no position counts), `critical_magnitude`, `rank` (1 is the
+        largest critical magnitude of the sequence), `outlier`
     pooled_critical_magnitude, pooled_rank : the same with all sequences as one
     layers : (sequence, layer, site) `high` and `low`, float32: largest and smallest value over positions
     sequence : number of the sequence that `magnitudes` shows
@@ -173,13 +173,14 @@ def portrait(
     pooled = critical_by_feature(peaks, replace(criteria, counting="pooled"))[0]
     limit = threshold(criteria.magnitude)
     units = by_layer.reshape(len(numbers), -1) if criteria.layer_unit == "site" else np.fmax.reduce(by_layer, axis=2)
+    counted = peaks["counted"].values.tolist()
     rows = tuple(
         {
             "sequence": n,
             "lowest": float(np.fmin.reduce(low[i], axis=None)),
             "highest": float(np.fmax.reduce(high[i], axis=None)),
             "layer_fraction": np.count_nonzero(units[i] >= limit) / units.shape[1],
-            "position_fraction": np.count_nonzero(by_position[i] >= limit) / by_position.shape[1],
+            "position_fraction": np.count_nonzero(by_position[i] >= limit) / counted[i] if counted[i] else math.nan,
             "critical_magnitude": float(critical[i, feature]),
             "rank": _rank(critical[i], feature),
             "outlier": bool(critical[i, feature] >= limit),

@@ -14,6 +14,7 @@ import xarray as xr
 from analyze.answers.facts import ROUNDED_NOTE
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
+from analyze.peaks.counted import lengths
 from analyze.peaks.stream import stream_matrices
 from analyze.question.checks import within
 from analyze.question.view import View
@@ -173,7 +174,8 @@ def walk(
         layer = within(layer, sizes[LAYER], LAYER)
     if site is not None and site not in sites:
         raise OutliersError(f"site is {site!r}; the store has {', '.join(sites)}")
-    rows = _several(range(sizes[POSITION])[:_ROWS] if positions is None else positions, sizes[POSITION], POSITION)
+    end = int(lengths(store)[sequence])
+    rows = _several(range(end)[:_ROWS] if positions is None else positions, end, POSITION)
     columns = _several(_around(feature, sizes[FEATURE]) if features is None else features, sizes[FEATURE], FEATURE)
 
     stream = _stream(store, sequence, feature, rows, progress)

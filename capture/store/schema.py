@@ -148,6 +148,12 @@ PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_co
 ROUNDED: Final = "rounded"
 """Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
 
+SPECIAL_TOKENS: Final = "special_tokens"
+"""Attribute with the numbers of special tokens: an object of lists `bos`, `eos` and `special`, all of them.
+
+Optional; an empty list says that the tokenizer has none.
+"""
+
 MANTISSA: Final = 23
 """Explicit mantissa bits of float32."""
 

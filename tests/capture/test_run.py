@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -402,3 +403,70 @@ def test_a_bos_takes_the_first_place(do: Capture, tmp_path: Path) -> None:
     without = xr.open_zarr(do(model=folder, out=tmp_path / "n.zarr", bos=False))
     assert not (without.token_id == 1).any()
     assert without.attrs["bos"] is False
+
+
+TEMPLATE = "{% for message in messages %}{{ message.content }} {{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture
+def rows(tmp_path: Path, do: Capture) -> Capture:
+    """`capture` of records with a text, ids and messages, with a tokenizer that has a chat template."""
+    record = {"body": "alpha <end>", "ids": [3, 12], "messages": [{"role": "user", "content": "alpha <end>"}]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(record)}\n" * 30)
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "model")
+
+    def call(**options: Any) -> Path:
+        return do(**{"model": tmp_path / "model", "text": str(tmp_path / "rows.jsonl"), "sequences": 2, **options})
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("options", "begins", "recorded"),
+    [
+        ({"field": "ids"}, [3, 12, 2, 3, 12, 2], {"text_field": "ids", "text_kind": "ids", "text_chat": False}),
+        ({"field": "body"}, [3, 0, 0, 0, 2, 3], {"text_kind": "text", "text_special_spelled": 4}),
+        ({"field": "body", "special_tokens": "parse"}, [3, 2, 2, 3, 2, 2], {"text_special_tokens": "parse"}),
+        ({"chat": True}, [3, 0, 0, 0, 2, 2], {"text_field": "messages", "text_kind": "messages", "text_chat": True}),
+    ],
+)
+def test_records_of_every_kind_are_captured(
+    rows: Capture, options: dict[str, Any], begins: list[int], recorded: dict[str, Any]
+) -> None:
+    dataset = xr.open_zarr(rows(**options))
+    assert dataset.token_id.values.ravel()[:6].tolist() == begins
+    assert {name: dataset.attrs[name] for name in recorded} == recorded
+    assert dataset.attrs["text_documents"] > 0
+
+
+@pytest.mark.parametrize(
+    ("begun", "change", "named"),
+    [
+        ({"field": "ids"}, {"field": "body"}, r"field \(ids in the store, body asked for\)"),
+        ({"field": "ids"}, {"field": None, "chat": True}, "field .* chat "),
+        ({"field": "body"}, {"special_tokens": "parse"}, r"special_tokens \(text in the store, parse asked for\)"),
+        ({"chat": True}, {"template": "{{ messages[0].role }}" + TEMPLATE}, "text_template_sha256"),
+    ],
+)
+def test_resuming_with_another_reading_of_the_text_is_refused(
+    rows: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: dict[str, Any],
+    change: dict[str, Any],
+    named: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 9, RuntimeError("stop"))
+        with pytest.raises(RuntimeError, match="stop"):
+            rows(**begun)
+    before = snapshot(tmp_path / "s.zarr")
+    if "template" in change:
+        (tmp_path / "model" / "chat_template.jinja").write_text(change.pop("template"))
+    with pytest.raises(OutliersError, match=f"begun with another request; it differs in .*{named}"):
+        rows(**{**begun, **change})
+    assert snapshot(tmp_path / "s.zarr") == before
+    assert StoreWriter(tmp_path / "s.zarr").done().tolist() == [True, False]
