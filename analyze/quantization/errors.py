@@ -30,6 +30,30 @@ class Variant:
     transform: Transform
     threshold: float | None = None
 
+    @property
+    def label(self) -> str:
+        """A name that no other variant has."""
+        threshold = "" if self.threshold is None else repr(self.threshold)
+        return f"{self.scheme.name}|{self.transform.name}|{threshold}"
+
+    def applied(self, values: Float32, place: Place) -> Float32:
+        """What comes out where a matrix is quantised: the definition, which `LossOf` computes the errors of.
+
+        Parameters
+        ----------
+        values : (position, feature) float32
+        place : layer and site, by which a transform knows its scales
+        """
+        seen = self.transform.forward(values, place)
+        magnitudes = np.abs(seen)
+        kept = np.zeros(seen.shape[1], bool)
+        if self.threshold is not None:
+            kept = (magnitudes >= np.float32(self.threshold)).any(axis=0)
+        result = seen.copy()
+        if not kept.all():
+            result[:, ~kept] = self.scheme.quantised(seen[:, ~kept], magnitudes.max())
+        return self.transform.back(result, place)
+
 
 @dataclass(frozen=True)
 class Loss:

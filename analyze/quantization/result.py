@@ -27,7 +27,7 @@ class Quantization(Shown):
     ----------
     name : of the store, as it was given
     hidden_size : width of the model
-    sequences, positions : what was quantised
+    sequences, tokens : what was quantised
     left_out : number of (sequence, layer, site, position) rows with a value that is not finite, which count nowhere
     table : Dataset over (variant, layer, site) of `error`, `output_error` and `kept_share`, float64, with coordinates
         `scheme`, `transform` and `threshold` (NaN where no columns are kept) along variant
@@ -36,7 +36,7 @@ class Quantization(Shown):
     name: str
     hidden_size: int
     sequences: int
-    positions: int
+    tokens: int
     left_out: int
     table: xr.Dataset = field(repr=False)
 
@@ -99,7 +99,10 @@ class Quantization(Shown):
         places = self.table.sizes[LAYER] * self.table.sizes[SITE]
         pairs = [
             ("store", self.name),
-            ("quantised", f"norm outputs of {self.sequences:,} x {self.positions:,} tokens at {places:,} places"),
+            (
+                "quantised",
+                f"norm outputs at {places:,} places, {self.tokens:,} tokens in {self.sequences:,} sequences",
+            ),
         ]
         if self.measure == "error":
             pairs.append(("output error", "unknown: the store has no weight_norm; capture again to have it"))
@@ -117,7 +120,7 @@ class Quantization(Shown):
             "store": self.name,
             "hidden_size": self.hidden_size,
             "sequences": self.sequences,
-            "positions": self.positions,
+            "tokens": self.tokens,
             "left_out": self.left_out,
             "rows": jsonable(self.rows()),
         }
