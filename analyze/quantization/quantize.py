@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.peaks import cache
+from analyze.peaks.counted import Bools, counted_positions, refuse_none
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_places
 from analyze.quantization.columns import THRESHOLD, checked_thresholds
@@ -84,6 +85,8 @@ def quantize(
             f"quantize needs the norm outputs, and {data.encoding.get('source', 'the store')} keeps none that they can "
             "be had from; capture with --raw input, output or both; outliers fits answers from such a store"
         )
+    counted = counted_positions(data, chosen)
+    refuse_none(counted)
     frame = chosen.select(data)
     shape = frame.sizes[LAYER], frame.sizes[SITE]
     names = [_WHOLE, *(_label(variant) for variant in variants)]
@@ -98,7 +101,7 @@ def quantize(
             if key is not None:
                 _write(data, key, values)
         sums |= fresh
-    return _result(str(data.encoding.get("source", "")), frame, variants, sums)
+    return _result(str(data.encoding.get("source", "")), frame, counted, variants, sums)
 
 
 def _variants(
@@ -214,13 +217,15 @@ def _write(data: xr.Dataset, key: str, sums: _Sums) -> None:
     cache.write_bytes(data, f"{key}.npz", content.getvalue())
 
 
-def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dict[str, _Sums]) -> Quantization:
+def _result(
+    name: str, frame: xr.Dataset, counted: Bools, variants: Sequence[Variant], sums: dict[str, _Sums]
+) -> Quantization:
     whole, parts = sums[_WHOLE], [sums[_label(variant)] for variant in variants]
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = {
             "error": [part.plain / whole.plain for part in parts],
             "output_error": [part.weighted / whole.weighted for part in parts],
-            "kept_share": [part.kept / frame.sizes[SEQUENCE] for part in parts],
+            "kept_share": [part.kept / np.count_nonzero(counted.any(axis=1)) for part in parts],
         }
     dims = (VARIANT, LAYER, SITE)
     limits = [math.nan if variant.threshold is None else variant.threshold for variant in variants]
@@ -236,5 +241,6 @@ def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dic
         attrs=frame.attrs,
     )
     sizes = frame.sizes
-    left_out = int(whole.left_out.sum())
+    # Positions that do not count are no numbers to the pass, and nobody's loss.
+    left_out = int(whole.left_out.sum()) - np.count_nonzero(~counted) * sizes[LAYER] * sizes[SITE]
     return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], sizes[POSITION], left_out, table)

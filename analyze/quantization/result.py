@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyze.display.text import all_jsonable
+from analyze.display.text import jsonable
 from analyze.quantization.schemes import scheme
 from capture.store.schema import LAYER, SITE
 
@@ -26,7 +26,7 @@ class Quantization:
     ----------
     name : of the store, as it was given
     hidden_size : width of the model
-    sequences, positions : what was quantised
+    sequences, positions : what was quantised, of sequences that differ in length the most positions
     left_out : number of (sequence, layer, site, position) rows with a value that is not finite, which count nowhere
     table : Dataset over (variant, layer, site) of `error`, `output_error` and `kept_share`, float64, with coordinates
         `scheme`, `transform` and `threshold` (NaN where no columns are kept) along variant
@@ -118,7 +118,7 @@ class Quantization:
             "sequences": self.sequences,
             "positions": self.positions,
             "left_out": self.left_out,
-            "rows": all_jsonable(self.rows()),
+            "rows": jsonable(self.rows()),
         }
 
 
