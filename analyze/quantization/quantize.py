@@ -92,8 +92,8 @@ def quantize(
         sums |= fresh
     result = _result(str(data.encoding.get("source", "")), frame, variants, sums)
     # Positions that do not count are NaN throughout, at every place.
-    left_out = result.left_out - np.count_nonzero(~counted) * math.prod(shape)
-    return replace(result, tokens=np.count_nonzero(counted), left_out=left_out)
+    left_out = result.left_out - int((~counted).sum()) * math.prod(shape)
+    return replace(result, tokens=int(counted.sum()), left_out=left_out)
 
 
 def _weight_norm(frame: xr.Dataset) -> Float32 | None:

@@ -134,7 +134,7 @@ def _sequence_maxima(other: xr.Dataset, view: View) -> Float32:
             for n in range(peaks.sizes[SEQUENCE])
         ]
     )
-    largest = np.fmax.reduce(result, axis=3)
+    largest: Float32 = np.fmax.reduce(result, axis=3)
     if not np.isfinite(largest).all():
         n, layer, site = np.argwhere(~np.isfinite(largest))[0]
         raise OutliersError(
