@@ -6,7 +6,7 @@ import io
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,21 +14,11 @@ import xarray as xr
 
 from analyze.peaks import cache
 from analyze.peaks.counted import Bools, counted_positions, refuse_none
-from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_places
-from analyze.quantization.columns import THRESHOLD, checked_thresholds
+from analyze.quantization.columns import THRESHOLD
 from analyze.quantization.errors import LossOf, Variant
 from analyze.quantization.result import VARIANT, Quantization
-from analyze.quantization.schemes import schemes_for
-from analyze.quantization.transforms import (
-    Hadamard,
-    Plain,
-    Smooth,
-    Transform,
-    parse_transform,
-    random_signs,
-    smooth_scales,
-)
+from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
 from analyze.reading.activations import has_activations
 from analyze.reading.lazy import loaded
@@ -77,9 +67,8 @@ def quantize(
         weights' peaks, or a damaged chunk.
     """
     data = as_dataset(store)
-    asked = View() if view is None else view.view
-    chosen = replace(asked, signal="output", scale="absolute", rounding="none").resolve(data)
-    variants = _variants(data, chosen, schemes, thresholds, transforms, progress)
+    chosen = outputs_view(view, data)
+    variants = asked_variants(data, chosen, schemes, thresholds, transforms, progress)
     if not has_activations(data, "output"):
         raise OutliersError(
             f"quantize needs the norm outputs, and {data.encoding.get('source', 'the store')} keeps none that they can "
@@ -102,62 +91,6 @@ def quantize(
                 _write(data, key, values)
         sums |= fresh
     return _result(str(data.encoding.get("source", "")), frame, counted, variants, sums)
-
-
-def _variants(
-    data: xr.Dataset,
-    view: View,
-    schemes: Sequence[str] | None,
-    thresholds: Sequence[float],
-    transforms: Sequence[str],
-    progress: Progress | None,
-) -> tuple[Variant, ...]:
-    """Everything that is asked for, checked."""
-    found = schemes_for(schemes, data.sizes[FEATURE])
-    limits = checked_thresholds(thresholds)
-    if limits and not any(one.share == "token" for one in found):
-        raise OutliersError("threshold is for schemes by token alone; add one, such as int8-token, or leave it out")
-    if not transforms:
-        raise OutliersError("no transform is given; expected one or more, such as none")
-    made = [made_transform(data, view, name, progress) for name in dict.fromkeys(transforms)]
-    return tuple(
-        Variant(one, transform, limit)
-        for transform in made
-        for one in found
-        for limit in (None, *(limits if one.share == "token" else ()))
-    )
-
-
-def made_transform(data: xr.Dataset, view: View, name: str, progress: Progress | None = None) -> Transform:
-    """A transform for a view of a store.
-
-    Raises
-    ------
-    OutliersError
-        There is no such transform, or the store lacks what it needs.
-    """
-    kind, number = parse_transform(name)
-    if kind == "none":
-        return Plain()
-    if kind == "hadamard":
-        return Hadamard(name, random_signs(data.sizes[FEATURE], int(number)))
-    if "weight_peak" not in data:
-        raise OutliersError(
-            f"transform {name} needs the weights' peaks, and the store has no weight_peak; capture again to have it"
-        )
-    return Smooth(
-        name, smooth_scales(channel_maxima(data, view, progress), loaded(view.select(data)["weight_peak"]), number)
-    )
-
-
-def channel_maxima(data: xr.Dataset, view: View, progress: Progress | None = None) -> Float32:
-    """Largest magnitude of each feature over the sequences and positions of a view, (layer, site, feature)."""
-    peaks = view_peaks(data, view, progress=progress)
-    result = np.full(tuple(peaks.sizes[dim] for dim in (LAYER, SITE, FEATURE)), np.nan, np.float32)
-    for n in range(peaks.sizes[SEQUENCE]):
-        for name in ("layer_high", "layer_low"):
-            np.fmax(result, np.abs(loaded(peaks[name].isel({SEQUENCE: n}))), out=result)
-    return result
 
 
 def _weight_norm(frame: xr.Dataset) -> Float32 | None:

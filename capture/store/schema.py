@@ -245,6 +245,9 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
 
 
 ABLATION: Final = "ablation"
+QUANTIZATION: Final = "quantization"
+RECORDS: Final = (ABLATION, QUANTIZATION)
+"""Folders of a store with records of what its model did when it was run again."""
 
 
 CHECKSUMS = "SHA256SUMS"
