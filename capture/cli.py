@@ -223,6 +223,8 @@ def verify_command(
     result = verify(store, repair=repair)
     for damage in result.damage:
         typer.echo(str(damage))
+    for name in result.strangers:
+        typer.echo(f"no file of the store, and never shared: {name!r}")
     if result.damage:
         redo = sorted({damage.sequence for damage in result.damage if damage.sequence is not None})
         advice = (

@@ -281,6 +281,15 @@ def read_ablation(file: Path) -> Ablation:
         ) from error
 
 
+def is_ablation(file: Path) -> bool:
+    """Whether a file is a sound record."""
+    try:
+        read_ablation(file)
+    except OutliersError:
+        return False
+    return True
+
+
 def _text(content: dict[str, Any]) -> str:
     plain = json.dumps(content, allow_nan=False, ensure_ascii=False, sort_keys=True)
     return json.dumps(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from capture.store.create import stored_array
 from capture.store.files import file_digest
 from capture.store.layout import chunks_and_shards
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
-)
+from capture.store.members import contents
+from capture.store.metadata import read_metadata
 from capture.store.rounding import round_mantissa
 from capture.store.schema import (
     CHECKSUMS,
@@ -69,11 +68,13 @@ class Verification:
     ----------
     damage : everything that is wrong
     done, sequences : how many sequences are captured, of how many
+    strangers : what lies in the folder and is no file of the store, which no command hands on
     """
 
     damage: tuple[Damage, ...]
     done: int
     sequences: int
+    strangers: tuple[str, ...] = ()
 
 
 def verify(
@@ -94,7 +95,8 @@ def verify(
     """
     path = Path(path)
     try:
-        return _verified(path, repair, progress)
+        found = _verified(path, repair, progress)
+        return replace(found, strangers=tuple(contents(path, read_metadata(Folder(path)).arrays).strangers))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError) as error:
         # Metadata that match their checksums and still make no sense: nobody's capture.
         raise OutliersError(
