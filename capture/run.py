@@ -8,8 +8,6 @@ import functools
 import importlib.metadata
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
 from capture.store.output import output_path
+from capture.store.privacy import command_line
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import RAW_VARIABLES, Sizes
 from capture.store.write import StoreWriter
@@ -241,13 +240,14 @@ def _text_attributes(corpus: Corpus, tokenizer: Any, bos: bool) -> dict[str, Any
 
 
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
+    command = command_line()
     return {
         "device": str(loaded.model.device),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **({} if command is None else {"command": command}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +25,7 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.files import AtomicFile
+from capture.store.privacy import command_line
 from capture.store.schema import FEATURE, FOLDER, POSITION, SEQUENCE
 
 if TYPE_CHECKING:
@@ -225,11 +224,12 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
         together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
         _write(draft, experiment.ablation(together, attributes))
     together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    command = command_line()
     result = experiment.ablation(
         together,
         {
             **attributes,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **({} if command is None else {"command": command}),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from capture.errors import OutliersError
 from capture.progress import Reporter
-from capture.recipes.recipe import Entry, Recipe
+from capture.recipes.recipe import TRUST, Entry, Recipe
 from capture.store.write import StoreWriter
 
 
@@ -96,7 +96,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def forecast(recipe: Recipe, out: Path, reporter: Reporter, only: Sequence[str] = ()) -> list[Forecast]:
-    """Predict what each model would take, from configurations and what is on the disk; nothing runs.
+    """Predict what each model would take, from configurations and what is on the disk; nothing runs, no model's code.
 
     A model's own configuration serves where it can be had, else the one that the recipe names as `config`.
     """
@@ -114,6 +114,8 @@ def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Fo
     try:
         return Forecast(entry.name, round(_estimate(recipe, entry, entry.model, reporter) * (1 - share)), note)
     except OutliersError as error:
+        if entry.config is None and entry.options.get(TRUST):
+            return Forecast(entry.name, None, "not known before its own code runs, which a forecast never does")
         if entry.config is None:
             return Forecast(entry.name, None, str(error), failed=True)
     try:
@@ -127,7 +129,7 @@ def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> i
     from capture.estimate import estimate
 
     known = inspect.signature(estimate).parameters
-    options = {key: value for key, value in entry.options.items() if key in known}
+    options = {key: value for key, value in entry.options.items() if key in known and key != TRUST}
     with contextlib.chdir(recipe.path.absolute().parent):
         return estimate(model, **options, reporter=reporter).store_bytes
 

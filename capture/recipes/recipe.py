@@ -17,6 +17,9 @@ from capture.store.schema import RAW_CHOICES
 
 Options = Mapping[str, Any]
 
+TRUST: Final = "trust_remote_code"
+"""Option by which a recipe says whose own code has to run; the permission stands on the command line alone."""
+
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _KINDS: Final = {str: "a string", int: "a whole number", bool: "true or false", list: "a list"}
 
@@ -32,7 +35,7 @@ _OPTIONS: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
     "compression": (str, tuple(COMPRESSION)),
     "bos": (bool, None),
     "sites": (str, None),
-    "trust_remote_code": (bool, None),
+    TRUST: (bool, None),
 }
 _MODEL: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
     "model": (str, None),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import xarray as xr
 
 torch = pytest.importorskip("torch")
 
+from analyze.cli import main  # noqa: E402
 from capture import run  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
 from capture.run import capture  # noqa: E402
@@ -49,7 +52,7 @@ def assert_same_capture(left: Path, right: Path) -> None:
     xr.testing.assert_identical(one.drop_attrs().load(), two.drop_attrs().load())
     for dataset in (one, two):
         for name in ("created", "command"):
-            del dataset.attrs[name]
+            dataset.attrs.pop(name, None)
     assert one.attrs == two.attrs
 
 
@@ -109,7 +112,8 @@ def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Pa
     assert attributes["bos"] is False
     assert attributes["document_separator"] == "<end>"
     assert attributes["versions"]["torch"] == torch.__version__
-    assert {"created", "command", "attention_implementation", "sites"} <= set(attributes)
+    assert "command" not in attributes  # the words of a program that calls are its own
+    assert {"created", "attention_implementation", "sites"} <= set(attributes)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 9])
@@ -402,3 +406,15 @@ def test_a_bos_takes_the_first_place(do: Capture, tmp_path: Path) -> None:
     without = xr.open_zarr(do(model=folder, out=tmp_path / "n.zarr", bos=False))
     assert not (without.token_id == 1).any()
     assert without.attrs["bos"] is False
+
+
+def test_the_command_is_recorded_where_outliers_runs_and_without_secrets(
+    do: Capture, checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hf-token", "abcdefgh"])
+    assert "command" not in StoreWriter(do()).attributes
+    words = ["capture", str(checkpoint), "--out", str(tmp_path / "c.zarr"), "--text", str(text_file)]
+    assert main([*words, "--sequences", "1", "--length", "8"]) == 0
+    attributes = StoreWriter(tmp_path / "c.zarr").attributes
+    assert attributes["command"] == shlex.join(["outliers", *words, "--sequences", "1", "--length", "8"])
+    assert "abcdefgh" not in str(attributes)
