@@ -98,32 +98,19 @@ def capture_command(
 
     Example: outliers capture smollm2-135m --text python-docs --length 1024 --out data/smollm2.zarr
     """
+    options = locals()
     prepare()
     from capture.progress import Display
+    from capture.request import Request
     from capture.run import capture
     from capture.store.write import StoreWriter
 
+    request = Request.among(options)
     replaces = overwrite and out.exists()
     try:
         with Display() as display:
-            capture(
-                model,
-                out,
-                text=text,
-                sequences=sequences,
-                length=length,
-                batch_size=batch_size,
-                dtype=dtype,
-                device=device,
-                raw=raw,
-                part=parse_part(part),
-                overwrite=overwrite,
-                bos=bos,
-                compression=compression,
-                sites=sites,
-                trust_remote_code=trust_remote_code,
-                reporter=display,
-            )
+            share = parse_part(part)
+            capture(out=out, part=share, overwrite=overwrite, reporter=display, **request.arguments(capture))
     except KeyboardInterrupt:
         there = f"; {out} is still the earlier store" if replaces else ""
         typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command goes on{there}", err=True)
@@ -177,22 +164,13 @@ def estimate_command(
 
     Example: outliers estimate smollm2-135m --sequences 16 --length 1024
     """
+    options = locals()
     prepare()
     from capture.estimate import estimate
     from capture.progress import Display
+    from capture.request import Request
 
-    found = estimate(
-        model,
-        sequences=sequences,
-        length=length,
-        batch_size=batch_size,
-        dtype=dtype,
-        raw=raw,
-        compression=compression,
-        sites=sites,
-        trust_remote_code=trust_remote_code,
-        reporter=Display(),
-    )
+    found = estimate(**Request.among(options).arguments(estimate), reporter=Display())
     if json_:
         typer.echo(json.dumps(asdict(found), indent=1))
         return

@@ -88,9 +88,15 @@ def _file(source: str) -> Corpus:
         known = ", ".join(["python-docs", *HUB_DATASETS, "hf:ORG/NAME"])
         what = "is no file" if kind else "is no known source"
         raise OutliersError(f"--text {source} {what}; expected {known} or a .txt, .jsonl, .jsonl.gz or .parquet file")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Corpus(readers[kind](path), source, None, digest)
+    return Corpus(readers[kind](path), source, None, text_digest(source))
+
+
+def text_digest(source: str) -> str | None:
+    """SHA-256 of a file's bytes; None for what is no file."""
+    if not Path(source).is_file():
+        return None
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(path: Path) -> Iterator[str]:

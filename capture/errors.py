@@ -22,3 +22,9 @@ class OutliersError(Exception):
 def without_passwords(text: str) -> str:
     """A text with `...` for the user and password of every URL in it."""
     return _USER.sub(r"\1...@", text)
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, to stand within a line of ours: its first line, or else its class."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return " ".join(first.split())[:most]

@@ -19,9 +19,11 @@ import numpy.typing as npt
 
 from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
 from capture.errors import OutliersError
-from capture.estimate import check_request, store_bytes
-from capture.models.load import Loaded, load_model
+from capture.estimate import store_bytes
+from capture.models.limits import check_length
+from capture.models.load import Loaded, describe_model
 from capture.progress import Reporter, Silence
+from capture.request import Request
 from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from capture.trace import Batch
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
+
+_LESS: Final = "use fewer --sequences, a smaller --length, or --raw none"
 
 # What may differ between the runs that fill one store: when, by what and how it was asked for.
 _CIRCUMSTANCES: Final = frozenset({"created", "command", "versions", "device"})
@@ -91,25 +95,32 @@ def capture(
     OutliersError
         The request cannot be carried out; nothing that exists is changed.
     """
+    request = Request.among(locals())
     out = output_path(out)
-    check_request(sequences, length, batch_size, raw, compression)
     _check_part(part, overwrite)
     settle(out)
     _check_target(out, part, overwrite)
     reporter = Silence() if reporter is None else reporter
     corpus = open_corpus(text, reporter)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
+    _check_request(request, out, overwrite, corpus.sha256)
+    described = describe_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
+    )
+    if described.config is not None:
+        check_length(described.config, length)
+    use_bos = adds_bos(described.tokenizer) if bos is None else bos
+    token_id = token_blocks(corpus, described.tokenizer, sequences=sequences, length=length, bos=use_bos)
+    loaded = described.load()
+    check_length(loaded.model.config, length)
 
-    from capture.sites.blocks import refuse_lookahead
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
+    from capture.sites.trial import refuse_lookahead, refuse_untakeable
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     if not refuse_lookahead(loaded.model):
         reporter.warn("the model computes values that are not finite; they are captured and counted as they are")
-    use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
-    token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
-    _check_length(loaded, length)
+    refuse_untakeable(loaded.model, placed, token_id)
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
@@ -126,8 +137,9 @@ def capture(
     if place != out and os.path.lexists(place) and not _goes_on(place, sizes, wanted, token_id, weight):
         remove_store(place)
     with replacing(out, place):
-        if not os.path.lexists(place):
-            check_free_space(place, needed)
+        begun = not os.path.lexists(place)
+        if begun:
+            check_free_space(place, needed, "the capture", _LESS)
             # Another part may create the store in the same moment: then this one joins it.
             with contextlib.suppress(StoreExistsError):
                 create(
@@ -144,9 +156,15 @@ def capture(
         store = StoreWriter(place)
         _check_same(store, sizes, wanted, token_id, weight)
         if len(mine):
-            check_free_space(place, round(needed * (1 - store.done()[mine.start : mine.stop].mean())))
-        with _told(store, loaded.model, batch_size):
-            _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+            left = round(needed * (1 - store.done()[mine.start : mine.stop].mean()))
+            check_free_space(place, left, "the capture", _LESS)
+        try:
+            with _told(store, loaded.model, batch_size):
+                _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        except Exception:
+            if begun and part == (1, 1) and not store.done().any():
+                remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
+            raise
     return out
 
 
@@ -181,13 +199,11 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
         )
 
 
-def _check_length(loaded: Loaded, length: int) -> None:
-    config = loaded.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and length > longest:
-        raise OutliersError(
-            f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one"
-        )
+def _check_request(request: Request, out: Path, overwrite: bool, text_sha256: str | None) -> None:
+    """Refuse to go on with a store that was asked for otherwise, before minutes go into loading a model."""
+    if os.path.lexists(out) and not overwrite:
+        store = StoreWriter(out)
+        _refuse_differences(store, request.differences(store.attributes, store.sizes, text_sha256))
 
 
 def _parameters(
@@ -259,7 +275,7 @@ def _check_same(
     token_id: npt.NDArray[np.int32],
     weight: npt.NDArray[np.float32],
 ) -> None:
-    """Refuse to go on with a store of another request, naming what differs."""
+    """Refuse to go on with a store of another model, or of another outcome of the same request."""
     ignored = set(_CIRCUMSTANCES)
     if attributes["text_sha256"] is not None and attributes["text_sha256"] == store.attributes.get("text_sha256"):
         ignored.add("text_source")  # the same file by another path
@@ -276,6 +292,10 @@ def _check_same(
         differences.append("tokens (the text or the tokenizer is another)")
     elif not np.array_equal(store.read("norm_weight"), weight):
         differences.append("norm weights (the model is another)")
+    _refuse_differences(store, differences)
+
+
+def _refuse_differences(store: StoreWriter, differences: list[str]) -> None:
     if differences:
         raise OutliersError(
             f"{store.path} exists already and was begun with another request; it differs in {'; '.join(differences)}; "

@@ -28,6 +28,8 @@ WRITERS = {
     "sweep csv": ["sweep", "none.zarr", "--magnitude", "6", "--csv"],
     "sweep plot": ["sweep", "none.zarr", "--magnitude", "6", "--plot"],
     "metrics csv": ["metrics", "none.zarr", "--csv"],
+    "fits csv": ["fits", "none.zarr", "--csv"],
+    "fits plot": ["fits", "none.zarr", "--plot"],
     "show": ["show", "none.zarr", "--feature", "1", "--plot"],
     "map": ["map", "none.zarr", "--plot"],
     "walk": ["walk", "none.zarr", "--feature", "1", "--plot"],
@@ -85,7 +87,7 @@ def test_the_home_folder_is_meant_in_python_too(store: Path, tmp_path: Path, mon
     found = {path.name for path in home.iterdir()}
     assert {"s.zarr.zip", "copy.zarr", "report.html", "table.csv", "figure.png", "study"} <= found
     assert not (tmp_path / "~").exists()
-    assert compare([home / "copy.zarr"], resamples=20).rows
+    assert compare([home / "copy.zarr"], resamples=20).rows()
 
 
 @pytest.mark.parametrize("kind", ["store", "archive", "folder", "no folder"])

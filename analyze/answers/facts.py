@@ -12,7 +12,7 @@ from analyze.question.criteria import Criteria
 from analyze.reading.lazy import loaded
 from capture.store.schema import POSITION, SEQUENCE, SIGNAL
 
-ROUNDED: Final = "activations have {} mantissa bits; stored peaks and plain views are exact"
+ROUNDED_NOTE: Final = "activations have {} mantissa bits; stored peaks and plain views are exact"
 """What a reader is told of a store whose activations were rounded when it was packed."""
 
 

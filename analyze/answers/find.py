@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED, mean_fraction, nonfinite_count, perplexity
+from analyze.answers.facts import ROUNDED_NOTE, mean_fraction, nonfinite_count, perplexity
+from analyze.display.shown import Shown
 from analyze.display.text import jsonable, percent
 from analyze.peaks.groups import Group, of_groups
 from analyze.peaks.lookup import view_peaks
@@ -44,7 +45,7 @@ class Outlier:
 
 
 @dataclass(frozen=True)
-class Outliers:
+class Outliers(Shown):
     """What a criterion finds in a store.
 
     Parameters
@@ -83,7 +84,6 @@ class Outliers:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers find --json` prints: strict JSON, null for what is not a finite number."""
-        rows = [{name: jsonable(value) for name, value in vars(row).items()} for row in self.features]
         result = {
             "count": self.count,
             "distinct_features": self.distinct_features,
@@ -93,7 +93,7 @@ class Outliers:
             "mean_position_fraction": jsonable(self.mean_position_fraction),
             "perplexity": jsonable(self.perplexity),
             "criteria": self.criteria.to_dict(),
-            "features": rows,
+            "features": jsonable(self.rows()),
         }
         if self.nonfinite_count:
             result["nonfinite_count"] = self.nonfinite_count
@@ -117,27 +117,14 @@ class Outliers:
         if self.nonfinite_count:
             rows.append(("not finite", f"{self.nonfinite_count:,} values are NaN or infinite; a NaN never hits"))
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
         if self.saturated:
             rows.append(("saturated", "over half of the width qualifies: the criterion tells features apart no longer"))
         return rows
 
-    def __str__(self) -> str:
-        lines = [f"{name:18} {value}" for name, value in self.summary()]
-        for row in self.features[:10]:
-            place = "" if row.sequence is None else f"sequence {row.sequence}, "
-            lines.append(
-                f"  {place}feature {row.feature}: L {percent(row.layer_fraction)}, S {percent(row.position_fraction)}, "
-                f"max {row.max_magnitude:.4g}, critical {row.critical_magnitude:.4g}"
-            )
-        if len(self.features) > 10:
-            lines.append(f"  and {len(self.features) - 10:,} more")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        return stack(facts(self.summary()), rows([vars(row) for row in self.features]))
+    def rows(self) -> list[dict[str, Any]]:
+        """One record an outlier, the fields of `Outlier`."""
+        return [dict(vars(row)) for row in self.features]
 
 
 def find_outliers(

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from analyze.display.text import strict
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable, plain, size
 from analyze.reading.lazy import loaded
 from analyze.reading.open import open_store
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE
 
 
 @dataclass(frozen=True)
-class Info:
+class Info(Shown):
     """Facts of a store.
 
     Parameters
@@ -49,8 +50,6 @@ class Info:
 
     def summary(self) -> list[tuple[str, str]]:
         """Names and values for a reader, without the attributes."""
-        from analyze.display.text import size
-
         unfinished = f"unfinished: {self.done} of {self.sequences} sequences are done; "
         rows = [
             (
@@ -69,22 +68,18 @@ class Info:
         ]
         return rows + [(f"not finite, {name}", f"{count:,} values") for name, count in self.nonfinite.items() if count]
 
-    @property
-    def known(self) -> dict[str, Any]:
+    def rows(self) -> list[dict[str, Any]]:
         """Attributes that are worth a line: without those that are null, or told by `summary`, or a table."""
         told = ("format", "format_version", "raw", "sites")
-        return {name: value for name, value in self.attributes.items() if value is not None and name not in told}
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, stack
-
-        return stack(facts(self.summary()), facts(self.known.items(), caption="attributes"))
+        return [
+            {"attribute": name, "value": plain(value)}
+            for name, value in self.attributes.items()
+            if value is not None and name not in told
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers info --json` prints: strict JSON."""
-        result = {**vars(self), "sites": list(self.sites)}
-        result["perplexity"] = None if not math.isfinite(self.perplexity) else self.perplexity
-        result["attributes"] = strict(self.attributes)
+        result: dict[str, Any] = jsonable(vars(self))
         return result
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.answers.find import find_outliers
+from analyze.display.shown import Shown
 from analyze.peaks.stream import stream_matrices
 from analyze.peaks.threads import in_threads
 from analyze.question.criteria import Criteria
@@ -28,7 +29,7 @@ _INTERVAL = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
-class Null:
+class Null(Shown):
     """Outliers found beside those found after permutation.
 
     Parameters
@@ -67,11 +68,6 @@ class Null:
     def p_fewer(self) -> float:
         """Share of permutations with at most this count: small where hits crowd into few features."""
         return float(1 + np.count_nonzero(self.null_counts <= self.count)) / (1 + self.repeats)
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts
-
-        return facts(self.summary())
 
     def summary(self) -> list[tuple[str, str]]:
         """Names and values for a reader."""

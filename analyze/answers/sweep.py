@@ -11,7 +11,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.answers.sweep_steps import BINS, Steps, histogram, hit_steps, ranked_histogram, read_steps, write_steps
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.peaks import cache
 from analyze.peaks.groups import Group, of_groups
 from analyze.peaks.lookup import view_peaks
@@ -19,18 +20,15 @@ from analyze.question.checks import check_fraction, check_magnitude
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import Limits, kth_largest, required_hits, tails, threshold
 from analyze.reading.open import as_dataset
-from analyze.types import Progress, Store
+from analyze.types import Counts, Float32, Progress, Store
 from capture.errors import OutliersError
 from capture.store.schema import FEATURE
-
-Float32 = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.int64]
 
 _BAND = 2**17  # peaks handled at once: all that is made of them stays in a processor's cache
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Shown):
     """Counts for every combination of thresholds.
 
     Parameters
@@ -48,7 +46,12 @@ class Sweep:
     hidden_size: int
     critical: dict[tuple[float, float], Float32] = field(repr=False)
 
-    @property
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values for a reader."""
+        c = self.criteria
+        view = f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}"
+        return [("swept", view), ("width", f"{self.hidden_size:,}")]
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a combination, magnitudes fastest."""
         axes = [self.table[name].values.tolist() for name in ("magnitude", "layers", "positions")]
@@ -67,14 +70,7 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers sweep --json` prints: strict JSON."""
-        return {"hidden_size": self.hidden_size, "criteria": self.criteria.to_dict(), "rows": all_jsonable(self.rows)}
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        c = self.criteria
-        view = f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}"
-        return stack(facts([("swept", view), ("width", f"{self.hidden_size:,}")]), rows(self.rows))
+        return {"hidden_size": self.hidden_size, "criteria": self.criteria.to_dict(), "rows": jsonable(self.rows())}
 
 
 def sweep(

@@ -13,6 +13,7 @@ NAMES: Final = (
     "find",
     "sweep",
     "metrics",
+    "fits",
     "null",
     "compare",
     "transition",

@@ -44,14 +44,14 @@ def metrics(
 
         write_csv(csv, rows)
     if json_:
-        from analyze.display.text import all_jsonable
+        from analyze.display.text import jsonable
 
         print_json(
             {
                 "signal": criteria.signal,
-                "layers": all_jsonable(rows),
+                "layers": jsonable(rows),
                 "dettmers": table.to_dict(),
-                "extreme_tokens": all_jsonable(tokens),
+                "extreme_tokens": jsonable(tokens),
             }
         )
     else:
@@ -60,19 +60,10 @@ def metrics(
 
 def print_metrics(rows: list[dict[str, Any]], table: DettmersTable, tokens: list[dict[str, Any]]) -> None:
     """Layer by layer, then Table 4, then the tokens with the largest magnitudes."""
-    from analyze.display.tables import print_facts, print_rows
-    from analyze.display.text import cell
+    from analyze.display.tables import print_result, print_rows
 
     print_rows(rows)
-    quartiles = "-" if table.quartiles is None else " / ".join(f"{value:.4g}" for value in table.quartiles)
-    facts = [
-        ("Table 4 of Dettmers et al.", str(table.criteria)),
-        ("outliers, one-sided", f"{table.outliers:,}, {table.one_sided:,}"),
-        ("layers, positions", f"{cell('fraction', table.layers)}, {cell('fraction', table.positions)}"),
-        ("most common outlier", f"{table.most_common}, quartiles of its hits {quartiles}"),
-        ("largest outlier", f"{table.largest}, median magnitude of its hits {cell('', table.largest_median)}"),
-    ]
     print()
-    print_facts(facts if table.outliers else facts[:2])
+    print_result(table)
     print()
     print_rows(tokens, title="tokens with the largest magnitudes")

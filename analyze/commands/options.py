@@ -115,30 +115,38 @@ def asks_for_criteria(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of criteria in the place of its parameter `criteria`.
 
+    Where the command has a parameter of an option's name, as for a range of magnitudes, that one stands in its place
+    and is the command's own affair.
+
     Parameters
     ----------
     preset : the preset that holds where none is given
     without : options that the command has not
     """
-    options = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=preset if name == "preset" else None, annotation=kind
-        )
-        for name, kind in _CRITERIA.items()
-        if name not in without
-    ]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         # `Criteria` is a name for type checkers alone: importing it costs what help and completion need not wait for.
         hints = get_type_hints(command, localns={"Criteria": object}, include_extras=True)
+        own = {
+            name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+            for name, parameter in inspect.signature(command).parameters.items()
+        }
+        shared = {
+            name: inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=preset if name == "preset" else None, annotation=kind
+            )
+            for name, kind in _CRITERIA.items()
+            if name not in (*without, *own)
+        }
+        options = [own.get(name) or shared[name] for name in _CRITERIA if name in own or name in shared]
         parameters: list[inspect.Parameter] = []
-        for name, parameter in inspect.signature(command).parameters.items():
-            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-            parameters += options if name == "criteria" else [own]
+        for name, parameter in own.items():
+            if name not in _CRITERIA:
+                parameters += options if name == "criteria" else [parameter]
 
         @functools.wraps(command)
         def run(**words: Any) -> None:
-            chosen = {option.name: words.pop(option.name) for option in options}
+            chosen = {name: words.pop(name) for name in shared}
             command(criteria=criteria_of(**chosen), **words)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.comparison.hits import Bools, Counts, Hits
+from analyze.comparison.hits import Bools, Hits
 from analyze.question.ranks import required_hits
+from analyze.types import Counts, Float64
 from capture.errors import OutliersError
 
-Float64 = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
 LEVEL: Final = 0.95

@@ -26,7 +26,7 @@ from analyze.comparison.bootstrap import (
     pooled,
 )
 from analyze.comparison.cells import Row
-from analyze.comparison.hits import Counts, Hits, position_peaks, read_hits
+from analyze.comparison.hits import Hits, position_peaks, read_hits
 from analyze.comparison.published import TABLES, PublishedTable
 from analyze.comparison.published import published as published_table
 from analyze.comparison.result import ABLATED, RESAMPLES, Comparison, columns
@@ -35,7 +35,7 @@ from analyze.question.ranks import threshold
 from analyze.reading.activations import has_activations
 from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
-from analyze.types import Progress, Store
+from analyze.types import Counts, Progress, Store
 from capture.errors import OutliersError, without_passwords
 from capture.store.schema import POSITION, SEQUENCE, mantissa_bits
 
@@ -92,7 +92,7 @@ def compare(
             table.append({**row, "model": label, "store": store.encoding.get("source")})
     tables = tuple(published_table(name) for name in TABLES) if published else ()
     for one in tables:
-        (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.rows)
+        (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.models)
     return Comparison(criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables)
 
 

@@ -19,12 +19,10 @@ from analyze.question.criteria import Criteria
 from analyze.question.ranks import required_hits, threshold
 from analyze.question.units import round_bfloat16
 from analyze.reading.lazy import loaded
-from analyze.types import Progress
+from analyze.types import Counts, Float32, Progress
 from capture.store.schema import FEATURE, POSITION, SEQUENCE
 
-Float32 = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint64]
-Counts = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _WORD: Final = 64

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from analyze.peaks.lookup import Float32
 from analyze.peaks.threads import Result, in_threads
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import rank_ready
 from analyze.reading.lazy import by_sequence
+from analyze.types import Float32
 from capture.store.schema import FEATURE, POSITION, SEQUENCE
 
 _BLOCK = 2**26  # values of position peaks held at once by a pooled criterion: 256 MiB

@@ -7,17 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from analyze.peaks import cache
 from analyze.peaks.stream import SequencePeaks, stream_peaks
 from analyze.question.units import rounded
 from analyze.question.view import View
-from analyze.types import Progress
+from analyze.types import Float32, Progress
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, SITE
-
-Float32 = npt.NDArray[np.float32]
 
 LAYER_DIMS = (SEQUENCE, LAYER, SITE, FEATURE)
 POSITION_DIMS = (SEQUENCE, POSITION, FEATURE)

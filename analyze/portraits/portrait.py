@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED
+from analyze.answers.facts import ROUNDED_NOTE
 from analyze.answers.find import critical_by_feature
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_matrices
 from analyze.question.checks import within
@@ -29,7 +30,7 @@ from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, manti
 
 
 @dataclass(frozen=True)
-class Portrait:
+class Portrait(Shown):
     """One feature of a store.
 
     Parameters
@@ -80,15 +81,14 @@ class Portrait:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers show --json` prints: strict JSON; the map itself is in `magnitudes` only."""
-        pooled = all_jsonable([{"critical_magnitude": self.pooled_critical_magnitude, "rank": self.pooled_rank}])[0]
         rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             "feature": self.feature,
             "hidden_size": self.hidden_size,
-            "pooled": pooled,
-            "sequences": all_jsonable(self.sequences),
-            "layers": all_jsonable(self.layer_rows),
-            "tokens": all_jsonable(self.tokens),
+            "pooled": jsonable({"critical_magnitude": self.pooled_critical_magnitude, "rank": self.pooled_rank}),
+            "sequences": jsonable(self.sequences),
+            "layers": jsonable(self.layer_rows),
+            "tokens": jsonable(self.tokens),
             "map": {"sequence": self.sequence, "exact": self.exact},
             "criteria": self.criteria.to_dict(),
             **rounded,
@@ -113,16 +113,20 @@ class Portrait:
         if not self.exact:
             rows.append(("map", "upper bounds from peaks: the store keeps no activations for this view"))
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
         return rows
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:12} {value}" for name, value in self.summary())
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a sequence, as in `sequences`."""
+        return list(self.sequences)
 
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        return stack(facts(self.summary()), rows(self.sequences), rows(self.tokens))
+    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """By sequence, by layer, and the strongest tokens."""
+        return [
+            ("by sequence", self.rows()),
+            ("smallest and largest value over sequences and positions", self.layer_rows),
+            ("tokens with the largest magnitudes", list(self.tokens)),
+        ]
 
 
 def portrait(

@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from analyze.question.checks import check_choice, check_fraction, check_magnitude
 from analyze.question.view import View
 
@@ -26,8 +23,6 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 }
 
 _UNITS: Final = {"absolute": "", "rms": " RMS", "median": " medians"}
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from analyze.question.criteria import Float32
+from analyze.types import Float32
 
 
 def threshold(magnitude: npt.ArrayLike) -> Float32:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from analyze.display.shown import Shown
 from analyze.question.checks import check_choice, whole
 from capture.errors import OutliersError
 from capture.store.schema import LAYER, POSITION, SEQUENCE, SIGNALS, SITE
@@ -17,7 +18,7 @@ ROUNDINGS: Final = ("none", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class View(Shown):
     """Which values count, and in which unit.
 
     Parameters
@@ -115,17 +116,13 @@ class View:
             )
         return replace(self, **changes)
 
-    def _repr_html_(self) -> str:
-        from dataclasses import fields
-
-        from analyze.display.html import facts
-
+    def summary(self) -> list[tuple[str, Any]]:
+        """Every setting that is not the whole."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        pairs = [
+        return [
             (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, tuple) else value)
             for name, value in shown.items()
         ]
-        return facts(pairs, caption=type(self).__name__)
 
     def select(self, data: xr.Dataset) -> xr.Dataset:
         """Part of a Dataset that counts, along whichever of the dimensions it has."""

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import numpy as np
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED, nonfinite_count, perplexity
+from analyze.answers.facts import ROUNDED_NOTE, nonfinite_count, perplexity
 from analyze.display.text import plain
 from analyze.peaks.lookup import view_peaks
 from analyze.question.checks import check_choice
@@ -318,7 +318,7 @@ def _facts(source: _Source) -> dict[str, Any]:
         "first_position": int(peaks[POSITION].values[0]),
         "buckets": bucket_starts(peaks.sizes[POSITION]),
         "width": peaks.sizes[FEATURE],
-        "rounded": None if bits is None else ROUNDED.format(bits),
+        "rounded": None if bits is None else ROUNDED_NOTE.format(bits),
         "perplexity": likelihood if math.isfinite(likelihood) else None,
         "signals": {name: {"nonfinite": nonfinite_count(store, each)} for name, each in source.criteria.items()},
         "attributes": [

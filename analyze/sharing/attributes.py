@@ -11,7 +11,7 @@ from typing import Any
 from analyze.answers.ablation import Ablation
 from analyze.sharing.files import Entry
 from capture.store.privacy import shortened
-from capture.store.schema import CHECKSUMS, FOLDER
+from capture.store.schema import ABLATION, CHECKSUMS
 
 
 def without_paths(found: list[Entry]) -> list[Entry]:
@@ -25,7 +25,7 @@ def without_paths(found: list[Entry]) -> list[Entry]:
     attributes = shortened(root["attributes"])
     changed: dict[str, Path | bytes] = {}
     for entry in found:
-        if entry.name.startswith(f"{FOLDER}/"):
+        if entry.name.startswith(f"{ABLATION}/"):
             record = Ablation.load(content(entry).decode())
             private = shortened(dict(record.attributes))
             if private != record.attributes:

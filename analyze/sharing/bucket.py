@@ -17,6 +17,7 @@ from analyze.reading.server import credentials, reason
 from analyze.sharing.files import Entry
 from analyze.sharing.plan import Push, Uploaded, unlike
 from capture.errors import OutliersError
+from capture.store.files import file_digest
 
 _ROOT: Final = "zarr.json"
 _DIGEST: Final = "sha256"  # name of the object's metadata, which a reader of the bucket may use as well
@@ -142,11 +143,12 @@ class BucketUpload:
     def _put(self, file: Entry) -> None:
         import obstore
 
-        with file.open() as opened:
-            attributes: Any = {_DIGEST: hashlib.file_digest(opened, "sha256").hexdigest()}
+        source = file.source
+        digest = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else file_digest(source)
+        attributes: Any = {_DIGEST: digest}
         if file.size > _ONE_REQUEST:
             part = max(_PART, -(-file.size // _MOST_PARTS))
-            self._told(lambda: obstore.put(self._store, file.name, file.source, attributes=attributes, chunk_size=part))
+            self._told(lambda: obstore.put(self._store, file.name, source, attributes=attributes, chunk_size=part))
             return
         with _mapped(file) as content:
             self._told(lambda: obstore.put(self._store, file.name, content, attributes=attributes, use_multipart=False))

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from analyze.answers.ablation import is_ablation
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.files import folded_name, name_flaw
 from capture.store.location import Folder
 from capture.store.members import contents
 from capture.store.metadata import read_metadata
 from capture.store.replace import check_replaceable
-from capture.store.schema import CHECKSUMS, FOLDER, RAW_VARIABLES
+from capture.store.schema import ABLATION, CHECKSUMS, RAW_VARIABLES
 from capture.store.verify import flaw
-
-Progress = Callable[[int, int], None]
 
 _NAMED: Final = 5
 
@@ -71,7 +69,7 @@ def entries(store: Path) -> tuple[list[Entry], tuple[str, ...]]:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise OutliersError(f"{path} is a link or no plain file; expected a store of plain files, copy it there")
-        if name.startswith(f"{FOLDER}/") and not is_ablation(path):
+        if name.startswith(f"{ABLATION}/") and not is_ablation(path):
             inside.strangers.append(name)
             continue
         reason = name_flaw(name)
@@ -120,25 +118,6 @@ def check_target(target: Path, *, store: bool, overwrite: bool) -> None:
         raise OutliersError(f"{target} exists and is no {kind}, so --overwrite leaves it; choose another --out")
     if store:
         check_replaceable(target)
-
-
-def check_free_space(target: Path, needed: int) -> None:
-    """Refuse where the disk of `target` has fewer free bytes than needed.
-
-    Raises
-    ------
-    OutliersError
-        Too little room.
-    """
-    folder = target.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutliersError(
-            f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-            "make room, or choose another --out"
-        )
 
 
 def check_sound(store: Path, progress: Progress | None) -> None:

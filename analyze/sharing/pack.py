@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from analyze.sharing.attributes import as_json, consolidated, content, relisted, root_of, without_paths
-from analyze.sharing.files import Entry, Progress, check_free_space, check_sound, check_target, entries, left_out_line
+from analyze.sharing.files import Entry, check_sound, check_target, entries, left_out_line
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.drafts import draft_folder
-from capture.store.files import AtomicFile
+from capture.store.files import AtomicFile, check_free_space
 from capture.store.output import output_path
 from capture.store.rounding import write_rounded
 from capture.store.schema import MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
@@ -83,7 +84,8 @@ def pack(
     if peaks_only:
         found = without_raw(found)
     needed = sum(entry.size + 2 * len(entry.name) + _HEADERS for entry in found)
-    check_free_space(out, needed if mantissa_bits is None else 2 * needed)  # rounded files lie beside the archive first
+    # Rounded files lie beside the archive first.
+    check_free_space(out, needed if mantissa_bits is None else 2 * needed, "the archive", "choose another --out")
     check_sound(store, progress)
     if left_out and report is not None:
         report(left_out_line(left_out))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from analyze.sharing.attributes import without_paths
 from analyze.sharing.card import card
-from analyze.sharing.files import Progress, check_sound, entries, left_out_line
+from analyze.sharing.files import check_sound, entries, left_out_line
 from analyze.sharing.plan import BUCKET, HUB, Push, bucket_url, check_hub_limits, hub_url, is_last
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.write import open_group
 

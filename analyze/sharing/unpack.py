@@ -10,10 +10,11 @@ from typing import Final
 
 from analyze.reading.archive import checked_entries
 from analyze.reading.open import open_store
-from analyze.sharing.files import Progress, check_free_space, check_target
+from analyze.sharing.files import check_target
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.drafts import draft_folder
-from capture.store.files import sync_folder
+from capture.store.files import check_free_space, sync_folder
 from capture.store.location import URLS
 from capture.store.output import output_path
 from capture.store.replace import settle, take_place
@@ -59,7 +60,8 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         try:
             with zipfile.ZipFile(archive) as opened:
                 found = checked_entries(opened, archive, archive.stat().st_size)
-                check_free_space(out, sum(info.file_size + _SLACK for info in found))
+                needed = sum(info.file_size + _SLACK for info in found)
+                check_free_space(out, needed, "the store", "choose another --out")
                 for info in found:
                     _extract(opened, info, draft)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:

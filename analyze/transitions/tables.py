@@ -53,7 +53,7 @@ def print_transitions(results: Sequence[Transition], grid: TransitionGrid | None
         print(f"\n{table} is left out: it {reason}")
     if grid is not None:
         print(f"\nverdicts over {len(grid.magnitudes)} magnitudes and {len(grid.layers)} least shares of layers")
-        print_rows([{**row, "outcome": NAMES[row["outcome"]]} for row in grid.summary()])
+        print_rows([{**row, "outcome": NAMES[row["outcome"]]} for row in grid.verdict_counts()])
         print("neighbouring cells share their data, and one in twenty shows a trend by chance")
 
 
@@ -88,7 +88,7 @@ def write_transitions(folder: Path, results: Sequence[Transition], grid: Transit
     figures = {"transition": transition_figure(results)}
     if grid is not None:
         written.append(folder / "grid.csv")
-        write_csv(written[-1], list(grid.rows))
+        write_csv(written[-1], grid.rows())
         figures |= {f"grid-{outcome}": transition_grid_figure(grid, outcome) for outcome in ("layers", "positions")}
     for name, figure in figures.items():
         for suffix in (".png", ".svg"):

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 
 BATCH = 2
 _LENGTHS = (13, 17, 19, 23, 29, 31, 37, 41)
@@ -187,10 +187,6 @@ def _visible_attention(model: torch.nn.Module) -> Iterator[None]:
             config._attn_implementation = name
 
 
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 def _guarded(forward: Callable[..., Any], failures: list[str]) -> Callable[..., Any]:
     """Let an empty tensor stand in for the result where `forward` cannot run without values."""
 
@@ -198,7 +194,7 @@ def _guarded(forward: Callable[..., Any], failures: list[str]) -> Callable[..., 
         try:
             return forward(*args, **kwargs)
         except Exception as error:
-            failures.append(_in_one_line(error))
+            failures.append(f"{type(error).__name__}: {one_line(error)}")
             hidden = next(_floating([*args, *kwargs.values()]), None)
             if hidden is None:
                 raise
@@ -296,7 +292,8 @@ def probe(model: torch.nn.Module) -> Record:
         raise
     except Exception as error:
         raise OutliersError(
-            f"{type(model).__name__} failed on a probe of {operations.length} token ids ({_in_one_line(error)}); "
+            f"{type(model).__name__} failed on a probe of {operations.length} token ids "
+            f"({type(error).__name__}: {one_line(error)}); "
             "expected a decoder that reads input_ids alone; choose another model"
         ) from error
     finally:

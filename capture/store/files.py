@@ -38,8 +38,14 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def check_free_space(path: Path, needed: int) -> None:
-    """Refuse a capture that cannot fit.
+def check_free_space(path: Path, needed: int, what: str, instead: str) -> None:
+    """Refuse what the disk has no room for.
+
+    Parameters
+    ----------
+    path : what will be written
+    needed : bytes
+    what, instead : what needs them, and what would need fewer, in words
 
     Raises
     ------
@@ -50,8 +56,8 @@ def check_free_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutliersError(
-            f"the capture needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
-            "free some room, or use fewer --sequences, a smaller --length, or --raw none"
+            f"{what} needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
+            f"free some room, or {instead}"
         )
 
 

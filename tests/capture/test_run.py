@@ -292,13 +292,13 @@ def test_overwrite_removes_nothing_that_is_not_the_stores(do: Capture, stranger:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"length": 7}, "sizes"),
-        ({"sequences": 6}, "sizes"),
-        ({"dtype": "bfloat16"}, "compute_dtype"),
+        ({"length": 7}, "length"),
+        ({"sequences": 6}, "sequences"),
+        ({"dtype": "bfloat16"}, "dtype"),
         ({"raw": "none"}, "raw"),
         ({"compression": "small"}, "compression"),
-        ({"text": "other"}, "text_source"),
-        ({"model": "other"}, "model_id"),
+        ({"text": "other"}, "text"),
+        ({"model": "other"}, "model"),
     ],
 )
 def test_resuming_with_another_request_is_refused(

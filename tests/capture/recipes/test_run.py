@@ -179,12 +179,12 @@ def test_an_unfinished_store_is_gone_on_with(folder: Path, tmp_path: Path, comma
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("length = 16", "length = 8", r"length \(16 in the store, 8 in the recipe\)"),
-        ("sequences = 2", "sequences = 1", r"sequences \(2 in the store, 1 in the recipe\)"),
-        ('"words.txt"', '"python-docs"', r"text \(words.txt in the store, python-docs in the recipe\)"),
-        ("length = 16", 'length = 16\nraw = "both"', r"raw \(input in the store, both in the recipe\)"),
-        ("length = 16", 'length = 16\ndtype = "bfloat16"', r"dtype \(float32 in the store, bfloat16 in the recipe\)"),
-        ("length = 16", 'length = 16\ncompression = "none"', r"compression \(fast in the store, none in the recipe\)"),
+        ("length = 16", "length = 8", r"length \(16 in the store, 8 asked for\)"),
+        ("sequences = 2", "sequences = 1", r"sequences \(2 in the store, 1 asked for\)"),
+        ('"words.txt"', '"python-docs"', r"text \(words.txt in the store, python-docs asked for\)"),
+        ("length = 16", 'length = 16\nraw = "both"', r"raw \(input in the store, both asked for\)"),
+        ("length = 16", 'length = 16\ndtype = "bfloat16"', r"dtype \(float32 in the store, bfloat16 asked for\)"),
+        ("length = 16", 'length = 16\ncompression = "none"', r"compression \(fast in the store, none asked for\)"),
     ],
 )
 def test_a_finished_store_of_another_request_is_never_taken_for_done(
@@ -210,7 +210,7 @@ def test_a_text_is_told_by_its_content_and_not_by_its_path(
     assert run_recipe(recipe, tmp_path / "out", only=["llama"]).failures() == {}
     (folder / "same.txt").write_text("other words " * 100)
     told = run_recipe(recipe, tmp_path / "out", only=["llama"]).failures()["llama"]
-    assert "text (words.txt of other content in the store, same.txt in the recipe)" in told
+    assert "text (words.txt of other content in the store, same.txt asked for)" in told
 
 
 @pytest.mark.parametrize("kept", ['{"comparison": 3}', '{"comparison": {"command": "x"}}', "[]", "{"])
@@ -326,7 +326,7 @@ def test_what_the_disk_has_no_room_for_is_refused_before_anything_runs(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     for words in ([], ["--dry-run"]):
         assert main(["run", str(folder / "r.toml"), "--out", str(tmp_path / "out"), *words]) == 2
-        assert "the recipe needs about 0.00 GB and the disk of" in capsys.readouterr().err
+        assert "the recipe needs about of" in capsys.readouterr().err
     assert commands.run == []
     assert not (tmp_path / "out").exists()
 
@@ -477,11 +477,11 @@ def test_a_recipe_alone_runs_no_code(
 ) -> None:
     code = main(["run", str(hostile / "r.toml"), "--out", str(tmp_path / "out"), *options])
     assert not ran(tmp_path)
-    assert code == 2  # another of the models cannot be had
+    assert code == 2  # one of the models cannot be had
     told = capsys.readouterr()
     if options[:1] == ["--dry-run"]:
         assert "not known before its own code runs" in told.out
-        assert "would fail (random-absent)" in told.err
+        assert "would fail (absent)" in told.err
     else:
         assert "asks to run the code that mine brings along, and a recipe cannot allow that" in told.err
         assert told.err.count("\n") == 1
@@ -492,7 +492,7 @@ def test_python_needs_the_permission_too(hostile: Path, tmp_path: Path, commands
     recipe = read_recipe(hostile / "r.toml")
     with pytest.raises(OutliersError, match="a recipe cannot allow that"):
         run_recipe(recipe, tmp_path / "out")
-    run_recipe(recipe, tmp_path / "out", only=["random-llama"])
+    run_recipe(recipe, tmp_path / "out", only=["llama"])
     assert not ran(tmp_path)
 
 
