@@ -13,7 +13,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 
-from analyze.reading.server import credentials, reason
+from analyze.reading.transport import credentials, reason
 from analyze.sharing.files import Entry
 from analyze.sharing.plan import Push, Uploaded, unlike
 from capture.errors import OutliersError

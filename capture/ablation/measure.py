@@ -241,8 +241,8 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
 def _drafted(draft: Path, attributes: Mapping[str, Any]) -> Ablation | None:
     """What an interrupted run left, where it computed as this one does."""
     try:
-        known = Ablation.load(draft.read_bytes().decode())
-    except (OSError, ValueError):
+        known = read_ablation(draft)
+    except OutliersError:
         return None
     return known if known.attributes == json.loads(json.dumps(attributes)) else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +13,12 @@ import numpy.typing as npt
 from capture.errors import OutliersError, one_line
 from capture.store.chunks import decode
 from capture.store.create import stored_array
-from capture.store.files import file_digest
+from capture.store.files import file_digest, read_plain
 from capture.store.layout import chunks_and_shards
 from capture.store.lengths import lengths_flaw
 from capture.store.location import Folder
 from capture.store.members import contents
-from capture.store.metadata import read_metadata
+from capture.store.metadata import MOST_JSON, ArrayMetadata, read_metadata
 from capture.store.rounding import round_mantissa
 from capture.store.schema import (
     CHECKSUMS,
@@ -42,6 +42,9 @@ from capture.store.write import StoreWriter, open_group
 Array = npt.NDArray[Any]
 
 _BEHIND: Final = "has values behind the end of the sequence"
+
+
+_MOST_LISTED: Final = 2**26  # bytes of the list of checksums
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,16 @@ def _verified(path: Path, repair: bool, progress: Callable[[int, int], None] | N
 def _fixed_damage(path: Path) -> Iterator[Damage]:
     """Damage in what was written when the store was created: metadata, tokens, norm parameters."""
     try:
-        lines = (path / CHECKSUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_plain(path / CHECKSUMS, _MOST_LISTED).decode().splitlines()
+    except (OSError, ValueError) as error:
         yield Damage(None, CHECKSUMS, f"cannot be read ({one_line(error)}); restore it from a copy")
         return
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    arrays = read_metadata(Folder(path)).arrays
     damage = [
-        Damage(None, name, reason) for name, digest in listed.items() if (reason := _file_damage(path, name, digest))
+        Damage(None, name, reason)
+        for name, digest in listed.items()
+        if (reason := _file_damage(path, name, digest, arrays))
     ]
     yield from damage
     if "zarr.json" not in listed or damage:
@@ -177,10 +183,13 @@ def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
             yield Damage(None, f"{name}/zarr.json", "describes no array that a capture writes; restore it from a copy")
 
 
-def _file_damage(path: Path, name: str, digest: str) -> str | None:
+def _file_damage(path: Path, name: str, digest: str, arrays: Mapping[str, ArrayMetadata]) -> str | None:
     file = path / name
     if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
         return "the file is missing; restore it from a copy"
+    about = None if name.endswith("zarr.json") else arrays.get(name.rpartition("/")[0])
+    if file.stat().st_size > (MOST_JSON if about is None else about.file_bytes):
+        return "is larger than it can be; restore it from a copy"
     if file_digest(file) != digest:
         return f"differs from its checksum in {CHECKSUMS}; restore it from a copy"
     return None
@@ -233,7 +242,7 @@ def _chunks(
         for reason in _shard_damage(file, grid):
             damage.append(Damage(number, name, reason))
             return
-        for place, data in read_chunks(file, grid):
+        for place, data in read_chunks(file, grid, store.chunk_bytes(name)):
             if place[axis] != number % grid[axis]:
                 continue
             try:

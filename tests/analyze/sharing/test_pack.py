@@ -565,3 +565,20 @@ def test_what_is_no_file_to_unpack(store: Path, tmp_path: Path) -> None:
         unpack(store, tmp_path / "u.zarr")
     with pytest.raises(OutliersError, match="is a URL, and this needs a file on this machine; download it first"):
         unpack("https://host/s.zarr.zip", tmp_path / "u.zarr")
+
+
+@pytest.mark.parametrize("function", [open_store, lambda path: unpack(path, path.with_name("u.zarr"))])
+def test_a_directory_of_too_many_entries_is_not_parsed(
+    function: Callable[[Path], object], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack(store, tmp_path / "a.zarr.zip")
+    many = tmp_path / "b.zarr.zip"
+    with zipfile.ZipFile(many, "w") as target:
+        for name in ("zarr.json", "SHA256SUMS"):
+            target.writestr(name, (store / name).read_bytes())
+        for number in range(2000):
+            target.writestr(f"x/{number}", b"")
+    monkeypatch.setattr("analyze.reading.archive._MOST_ENTRIES", 1000)
+    assert find_outliers(packed, Criteria(magnitude=2)).count >= 0
+    with pytest.raises(OutliersError, match="its directory has over 1,000 entries"):
+        function(many)
