@@ -216,6 +216,8 @@ def verify_command(
     result = verify(store, repair=repair)
     for damage in result.damage:
         typer.echo(str(damage))
+    for name in result.strangers:
+        typer.echo(f"no file of the store, and never shared: {name!r}")
     if result.damage:
         redo = sorted({damage.sequence for damage in result.damage if damage.sequence is not None})
         advice = (
@@ -244,6 +246,12 @@ def run_command(
     clean_cache: Annotated[
         bool, typer.Option("--clean-cache", help="Remove a model from the hub's cache once its store is verified.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Allow the code of those models of which the recipe says that it has to run."
+        ),
+    ] = False,
 ) -> None:
     """Capture and analyse a list of models; the same command goes on where an earlier one stopped.
 
@@ -254,9 +262,11 @@ def run_command(
     from capture.recipes.forecast import check_room, forecast
     from capture.recipes.process import terminate_like_ctrl_c
     from capture.recipes.recipe import read_recipe
-    from capture.recipes.run import run_recipe
+    from capture.recipes.run import check_permission, run_recipe
 
     read = read_recipe(recipe)
+    if not dry_run:
+        check_permission(read, only or (), trust_remote_code)
     folder = output_path(recipe.stem if out is None else out)
     forecasts = forecast(read, folder, Display(), only or ())
     if dry_run:
@@ -277,6 +287,7 @@ def run_command(
             only=only or (),
             keep_going=keep_going,
             clean_cache=clean_cache,
+            trust_remote_code=trust_remote_code,
             tell=lambda line: typer.echo(line, err=True),
         )
     except KeyboardInterrupt:

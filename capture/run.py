@@ -7,8 +7,6 @@ import errno
 import importlib.metadata
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +25,7 @@ from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
 from capture.store.output import output_path
+from capture.store.privacy import command_line
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import Sizes
 from capture.store.write import StoreWriter
@@ -262,13 +261,14 @@ def _site_attributes(placed: SiteMap) -> dict[str, Any]:
 
 
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
+    command = command_line()
     return {
         "device": str(loaded.model.device),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **({} if command is None else {"command": command}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

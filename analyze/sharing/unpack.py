@@ -8,14 +8,14 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from analyze.reading.archive import checked_entries
+from analyze.reading.archive import Archive, checked_entries
 from analyze.reading.open import open_store
 from analyze.sharing.files import check_target
 from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.drafts import draft_folder
 from capture.store.files import check_free_space, sync_folder
-from capture.store.location import URLS
+from capture.store.location import URLS, Folder
 from capture.store.output import output_path
 from capture.store.replace import settle, take_place
 from capture.store.verify import flaw
@@ -56,6 +56,7 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     settle(out)
+    Archive(Folder(archive.parent), archive.name)  # its directory is bounded before all of it is parsed again
     with draft_folder(out) as draft:
         try:
             with zipfile.ZipFile(archive) as opened:

@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +29,7 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.files import AtomicFile
+from capture.store.privacy import command_line
 from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
 if TYPE_CHECKING:
@@ -245,11 +244,12 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
         together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
         _write(draft, experiment.ablation(together, attributes))
     together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    command = command_line()
     result = experiment.ablation(
         together,
         {
             **attributes,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **({} if command is None else {"command": command}),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
@@ -261,8 +261,8 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
 def _drafted(draft: Path, attributes: Mapping[str, Any]) -> Ablation | None:
     """What an interrupted run left, where it computed as this one does."""
     try:
-        known = Ablation.load(draft.read_bytes().decode())
-    except (OSError, ValueError):
+        known = read_ablation(draft)
+    except OutliersError:
         return None
     return known if known.attributes == json.loads(json.dumps(attributes)) else None
 

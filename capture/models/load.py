@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import OutliersError
-from capture.models.failures import load_error
+from capture.models.failures import load_error, one_reason
 from capture.models.placement import torch_device
 from capture.models.provenance import quantisation, revision
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
@@ -187,7 +187,7 @@ def load_config(model: str, *, trust_remote_code: bool = False, reporter: Report
     reporter = Silence() if reporter is None else reporter
     try:
         return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         raise load_error(f"model {model}", error) from error
 
 
@@ -196,7 +196,8 @@ def _configuration(model: str, source: Source, trust_remote_code: bool, reporter
 
     options = {"trust_remote_code": trust_remote_code, **source.arguments()}
     what = f"configuration of the model {model}"
-    return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+    with one_reason(f"model {model}"):
+        return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
 
 
 @dataclass(frozen=True)
@@ -248,10 +249,7 @@ def describe_model(
         )
     config = None
     if source.gguf is None or is_random(model):
-        try:
-            config = _configuration(model, source, trust_remote_code, reporter)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise load_error(f"model {model}", error) from error
+        config = _configuration(model, source, trust_remote_code, reporter)
     tokenizer = (
         byte_tokenizer(config) if is_random(model) else _load_tokenizer(model, source, trust_remote_code, reporter)
     )
@@ -368,30 +366,25 @@ def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporte
             )
         return AutoTokenizer.from_pretrained(source.model, **options)
 
-    try:
+    with one_reason(what):
         return patiently(what, load, reporter)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise load_error(what, error) from error
 
 
 def _load_network(described: Description, options: dict[str, Any]) -> tuple[Any, Any]:
     """The transformers model, and what `from_pretrained` tells of keys that did not fit."""
-    import safetensors
     from transformers import AutoModelForCausalLM
 
     from capture.models.meta import model_class
 
     model, source, trusted = described.name, described.source, described.trust_remote_code
     arguments = {"trust_remote_code": trusted, **source.arguments()}
-    try:
-        maker: Any = AutoModelForCausalLM  # a GGUF file holds a language model
-        if described.config is not None:
-            maker = model_class(described.config, trust_remote_code=trusted)
+    maker: Any = AutoModelForCausalLM  # a GGUF file holds a language model
+    if described.config is not None:
+        maker = model_class(described.config, trust_remote_code=trusted)
+    with one_reason(f"model {model}"):
         loaded: tuple[Any, Any] = patiently(
             f"weights of the model {model}",
             lambda: maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments),
             described.reporter,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
-        raise load_error(f"model {model}", error) from error
     return loaded

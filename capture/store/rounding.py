@@ -77,7 +77,7 @@ def write_rounded(store: Any, folder: Path, bits: int) -> dict[str, Path]:
             target = folder / name / source.name
             shard = ShardFile(target, grid)
             try:
-                for place, data in read_chunks(source, grid):
+                for place, data in read_chunks(source, grid, store.chunk_bytes(name)):
                     values = decode(data, VARIABLES[name].dtype, shape, compressed=store.compressed)
                     shard.append(place, encode(round_mantissa(values, bits), store.compression))
                 shard.commit()

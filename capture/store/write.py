@@ -6,6 +6,7 @@ capture that was killed goes on where it stopped. No two sequences of different 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,16 +18,25 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError, one_line
-from capture.store.chunks import COMPRESSION, decode, encode
+from capture.store.chunks import COMPRESSION, OVERHEAD, decode, encode
 from capture.store.create import stored_array
-from capture.store.files import AtomicFile, remove_partials
+from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
+from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
+from capture.store.schema import (
+    COORDINATES,
+    PER_SEQUENCE,
+    POSITION,
+    RAW_VARIABLES,
+    SEQUENCE,
+    SITE,
+    VARIABLES,
+    VOCABULARY,
+    Sizes,
+    mantissa_bits,
 )
-from capture.store.schema import PER_SEQUENCE, POSITION, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
 from capture.store.shards import ShardFile, read_chunks
 
 if TYPE_CHECKING:
@@ -35,8 +45,10 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    return np.asarray(stored_array(group, name)[...])
+def _read(group: zarr.Group, path: Path, name: str) -> npt.NDArray[Any]:
+    array = stored_array(group, name)
+    refuse_special(path / name, read_metadata(Folder(path)).arrays[name].file_bytes + MOST_JSON)
+    return np.asarray(array[...])
 
 
 def open_group(path: Path | str) -> zarr.Group:
@@ -51,8 +63,12 @@ def open_group(path: Path | str) -> zarr.Group:
 
     path = Path(path)
     read_metadata(Folder(path))
+    for name in (*VARIABLES, *COORDINATES, VOCABULARY, *TOKEN_TEXTS):
+        file = path / name / "zarr.json"
+        if file.exists() and not file.is_file():
+            raise OutliersError(f"{file} is no plain file; get another copy of the store")
     try:
-        return zarr.open_group(path, mode="r")
+        return zarr.open_group(path, mode="r", zarr_format=3)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutliersError(
             f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
@@ -81,7 +97,7 @@ class StoreWriter:
         self.compressed = COMPRESSION[self.compression] is not None
         input_shape = stored_array(group, "norm_weight").shape
         sequences, positions = stored_array(group, "token_id").shape
-        sites = tuple(str(name) for name in _read(group, SITE))
+        sites = tuple(str(name) for name in self.read(SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
         self.per_sequence = tuple(name for name in PER_SEQUENCE if name in group)
@@ -107,7 +123,7 @@ class StoreWriter:
             A chunk of it is damaged.
         """
         try:
-            return _read(open_group(self.path), name)
+            return _read(open_group(self.path), self.path, name)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
@@ -154,6 +170,10 @@ class StoreWriter:
     def chunk_shape(self, name: str) -> tuple[int, ...]:
         """Shape of one chunk of a variable."""
         return chunks_and_shards(name, self.sizes)[0]
+
+    def chunk_bytes(self, name: str) -> int:
+        """Bytes of one chunk of a variable, decoded."""
+        return math.prod(self.chunk_shape(name)) * np.dtype(VARIABLES[name].dtype).itemsize
 
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
@@ -207,7 +227,11 @@ class StoreWriter:
         if not file.exists():
             return {}
         try:
-            return {place: data for place, data in read_chunks(file, grid) if place[axis] != number % self._group}
+            return {
+                place: data
+                for place, data in read_chunks(file, grid, self.chunk_bytes(name))
+                if place[axis] != number % self._group
+            }
         except (OSError, ValueError) as error:
             start = number // self._group * self._group
             others = [n for n in range(start, start + self._group) if n != number and self.done()[n : n + 1].any()]
@@ -263,7 +287,9 @@ class StoreWriter:
 
     def _flags(self, number: int) -> npt.NDArray[np.bool_]:
         """The chunk of `done` that holds sequence `number`."""
-        return decode(self.file("done", number).read_bytes(), "bool", (self._group,), compressed=False)
+        return decode(
+            read_plain(self.file("done", number), self._group + OVERHEAD), "bool", (self._group,), compressed=False
+        )
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(self._own(file).parent, file.name)
