@@ -42,6 +42,9 @@ from .report.write import write_report as write_report
 from .sharing.pack import pack as pack
 from .sharing.push import push as push
 from .sharing.unpack import unpack as unpack
+from .trajectories.figures import trajectory_figure as trajectory_figure
+from .trajectories.trajectory import Trajectory as Trajectory
+from .trajectories.trajectory import trajectory as trajectory
 from .transitions.figures import transition_figure as transition_figure
 from .transitions.figures import transition_grid_figure as transition_grid_figure
 from .transitions.grid import TransitionGrid as TransitionGrid

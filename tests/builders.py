@@ -79,6 +79,7 @@ def on_disk(
     done: int | None = None,
     nll: np.ndarray | None = None,
     attributes: dict[str, Any] | None = None,
+    norm_weight: np.ndarray | None = None,
     norm_bias: np.ndarray | None = None,
 ) -> Path:
     """A store on disk; only the first `done` sequences are captured."""
@@ -90,7 +91,7 @@ def on_disk(
         raw=raw,
         attributes={**ATTRIBUTES, **(attributes or {})},
         token_id=arrays["token_id"],
-        norm_weight=arrays["norm_weight"],
+        norm_weight=arrays["norm_weight"] if norm_weight is None else norm_weight,
         norm_bias=norm_bias,
     )
     for n in range(sequences if done is None else done):

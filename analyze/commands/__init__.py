@@ -16,6 +16,7 @@ NAMES: Final = (
     "null",
     "compare",
     "transition",
+    "trajectory",
     "show",
     "map",
     "walk",
