@@ -28,6 +28,8 @@ from .portraits.figures import map_figure as map_figure
 from .portraits.figures import portrait_figure as portrait_figure
 from .portraits.map import FeatureMap as FeatureMap
 from .portraits.map import feature_map as feature_map
+from .portraits.origin import Origin as Origin
+from .portraits.origin import origin as origin
 from .portraits.portrait import Portrait as Portrait
 from .portraits.portrait import portrait as portrait
 from .portraits.walk import Walk as Walk

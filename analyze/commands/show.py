@@ -11,6 +11,7 @@ from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_f
 from analyze.commands.output import print_json
 
 if TYPE_CHECKING:
+    from analyze.portraits.origin import Origin
     from analyze.portraits.portrait import Portrait
     from analyze.question.criteria import Criteria
 
@@ -24,6 +25,9 @@ def show(
         int | None, typer.Option(help="Sequence whose layers and positions are mapped.", show_default="the strongest")
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many of the strongest tokens to list.")] = 10,
+    with_origin: Annotated[
+        bool, typer.Option("--origin", help="Say too which sublayer first writes it, at which token, and how it fades.")
+    ] = False,
     criteria: Criteria,
     scheduler: Scheduler = None,
     workers: Workers = None,
@@ -44,15 +48,26 @@ def show(
 
     with running(scheduler, workers), shown("reading activations") as progress:
         found = portrait(store, feature, criteria, sequence=sequence, tokens=tokens, progress=progress)
+    source = None
+    if with_origin:
+        from analyze.portraits.origin import origin
+
+        with running(scheduler, workers), shown("following the stream") as progress:
+            source = origin(
+                store, feature, sequences=criteria.sequences, skip_first=criteria.skip_first, progress=progress
+            )
     if plot is not None:
         from analyze.display.figures import save
         from analyze.portraits.figures import portrait_figure
 
         save(portrait_figure(found), plot)
     if json_:
-        print_json(found.to_dict())
+        print_json(found.to_dict() if source is None else {**found.to_dict(), "origin": source.to_dict()})
     else:
         print_portrait(found)
+        if source is not None:
+            print()
+            print_origin(source)
 
 
 def print_portrait(found: Portrait) -> None:
@@ -67,3 +82,16 @@ def print_portrait(found: Portrait) -> None:
     ):
         print()
         print_rows(rows, title)
+
+
+def print_origin(found: Origin) -> None:
+    """Who writes the feature, in each sequence, and its way through the model."""
+    from analyze.display.tables import print_facts, print_rows
+
+    print_facts(found.summary())
+    print()
+    print_rows(list(found.rows), "the sublayer that first writes it, by sequence")
+    print()
+    top = found.strongest
+    rows = [{**row, "layer": "" if row["layer"] is None else str(row["layer"])} for row in found.path]
+    print_rows(rows, f"sequence {top['sequence']}, position {top['position']}, norm by norm")
