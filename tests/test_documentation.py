@@ -46,11 +46,12 @@ QUICK = {
     "compare": {"--resamples": "20"},
     "estimate": {"--sequences": "3", "--length": "24"},
     "null": {"--repeats": "2"},
+    "weight": {"--sequences": "2", "--repeats": "2"},
     "trajectory": {"--resamples": "20"},
     "transition": {"--repeats": "99"},
 }
 LIBRARIES = {  # without which a command cannot be run: those of the analysis alone are enough for the others
-    **dict.fromkeys(("capture", "sites", "estimate", "run", "ablate"), ("torch",)),
+    **dict.fromkeys(("capture", "sites", "estimate", "run", "ablate", "weight"), ("torch",)),
     "hf://": ("huggingface_hub",),
     "s3://": ("obstore", "moto", "boto3"),
     "https://": ("obstore",),
