@@ -9,11 +9,12 @@ import typer
 
 from analyze.commands import options
 from analyze.commands.options import Csv, Json, Scheduler, Workers, asks_for_criteria
-from analyze.commands.output import print_json
+from analyze.commands.output import print_or_json
 
 if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
-    from analyze.trajectories.trajectory import Trajectory
+
+_MOST = 100  # checkpoints and features that are printed
 
 
 @asks_for_criteria()
@@ -75,31 +76,10 @@ def trajectory(
     if csv is not None:
         from analyze.display.tables import write_csv
 
-        write_csv(csv, list(result.rows))
+        write_csv(csv, result.rows())
     if plot is not None:
         from analyze.display.figures import save
         from analyze.trajectories.figures import trajectory_figure
 
         save(trajectory_figure(result), plot)
-    if json_:
-        print_json(result.to_dict())
-    else:
-        print_trajectory(result)
-
-
-def print_trajectory(result: Trajectory) -> None:
-    """The run in words, a row a checkpoint, and when features become outliers."""
-    from analyze.display.tables import MOST_ROWS, print_facts, print_rows
-
-    print_facts(result.summary())
-    shown = ("step", "tokens", "count", "count_low", "count_high", "mean_layer_fraction", "mean_position_fraction")
-    shown += ("perplexity", "distinct_features", "new", "gone", "strongest_feature")
-    known = [name for name in shown if any(row[name] is not None for row in result.rows)]
-    print()
-    print_rows([{name: row[name] for name in known} for row in result.rows], "by checkpoint, count with 95% interval")
-    born = result.births()
-    if born:
-        print()
-        print_rows(born[:MOST_ROWS], "features, from when on they are outliers")
-    if len(born) > MOST_ROWS:
-        print(f"and {len(born) - MOST_ROWS:,} more; --json lists them all")
+    print_or_json(result, json_, _MOST)

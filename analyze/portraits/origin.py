@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED
-from analyze.display.text import all_jsonable
+from analyze.answers.facts import ROUNDED_NOTE
+from analyze.display.shown import Record, Shown
+from analyze.display.text import jsonable
+from analyze.peaks.counted import counted_positions
 from analyze.peaks.stream import stream_matrices
 from analyze.portraits.walk import LAST_NORM, check_stream
 from analyze.question.checks import within
@@ -31,20 +33,20 @@ SHARE: Final = 0.5
 
 
 @dataclass(frozen=True)
-class Origin:
+class Origin(Shown):
     """The sublayer that first writes a feature.
 
     Parameters
     ----------
     feature : index into the hidden dimension
-    rows : one a sequence, see Notes
+    sequences : one record a sequence, see Notes
     path : of the strongest row's position, one a norm from the first to the last: `layer` (None at the last), `site`,
         `value` (the stream there), `contribution` (what was added since the norm before; at the first the embedding)
     mantissa_bits : to which the values were rounded when the store was packed; None where they are exact
 
     Notes
     -----
-    Keys of a row: `sequence`; `layer` and `site` of the norm that the writer reads (None for the embedding), and the
+    Keys of a record: `sequence`; `layer` and `site` of the norm that the writer reads (None for the embedding), and the
     `writer` in words; `position`, `token_id` and, where the store keeps it, `token_text`: where it writes most;
     `before` + `contribution` = `after`: the stream there; `positions`: at how many positions it writes at least half as
     much; `peak`: the largest magnitude from there on, at that position; `held_to`: the last norm at which half of the
@@ -53,33 +55,33 @@ class Origin:
     """
 
     feature: int
-    rows: tuple[dict[str, Any], ...] = field(repr=False)
-    path: tuple[dict[str, Any], ...] = field(repr=False)
+    sequences: tuple[Record, ...] = field(repr=False)
+    path: tuple[Record, ...] = field(repr=False)
     mantissa_bits: int | None = None
 
     @property
-    def strongest(self) -> dict[str, Any]:
-        """The row with the largest contribution."""
-        return max(self.rows, key=lambda row: abs(row["contribution"]))
+    def strongest(self) -> Record:
+        """The record with the largest contribution."""
+        return max(self.sequences, key=lambda row: abs(row["contribution"]))
 
     def to_dict(self) -> dict[str, Any]:
         """The object `origin` of `outliers show --origin --json`: strict JSON."""
         return {
-            **all_jsonable([self.strongest])[0],
-            "sequences": all_jsonable(self.rows),
-            "path": all_jsonable(self.path),
+            **jsonable(self.strongest),
+            "sequences": jsonable(self.sequences),
+            "path": jsonable(self.path),
         }
 
     def summary(self) -> list[tuple[str, str]]:
         """Names and values for a reader."""
         top = self.strongest
-        alike = sum(row["writer"] == top["writer"] for row in self.rows)
+        alike = sum(row["writer"] == top["writer"] for row in self.sequences)
         token = f", {top['token_text']!r}" if "token_text" in top else ""
         fades = f"{top['last']:.6g} at the last norm"
         if top["taken_by"] is not None:
             fades += f"; {top['taken_by']} takes most away"
         rows = [
-            ("written by", f"{top['writer']}, in {alike:,} of {len(self.rows):,} sequences"),
+            ("written by", f"{top['writer']}, in {alike:,} of {len(self.sequences):,} sequences"),
             ("most at", f"sequence {top['sequence']}, position {top['position']} (token {top['token_id']}{token})"),
             ("contribution", f"{top['before']:.6g} + {top['contribution']:.6g} = {top['after']:.6g}"),
             ("positions", f"{top['positions']:,}, at which it writes half as much or more"),
@@ -87,34 +89,31 @@ class Origin:
             ("fades", fades),
         ]
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
         return rows
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:13} {value}" for name, value in self.summary())
+    def rows(self) -> list[Record]:
+        """One record a sequence."""
+        return list(self.sequences)
 
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
+    def tables(self) -> list[tuple[str, list[Record]]]:
+        """Who writes the feature in each sequence, and its way through the model."""
+        top = self.strongest
+        path = [{**row, "layer": "" if row["layer"] is None else str(row["layer"])} for row in self.path]
+        return [
+            ("the sublayer that first writes it, by sequence", self.rows()),
+            (f"sequence {top['sequence']}, position {top['position']}, norm by norm", path),
+        ]
 
-        return stack(facts(self.summary()), rows(self.rows), rows(self.path))
 
-
-def origin(
-    store: Store,
-    feature: int,
-    *,
-    sequences: tuple[int, ...] | None = None,
-    skip_first: int = 0,
-    progress: Progress | None = None,
-) -> Origin:
+def origin(store: Store, feature: int, view: View | None = None, *, progress: Progress | None = None) -> Origin:
     """Find the sublayer that first writes a feature.
 
     Parameters
     ----------
     store : path, or Dataset from `open_store` or one that you chunked yourself
     feature : index into the hidden dimension
-    sequences : which; all where None
-    skip_first : number of positions at the start of each sequence that do not count
+    view : whose sequences, and which positions and tokens of them do not count; nothing else of it is used
     progress : called with (finished, all) steps
 
     Raises
@@ -131,7 +130,8 @@ def origin(
     store = as_dataset(store)
     check_stream(store, "an origin")
     feature = within(feature, store.sizes[FEATURE], FEATURE)
-    view = View(sequences=sequences, skip_first=skip_first).resolve(store)
+    view = View() if view is None else view
+    view = View(sequences=view.sequences, skip_first=view.skip_first, skip_tokens=view.skip_tokens).resolve(store)
     streams, marks = _streams(store, view, feature, progress)
     numbers = range(store.sizes[SEQUENCE]) if view.sequences is None else view.sequences
     names = _names(store, marks)
@@ -140,8 +140,8 @@ def origin(
     rows, writers = [], []
     for number, stream in zip(numbers, streams.astype(np.float64), strict=True):
         row, change, column = _traced(stream, names)
-        position = column + skip_first
-        place: dict[str, Any] = {"position": position, "token_id": int(tokens[number, position])}
+        position = column + view.skip_first
+        place: Record = {"position": position, "token_id": int(tokens[number, position])}
         if texts:
             place["token_text"] = texts.get(place["token_id"], "")
         rows.append({"sequence": int(number), **names.place(change - 1), **place, **row})
@@ -233,6 +233,7 @@ def _streams(
 ) -> tuple[Float32, npt.NDArray[np.uint32]]:
     """The feature at every norm, (sequence, station, position), the last one at the end, and what tells norms apart."""
     final = loaded(view.select(store[["final_input"]])["final_input"].isel({FEATURE: feature}))
+    final = np.where(counted_positions(store, view), final, np.float32(np.nan))
     sites = store.sizes[SITE]
     result = np.empty((len(final), store.sizes[LAYER] * sites + 1, final.shape[1]), np.float32)
     result[:, -1] = final
@@ -243,5 +244,5 @@ def _streams(
 
 
 def _column(matrix: Float32, feature: int) -> tuple[Float32, int]:
-    """The feature, and a mark of all features of the first position."""
-    return matrix[:, feature].copy(), zlib.crc32(matrix[0].tobytes())
+    """The feature, and a mark of the whole matrix."""
+    return matrix[:, feature].copy(), zlib.crc32(np.ascontiguousarray(matrix))

@@ -36,7 +36,7 @@ def trajectory_figure(result: Trajectory) -> Figure:
 
     figure = Figure(figsize=(10, 9), layout="constrained")
     grid = figure.add_gridspec(3, 2)
-    places = [_place(result, row) for row in result.rows]
+    places = [_place(result, row) for row in result.checkpoints]
     doubtful = {step for one in result.duplicates for step in one.steps}
     for number, (name, label, factor) in enumerate(_PANELS):
         axes = figure.add_subplot(grid[number // 2, number % 2])
@@ -60,12 +60,11 @@ def _place(result: Trajectory, row: dict[str, Any]) -> float:
 
 
 def _draw(axes: Axes, result: Trajectory, places: list[float], doubtful: set[int], name: str, factor: float) -> None:
-    middle, low, high = (
-        np.asarray([row[f"{name}{end}"] for row in result.rows], np.float64) * factor for end in ("", "_low", "_high")
-    )
+    columns = [[row[f"{name}{end}"] for row in result.checkpoints] for end in ("", "_low", "_high")]
+    middle, low, high = np.asarray(columns, np.float64) * factor
     axes.fill_between(places, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0)
     axes.plot(places, middle, color=_COLOURS[0], linewidth=1.4)
-    for place, value, row in zip(places, middle, result.rows, strict=True):
+    for place, value, row in zip(places, middle, result.checkpoints, strict=True):
         inside = "white" if row["step"] in doubtful else _COLOURS[0]
         axes.plot(place, value, "o", markersize=5, color=_COLOURS[0], markerfacecolor=inside)
 

@@ -15,7 +15,8 @@ from analyze.comparison.bootstrap import STATISTICS, check_bootstrap, draws
 from analyze.comparison.compare import counted, naming, perplexity_interval
 from analyze.comparison.hits import read_hits
 from analyze.comparison.result import RESAMPLES
-from analyze.display.text import all_jsonable, percent
+from analyze.display.shown import Record, Shown
+from analyze.display.text import jsonable, percent
 from analyze.peaks.lookup import view_peaks
 from analyze.question.checks import check_choice, check_magnitude
 from analyze.question.criteria import Criteria
@@ -25,16 +26,20 @@ from analyze.trajectories.duplicates import Duplicate, duplicates
 from analyze.types import Float32, Progress, Store
 from capture.store.schema import FEATURE, SEQUENCE
 
-Row = dict[str, Any]
-
 _COUNTED: Final = (
     *(f"{name}{end}" for name in STATISTICS for end in ("", "_low", "_high")),
     *("distinct_features", "saturated"),
 )
 
 
+_SHOWN: Final = (
+    *("step", "tokens", "count", "count_low", "count_high", "mean_layer_fraction", "mean_position_fraction"),
+    *("perplexity", "distinct_features", "new", "gone", "strongest_feature"),
+)
+
+
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Shown):
     """Outliers over the checkpoints of one training run.
 
     Parameters
@@ -43,7 +48,7 @@ class Trajectory:
     criteria : when a feature is an outlier
     by : `step` or `tokens`: the axis of figures
     hidden_size : width of the model
-    rows : one a checkpoint, ascending, see Notes
+    checkpoints : one record each, ascending, see Notes
     critical : (step, feature) float32, critical magnitudes; counted by sequence, the largest over sequences
     duplicates : checkpoints whose norm weights are equal
     resamples, seed : of the bootstrap over sequences
@@ -51,7 +56,7 @@ class Trajectory:
 
     Notes
     -----
-    Keys of a row: `step`, `tokens` and `revision` (None where unknown), `store`; `count`, `mean_layer_fraction`,
+    Keys of a record: `step`, `tokens` and `revision` (None where unknown), `store`; `count`, `mean_layer_fraction`,
     `mean_position_fraction` and `perplexity`, each with the ends of its 95% bootstrap interval (`count_low`,
     `count_high` ...; NaN of fewer than two sequences); `distinct_features`, `saturated`, `nonfinite_count`; and against
     the checkpoint before, how many features stay (`kept`), become (`new`) and cease to be outliers (`gone`);
@@ -62,14 +67,14 @@ class Trajectory:
     criteria: Criteria
     by: str
     hidden_size: int
-    rows: tuple[Row, ...] = field(repr=False)
+    checkpoints: tuple[Record, ...] = field(repr=False)
     critical: xr.DataArray = field(repr=False)
     duplicates: tuple[Duplicate, ...]
     resamples: int
     seed: int
     dataset: xr.Dataset = field(repr=False)
 
-    def births(self, magnitude: float | None = None) -> list[Row]:
+    def births(self, magnitude: float | None = None) -> list[Record]:
         """When each feature becomes an outlier, at any magnitude.
 
         Parameters
@@ -87,7 +92,7 @@ class Trajectory:
         """
         magnitude = self.criteria.magnitude if magnitude is None else magnitude
         check_magnitude(magnitude)
-        return births(self.critical.values, [row["step"] for row in self.rows], magnitude)
+        return births(self.critical.values, [row["step"] for row in self.checkpoints], magnitude)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers trajectory --json` prints: strict JSON."""
@@ -98,8 +103,8 @@ class Trajectory:
             "hidden_size": self.hidden_size,
             "resamples": self.resamples,
             "seed": self.seed,
-            "rows": all_jsonable(self.rows),
-            "births": all_jsonable(self.births()),
+            "rows": jsonable(self.rows()),
+            "births": jsonable(self.births()),
             "duplicates": [
                 {
                     "steps": list(one.steps),
@@ -112,33 +117,38 @@ class Trajectory:
 
     def summary(self) -> list[tuple[str, str]]:
         """Names and values for a reader."""
-        first, last = self.rows[0], self.rows[-1]
+        first, last = self.checkpoints[0], self.checkpoints[-1]
         born = self.births()
         lasting = sum(row["lasting"] for row in born)
         rows = [
             ("model", self.model),
             ("criterion", str(self.criteria)),
-            ("checkpoints", f"{len(self.rows)}, steps {first['step']:,} to {last['step']:,}"),
+            ("checkpoints", f"{len(self.checkpoints)}, steps {first['step']:,} to {last['step']:,}"),
             ("ever outliers", f"{len(born):,} of {self.hidden_size:,} features"),
             ("of these", f"{lasting:,} from their birth to the last checkpoint without a break"),
             ("at the end", f"{last['count']:,} outliers, L% {percent(last['mean_layer_fraction'])}, "
                            f"S% {percent(last['mean_position_fraction'])}, perplexity {last['perplexity']:.2f}"),
         ]  # fmt: skip
-        saturated = [f"{row['step']:,}" for row in self.rows if row["saturated"]]
+        saturated = [f"{row['step']:,}" for row in self.checkpoints if row["saturated"]]
         if saturated:
             rows.append(("saturated", f"over half of the width qualifies at steps {', '.join(saturated)}"))
-        broken = sum(row["nonfinite_count"] > 0 for row in self.rows)
+        broken = sum(row["nonfinite_count"] > 0 for row in self.checkpoints)
         if broken:
             rows.append(("not finite", f"{broken:,} checkpoints have NaN or infinite values; a NaN never hits"))
         return [*rows, *(("duplicate", str(one)) for one in self.duplicates)]
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:14} {value}" for name, value in self.summary())
+    def rows(self) -> list[Record]:
+        """One record a checkpoint."""
+        return list(self.checkpoints)
 
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        return stack(facts(self.summary()), rows(self.rows), rows(self.births()))
+    def tables(self) -> list[tuple[str, list[Record]]]:
+        """The checkpoints, without what is known of none, and when features become outliers."""
+        known = [name for name in _SHOWN if any(row[name] is not None for row in self.checkpoints)]
+        shown = [{name: row[name] for name in known} for row in self.checkpoints]
+        return [
+            ("by checkpoint, count with its 95% interval", shown),
+            ("features, from when on they are outliers", self.births()),
+        ]
 
 
 def trajectory(
@@ -192,7 +202,7 @@ def trajectory(
         criteria=resolved,
         by=by,
         hidden_size=together.shape[1],
-        rows=tuple(rows),
+        checkpoints=tuple(rows),
         critical=xr.DataArray(together, places, (STEP, FEATURE), "critical_magnitude"),
         duplicates=duplicates(placed),
         resamples=resamples,
@@ -203,7 +213,7 @@ def trajectory(
 
 def _answered(
     one: Checkpoint, criteria: Criteria, randomness: tuple[int, int], use_cache: bool, progress: Progress | None
-) -> tuple[Row, Float32]:
+) -> tuple[Record, Float32]:
     """A checkpoint's row, without what follows from the one before, and its critical magnitudes, (feature,)."""
     (hits,) = read_hits(one.store, [criteria], use_cache=use_cache, progress=progress)
     weights = draws(hits.sequences, *randomness)

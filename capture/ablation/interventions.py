@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from analyze.types import Float64
 from capture.errors import OutliersError
 from capture.sites.blocks import received, tensor_keys
 from capture.sites.probe import Call, Key, probe
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from capture.sites.place import Site, SiteMap
 
-Float64 = npt.NDArray[np.float64]
 Features = Sequence[int]
 
 _PREDICTIONS = 32  # positions whose logits are widened to float32 at once

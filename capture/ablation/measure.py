@@ -23,11 +23,12 @@ from analyze.answers.find import find_outliers
 from analyze.question.criteria import Criteria
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
+from analyze.types import Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.files import AtomicFile
-from capture.store.schema import FEATURE, FOLDER, POSITION, SEQUENCE
+from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from capture.ablation.interventions import Target
     from capture.sites.place import SiteMap
 
-Progress = Callable[[int, int], None]
 
 _SEQUENCES: Final = 4
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "numpy", "outlier-features")
@@ -108,7 +108,7 @@ def ablate(
     question = _Question(
         found.criteria, site, features, _draws(features, found.hidden_size, repeats, seed), seed, sequences
     )
-    folder = path / FOLDER
+    folder = path / ABLATION
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutliersError(f"{folder} is a link or no folder, and results are kept in the store itself; remove it")
     file = folder / f"{question.key}.json"

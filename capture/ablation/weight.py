@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from analyze.display.text import all_jsonable, jsonable
+from analyze.display.shown import Record, Shown
+from analyze.display.text import jsonable
+from analyze.peaks.counted import lengths
 from analyze.portraits.origin import BOTH, Origin, origin
+from analyze.question.view import View
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
 from capture.ablation.reload import check_nll, check_norms, reload_model
@@ -31,12 +34,12 @@ Progress = Callable[[int, int], None]
 Float64 = npt.NDArray[np.float64]
 
 SEQUENCES: Final = 4
-_POOL: Final = 1000  # weights of the nearest magnitudes, of which the random ones are drawn
+_POOL: Final = 10  # weights of the nearest magnitudes for each random one that is drawn from among them
 _LISTED: Final = 5
 
 
 @dataclass(frozen=True)
-class WrittenWeight:
+class WrittenWeight(Shown):
     """The weight that writes a feature.
 
     Parameters
@@ -54,11 +57,11 @@ class WrittenWeight:
 
     origin: Origin
     module: str
-    columns: tuple[dict[str, Any], ...] = field(repr=False)
+    columns: tuple[Record, ...] = field(repr=False)
     returned: float
     rank: int
     weights: int
-    random: tuple[dict[str, Any], ...] = field(repr=False)
+    random: tuple[Record, ...] = field(repr=False)
     nll: Float64 = field(repr=False)
 
     @property
@@ -72,19 +75,19 @@ class WrittenWeight:
         """Share of the map's return that the strongest column makes."""
         return float(self.columns[0]["product"]) / self.returned if self.returned else math.nan
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Record:
         """The object that `outliers weight --json` prints: strict JSON."""
         with_, without, *random = map(jsonable, self.perplexities)
         return {
             "feature": self.origin.feature,
             "origin": self.origin.to_dict(),
             "module": self.module,
-            "columns": all_jsonable(self.columns),
+            "columns": jsonable(self.columns),
             "returned": jsonable(self.returned),
             "share": jsonable(self.share),
             "rank": self.rank,
             "weights": self.weights,
-            "random": all_jsonable(self.random),
+            "random": jsonable(self.random),
             "sequences": self.nll.shape[1],
             "perplexity_with": with_,
             "perplexity_without": without,
@@ -95,6 +98,7 @@ class WrittenWeight:
         """Names and values for a reader."""
         top, first = self.origin.strongest, self.columns[0]
         before, without, *random = self.perplexities
+        sizes = [abs(row["weight"]) for row in self.random]
         return [
             ("feature", f"{self.origin.feature}, written by {top['writer']}"),
             ("most at", f"sequence {top['sequence']}, position {top['position']}: {top['contribution']:.6g}"),
@@ -102,9 +106,18 @@ class WrittenWeight:
             ("weight", f"[{self.origin.feature}, {first['column']}] = {first['weight']:.6g}, times "
                        f"{first['input']:.6g}: {first['product']:.6g}, {self.share:.1%} of what the map returns"),
             ("its size", f"rank {self.rank:,} of the map's {self.weights:,} weights by magnitude"),
-            ("perplexity", f"{before:.4f} as it is, {without:.4f} without the weight; without a random one of the same "
-                           f"size {np.mean(random):.4f} ({min(random):.4f} to {max(random):.4f}, {len(random)} draws)"),
+            ("perplexity", f"{before:.4f} as it is, {without:.4f} without the weight"),
+            ("random weights", f"{np.mean(random):.4f} ({min(random):.4f} to {max(random):.4f}) without one of "
+                               f"{len(random)} of magnitude {min(sizes):.4g} to {max(sizes):.4g}"),
         ]  # fmt: skip
+
+    def rows(self) -> list[Record]:
+        """The strongest terms of what the map returns for the feature."""
+        return list(self.columns)
+
+    def tables(self) -> list[tuple[str, list[Record]]]:
+        """The strongest terms."""
+        return [("the strongest terms: weight times input", self.rows())]
 
 
 def written_weight(
@@ -123,7 +136,7 @@ def written_weight(
 
     The store says which sublayer first writes the feature, and where. The model says which column of the sublayer's
     last linear map makes it there: a linear map's return is a sum of weight times input. Then that one weight is zero
-    over whole sequences, and after it each of as many random weights of the same map with the nearest magnitudes.
+    over whole sequences, and after it one random weight at a time, drawn from the ten times as many of the same map with the nearest magnitudes.
 
     Parameters
     ----------
@@ -154,7 +167,7 @@ def written_weight(
         raise OutliersError(f"sequences is {sequences}, and {store} has {captured}; expected 1 to {captured}")
     if repeats < 1 or seed < 0:
         raise OutliersError(f"repeats is {repeats} and seed is {seed}; expected 1 or more, and 0 or more")
-    found = origin(dataset, feature, sequences=tuple(range(sequences)))
+    found = origin(dataset, feature, View(sequences=tuple(range(sequences))))
     top = found.strongest
     if top["layer"] is None:
         raise OutliersError(
@@ -163,7 +176,8 @@ def written_weight(
     path = Path(store)
     loaded, placed = reload_model(path, dataset.attrs, model=model, device=device, trust_remote_code=trust_remote_code)
     check_norms(path, loaded, placed, dataset.attrs, values_of(dataset["norm_weight"]))
-    ids = values_of(dataset["token_id"].isel({SEQUENCE: slice(sequences)}))
+    tokens = values_of(dataset["token_id"].isel({SEQUENCE: slice(sequences)}))
+    ids = [row[:end] for row, end in zip(tokens, lengths(dataset).tolist(), strict=False)]
     from capture.ablation.maps import last_maps, watched
 
     maps = last_maps(loaded.model, _writers(placed, top), placed.hidden_size)
@@ -179,9 +193,9 @@ def written_weight(
     for number, cell in enumerate(cells):
         losses = _losses(loaded, written, cell, ids)
         if number == 0:
-            stored = values_of(dataset["nll"].isel({SEQUENCE: slice(sequences)}))
-            check_nll(path, loaded, dataset.attrs, stored, losses)
-        nll.append(np.nanmean(losses[:, 1:].astype(np.float64), axis=1))
+            for row, stored in zip(losses, values_of(dataset["nll"].isel({SEQUENCE: slice(sequences)})), strict=True):
+                check_nll(path, loaded, dataset.attrs, stored[None, : row.size], row)
+        nll.append([row[:, 1:].mean(dtype=np.float64) for row in losses])
         if progress is not None:
             progress(number + 1, len(cells))
     return WrittenWeight(
@@ -192,17 +206,17 @@ def written_weight(
         rank=rank,
         weights=written.weight.numel(),
         random=tuple(random),
-        nll=np.stack(nll),
+        nll=np.array(nll),
     )
 
 
-def _writers(placed: SiteMap, top: dict[str, Any]) -> list[Site]:
+def _writers(placed: SiteMap, top: Record) -> list[Site]:
     """Sites of the sublayers that add to the stream together."""
     own = [site for site in placed.sites if site.layer == top["layer"]]
     return own if top["writer"].endswith(BOTH) else [site for site in own if site.name == top["site"]]
 
 
-def _columns(weight: torch.Tensor, received: torch.Tensor) -> list[dict[str, Any]]:
+def _columns(weight: torch.Tensor, received: torch.Tensor) -> list[Record]:
     """The terms of the feature, the largest magnitude first, as many as are listed."""
     products = weight * received
     order = products.abs().argsort(descending=True, stable=True)[:_LISTED].tolist()
@@ -217,14 +231,14 @@ def _columns(weight: torch.Tensor, received: torch.Tensor) -> list[dict[str, Any
     ]
 
 
-def _alike(weight: torch.Tensor, place: tuple[int, int], repeats: int, seed: int) -> tuple[list[dict[str, Any]], int]:
+def _alike(weight: torch.Tensor, place: tuple[int, int], repeats: int, seed: int) -> tuple[list[Record], int]:
     """Random other weights of the nearest magnitudes, and the rank of the weight's own magnitude."""
     magnitudes = weight.abs().float()
     own = magnitudes[place]
     rank = 1 + int((magnitudes > own).sum())
     distance = (magnitudes - own).abs()
     distance[place] = math.inf
-    pool = distance.flatten().topk(min(_POOL, distance.numel() - 1), largest=False).indices.cpu().numpy()
+    pool = distance.flatten().topk(min(_POOL * repeats, distance.numel() - 1), largest=False).indices.cpu().numpy()
     if repeats > len(pool):
         raise OutliersError(f"repeats is {repeats}; expected {len(pool)} or fewer, for the map has no more weights")
     chosen = np.random.default_rng(seed).choice(np.sort(pool), repeats, replace=False)
@@ -247,10 +261,10 @@ def _without(written: LinearMap, cell: tuple[int, int] | None) -> Iterator[None]
 
 
 def _losses(
-    loaded: Loaded, written: LinearMap, cell: tuple[int, int] | None, ids: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float32]:
-    """(sequence, position) negative log-likelihoods in nats, NaN at position 0."""
+    loaded: Loaded, written: LinearMap, cell: tuple[int, int] | None, ids: list[npt.NDArray[np.int32]]
+) -> list[npt.NDArray[np.float32]]:
+    """(1, position) negative log-likelihoods in nats of each sequence, NaN at position 0."""
     from capture.ablation.interventions import predictions
 
     with _without(written, cell):
-        return np.concatenate([predictions(loaded.traced, (), row[None], ())[0] for row in ids])
+        return [predictions(loaded.traced, (), row[None], ())[0] for row in ids]

@@ -33,9 +33,8 @@ def weight_command(
     from capture.environment import prepare
 
     prepare()
-    from analyze.commands.output import print_json
+    from analyze.commands.output import print_or_json
     from analyze.commands.progress import shown
-    from analyze.display.tables import print_facts, print_rows
     from capture.ablation.weight import written_weight
 
     with shown("passes") as progress:
@@ -50,9 +49,4 @@ def weight_command(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
-    if json_:
-        print_json(result.to_dict())
-        return
-    print_facts(result.summary())
-    print()
-    print_rows(list(result.columns), "the strongest terms: weight times input")
+    print_or_json(result, json_)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -60,35 +59,6 @@ def refuse_encoder(model: torch.nn.Module, blocks: list[Call]) -> None:
     declared = getattr(getattr(model, "config", None), "is_decoder", None)
     if causal == {False} or (declared is False and True not in causal):
         raise OutliersError(f"{name} is an encoder: its attention also looks ahead; expected a decoder; choose another")
-
-
-def refuse_lookahead(model: Any) -> bool:
-    """Refuse a model with weights in which a later token changes what is predicted before it.
-
-    Returns
-    -------
-    False where it cannot be told, since no prediction is finite; what is not finite is not compared
-
-    Raises
-    ------
-    OutliersError
-        It does: the model is an encoder, or has a prefix that it reads in both directions.
-    """
-    device = model.get_input_embeddings().weight.device
-    tokens = torch.arange(1, 10, device=device)[None].repeat(2, 1)
-    tokens[1, -1] = 1
-    with torch.inference_mode():
-        first, second = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    known = torch.isfinite(first) & torch.isfinite(second)
-    first, second = first[known], second[known]
-    if first.numel() == 0:
-        return False
-    if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
-        raise OutliersError(
-            f"{type(model).__name__} looks ahead: a later token changes earlier predictions; "
-            "expected a decoder; choose another model"
-        )
-    return bool(known.all())
 
 
 def _likeness(module: torch.nn.Module) -> object:

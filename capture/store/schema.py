@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ FORMAT_VERSION: Final = 1
 SIGNALS: Final = ("input", "output")
 SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp")
 RAW_CHOICES: Final = ("input", "output", "both", "none")
+COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
 
 SEQUENCE: Final = "sequence"
 LAYER: Final = "layer"
@@ -107,7 +108,19 @@ VARIABLES: Final[dict[str, Variable]] = {
         "-log p(token given those before it), natural logarithm; NaN at position 0",
     ),
     "done": Variable((SEQUENCE,), "bool", "1", "Set last, once everything of the sequence is on disk"),
+    "length": Variable(
+        (SEQUENCE,),
+        "int32",
+        "1",
+        "Number of valid positions of the sequence; behind them values are NaN and tokens -1",
+    ),
 }
+
+OPTIONAL: Final = ("norm_bias", "length")
+"""Variables that a store has only where its model or its text calls for them: `length` where sequences differ."""
+
+FIXED: Final = ("token_id", "length")
+"""Variables of a sequence that are written whole when the store is created, and never changed."""
 
 COORDINATES: Final[dict[str, Variable]] = {
     SIGNAL: Variable((SIGNAL,), "str", "1", "Which side of the norm the values were taken from"),
@@ -134,6 +147,12 @@ PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_co
 
 ROUNDED: Final = "rounded"
 """Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
+
+SPECIAL_TOKENS: Final = "special_tokens"
+"""Attribute with the numbers of special tokens: an object of lists `bos`, `eos` and `special`, all of them.
+
+Optional; an empty list says that the tokenizer has none.
+"""
 
 MANTISSA: Final = 23
 """Explicit mantissa bits of float32."""
@@ -171,17 +190,16 @@ class Sizes:
         return tuple(lengths[dim] for dim in dims)
 
 
-def stored_variables(raw: str, *, bias: bool) -> tuple[str, ...]:
+def stored_variables(raw: str, present: Container[str] = ()) -> tuple[str, ...]:
     """Names of the variables of a store, in the order of `VARIABLES`.
 
     Parameters
     ----------
     raw : as given to the capture; a store without raw activations keeps no `final_input` either
-    bias : whether there is a `norm_bias`
+    present : those of `OPTIONAL` that the store has; other names in it say nothing
     """
     absent = set(RAW_VARIABLES["both"]) - set(RAW_VARIABLES[raw])
-    if not bias:
-        absent.add("norm_bias")
+    absent |= {name for name in OPTIONAL if name not in present}
     return tuple(name for name in VARIABLES if name not in absent)
 
 
@@ -202,7 +220,7 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
     return bits
 
 
-FOLDER: Final = "ablation"
+ABLATION: Final = "ablation"
 
 
 CHECKSUMS = "SHA256SUMS"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.chunks import COMPRESSION, decode, encode
 from capture.store.create import stored_array
 from capture.store.files import AtomicFile, remove_partials
 from capture.store.layout import chunks_and_shards, sequences_per_group
+from capture.store.lengths import padded
 from capture.store.location import Folder
 from capture.store.metadata import (
     read_metadata,
 )
-from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
+from capture.store.schema import PER_SEQUENCE, POSITION, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
 from capture.store.shards import ShardFile, read_chunks
 
 if TYPE_CHECKING:
@@ -84,6 +86,13 @@ class StoreWriter:
         self._group = sequences_per_group(sequences)
 
     @cached_property
+    def length(self) -> npt.NDArray[np.int32]:
+        """Valid positions of each sequence, (sequence,) int32."""
+        if "length" in open_group(self.path):
+            return self.read("length")
+        return np.full(self.sizes.sequences, self.sizes.positions, np.int32)
+
+    @cached_property
     def token_id(self) -> npt.NDArray[np.int32]:
         """What the model reads, (sequence, position) int32."""
         return self.read("token_id")
@@ -103,7 +112,7 @@ class StoreWriter:
 
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
-            f"{name} of {self.path} is damaged ({str(error).splitlines()[0]}); "
+            f"{name} of {self.path} is damaged ({one_line(error)}); "
             f"see what can be mended with: outliers verify {self.path} --repair"
         )
 
@@ -161,12 +170,15 @@ class StoreWriter:
 
         Parameters
         ----------
-        values : the variable's dimensions without `sequence`
+        values : the variable's dimensions without `sequence`; as many positions as the sequence has
         """
         dims = VARIABLES[name].dims
-        expected = tuple(length for dim, length in zip(dims, self.sizes.shape(dims), strict=True) if dim != SEQUENCE)
-        if values.shape != expected:
-            raise ValueError(f"{name} of one sequence has shape {values.shape}, and the store expects {expected}")
+        own_dims = tuple(dim for dim in dims if dim != SEQUENCE)
+        own_sizes = replace(self.sizes, positions=int(self.length[number]))
+        if values.shape != (expected := own_sizes.shape(own_dims)):
+            raise ValueError(f"{name} of sequence {number} has shape {values.shape}, and the store expects {expected}")
+        if POSITION in own_dims:
+            values = padded(values, self.sizes.positions, own_dims.index(POSITION))
         values = np.expand_dims(values.astype(VARIABLES[name].dtype, copy=False), dims.index(SEQUENCE))
         chunks, _ = chunks_and_shards(name, self.sizes)
         grid, axis = self.grid(name), dims.index(SEQUENCE)
@@ -276,7 +288,7 @@ class SequenceWriter:
         Parameters
         ----------
         name : `norm_input`, `norm_output` or `final_input`
-        encoded : what `capture.store.chunks.encode` made of the float32 matrix
+        encoded : what `capture.store.chunks.encode` made of the float32 matrix, NaN behind the end of the sequence
         layer, site : indices; not used for `final_input`
         """
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
@@ -306,13 +318,14 @@ def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
     ----------
     path : folder of the store
     number : which sequence
-    arrays : every variable of the sequence that the store keeps, without its `sequence` dimension
+    arrays : every variable of the sequence that the store keeps, without its `sequence` dimension, and with as many
+        positions as the sequence has
     """
     store = StoreWriter(path)
     writer = store.sequence(number)
     try:
         for name in RAW_VARIABLES[store.raw]:
-            values = arrays[name].astype(np.float32, copy=False)
+            values = padded(arrays[name].astype(np.float32, copy=False), store.sizes.positions, axis=-2)
             if name == "final_input":
                 writer.append(name, encode(values, store.compression))
                 continue

@@ -63,9 +63,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 )
 def test_every_answer_is_that_of_the_store_alone(run: list[Path], criteria: Criteria) -> None:
     result = trajectory(run[::-1], criteria, resamples=20)
-    assert [row["step"] for row in result.rows] == list(STEPS)
+    assert [row["step"] for row in result.rows()] == list(STEPS)
     sets = []
-    for path, row, critical in zip(run, result.rows, result.critical.values, strict=True):
+    for path, row, critical in zip(run, result.rows(), result.critical.values, strict=True):
         alone = find_outliers(path, criteria)
         assert row["store"] == str(path)
         for name in ("count", "distinct_features", "mean_layer_fraction", "mean_position_fraction", "perplexity"):
@@ -74,7 +74,7 @@ def test_every_answer_is_that_of_the_store_alone(run: list[Path], criteria: Crit
         own = critical_magnitudes(path, criteria)
         np.testing.assert_array_equal(critical, own if own.ndim == 1 else own.max("sequence"))
         assert row["strongest_feature"] == int(np.argmax(critical))
-    for before, now, row in zip(sets, sets[1:], result.rows[1:], strict=False):
+    for before, now, row in zip(sets, sets[1:], result.rows()[1:], strict=False):
         assert (row["kept"], row["new"], row["gone"]) == (len(before & now), len(now - before), len(before - now))
     born = {row["feature"]: row for row in result.births()}
     assert set(born) == set.union(*sets)
@@ -100,9 +100,9 @@ def test_births_are_found_where_they_were_planted(run: list[Path]) -> None:
 
 def test_intervals_hold_the_count_and_share_their_draws(run: list[Path]) -> None:
     first, again = (trajectory(run, resamples=50, seed=1) for _ in range(2))
-    assert first.rows == again.rows
-    assert all(row["count_low"] <= row["count"] <= row["count_high"] for row in first.rows)
-    assert all(row["perplexity_low"] < row["perplexity"] < row["perplexity_high"] for row in first.rows)
+    assert first.rows() == again.rows()
+    assert all(row["count_low"] <= row["count"] <= row["count_high"] for row in first.rows())
+    assert all(row["perplexity_low"] < row["perplexity"] < row["perplexity_high"] for row in first.rows())
 
 
 def test_the_dataset_is_lazy_and_each_of_its_steps_is_a_store(run: list[Path]) -> None:
@@ -160,7 +160,7 @@ def test_folders_of_checkpoints_name_their_steps(tmp_path: Path) -> None:
         for step in (500, 1000)
     ]
     result = trajectory(paths, resamples=0)
-    assert [row["step"] for row in result.rows] == [500, 1000]
+    assert [row["step"] for row in result.rows()] == [500, 1000]
     assert result.model == "runs/a/"
 
 
@@ -171,7 +171,7 @@ def test_folders_of_checkpoints_name_their_steps(tmp_path: Path) -> None:
 def test_tokens(tmp_path: Path, options: dict[str, float], expected: list[int]) -> None:
     paths = [store(tmp_path, step, model_revision=f"step{step}-tokens{step // 100}B") for step in (100, 200)]
     result = trajectory(paths, by="tokens", resamples=0, **options)
-    assert [row["tokens"] for row in result.rows] == expected
+    assert [row["tokens"] for row in result.rows()] == expected
     assert result.dataset["tokens"].values.tolist() == expected
 
 
@@ -182,7 +182,7 @@ def test_steps_can_be_given(tmp_path: Path) -> None:
         store(tmp_path, 3, model_revision="stage1-step3"),
     ]
     result = trajectory(paths, steps=[30, 10, 20], resamples=0)
-    assert [row["revision"] for row in result.rows] == ["stage2-step2", "stage1-step3", "main"]
+    assert [row["revision"] for row in result.rows()] == ["stage2-step2", "stage1-step3", "main"]
 
 
 def changed(path: Path, **changes: object) -> xr.Dataset:

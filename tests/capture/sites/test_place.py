@@ -12,8 +12,8 @@ from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from capture.errors import OutliersError  # noqa: E402
-from capture.sites.blocks import refuse_lookahead  # noqa: E402
 from capture.sites.place import Site, SiteMap, find_sites, parse_overrides, sites_from_config  # noqa: E402
+from capture.sites.trial import refuse_lookahead  # noqa: E402
 from tests.architectures import ARCHITECTURES, HIDDEN, Expected  # noqa: E402
 
 pytestmark = pytest.mark.capture

@@ -63,7 +63,7 @@ def test_xarray_alone_reads_the_store(tmp_path: Path, raw: str, compression: str
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = xr.open_zarr(path)
-    assert set(dataset.data_vars) == set(stored_variables(raw, bias=True))
+    assert set(dataset.data_vars) == set(stored_variables(raw, ["norm_bias"]))
     vocabulary = xr.open_zarr(path, group="vocabulary")
     assert dict(zip(vocabulary.id.values.tolist(), vocabulary.text.values.tolist(), strict=True)) == TEXT
     assert list(dataset.signal.values) == ["input", "output"]
