@@ -21,6 +21,7 @@ STEP: Final = "step"
 BY: Final = ("step", "tokens")
 LEAST: Final = 2
 
+_REVISIONS: Final = ("model_revision_name", "model_revision")  # as it was asked for, and the commit that it was
 _FACTS: Final = ("architecture", "compute_dtype", "weight_quantisation", "bos")
 _MOST: Final = 2**53  # whole numbers up to here are exact on any axis
 
@@ -34,7 +35,7 @@ class Checkpoint:
     name : of the store, for a reader
     step : of the training
     tokens : seen so far; None where nothing says so
-    revision : of the model, as the store has it; None where it does not say
+    revision : of the model, by the name that was asked for, else the commit; None where the store does not say
     run : the model, and what else its revision's name says beside step and tokens
     store : the open store
     """
@@ -91,8 +92,10 @@ def checkpoints(
 
 def _placed(name: str, store: xr.Dataset, given: int | None) -> Checkpoint:
     """A store's place; where its step is given, its name says no more than which model it is of."""
-    revision, model = (_text(store.attrs.get(attribute)) for attribute in ("model_revision", "model_id"))
-    parsed, run = None if revision is None else checkpoint_name(revision), model or ""
+    names = [_text(store.attrs.get(attribute)) for attribute in _REVISIONS]
+    revision, model = next((name for name in names if name is not None), None), _text(store.attrs.get("model_id"))
+    parsed = next((found for name in names if name is not None and (found := checkpoint_name(name))), None)
+    run = model or ""
     if parsed is not None:
         run = f"{run}@{parsed.run}" if parsed.run and given is None else run
     elif model is not None:

@@ -136,7 +136,8 @@ def written_weight(
 
     The store says which sublayer first writes the feature, and where. The model says which column of the sublayer's
     last linear map makes it there: a linear map's return is a sum of weight times input. Then that one weight is zero
-    over whole sequences, and after it one random weight at a time, drawn from the ten times as many of the same map with the nearest magnitudes.
+    over whole sequences, and after it one random weight at a time, drawn from the ten times as many of the same map
+    with the nearest magnitudes.
 
     Parameters
     ----------

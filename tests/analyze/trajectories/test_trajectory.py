@@ -175,6 +175,14 @@ def test_tokens(tmp_path: Path, options: dict[str, float], expected: list[int]) 
     assert result.dataset["tokens"].values.tolist() == expected
 
 
+def test_the_name_that_was_asked_for_counts_beside_the_commit(tmp_path: Path) -> None:
+    paths = [store(tmp_path, n, model_revision=f"a1b2c{n}", model_revision_name=f"step{n}") for n in (7, 8)]
+    assert [(row["step"], row["revision"]) for row in trajectory(paths, resamples=0).rows()] == [
+        (7, "step7"),
+        (8, "step8"),
+    ]
+
+
 def test_steps_can_be_given(tmp_path: Path) -> None:
     paths = [
         store(tmp_path, 1, model_revision="main"),
