@@ -56,8 +56,8 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks.")]
-Length = Annotated[int, typer.Option(help="Tokens in each block.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks; of documents the most.")]
+Length = Annotated[int, typer.Option(help="Tokens in each block; documents are cut behind so many.")]
 BatchSize = Annotated[int, typer.Option(help="Blocks that go through the model together.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
 Raw = Annotated[str, typer.Option(help="Activations to keep: input, output, both, or none for peaks alone.")]
@@ -88,6 +88,9 @@ def capture_command(
     special_tokens: Annotated[
         str, typer.Option(help="Where text spells a special token: text keeps it text, parse makes it the token.")
     ] = "text",
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Each document is a sequence of its own, not part of joined blocks.")
+    ] = False,
     sequences: SequencesOption = 16,
     length: Length = 2048,
     batch_size: BatchSize = 1,

@@ -19,7 +19,7 @@ import numpy as np
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
-from analyze.types import Float64
+from analyze.types import Counts, Float64
 from capture.errors import OutliersError, one_line
 from capture.store.schema import ABLATION
 
@@ -44,7 +44,7 @@ class Ablation(Shown):
     features : the outlier features
     random_features : those of each repeat, as many
     hidden_size : width of the model
-    positions : tokens in each sequence; the first sequences of the store were run
+    positions : tokens in each sequence, the most where they differ; the first sequences of the store were run
     seed : where the randomness of the control starts
     top1 : (variant, sequence, layer), mean over heads and queries of the largest attention probability, the features
         taken away in that layer alone; NaN where a layer has no softmax attention, or `site` leaves attention as it is
@@ -52,6 +52,7 @@ class Ablation(Shown):
         away in all layers together
     nll : (variant, sequence), mean negative log-likelihood over positions >= 1 in nats, likewise
     attributes : circumstances: model, dtype, device, versions, time, command
+    lengths : (sequence,) int64, tokens in each sequence where they differ; None where all have `positions`
     """
 
     criteria: Criteria
@@ -65,6 +66,7 @@ class Ablation(Shown):
     next_top1: Float64 = field(repr=False)
     nll: Float64 = field(repr=False)
     attributes: Mapping[str, Any] = field(repr=False)
+    lengths: Counts | None = field(default=None, repr=False)
 
     @property
     def sequences(self) -> int:
@@ -85,7 +87,9 @@ class Ablation(Shown):
     def perplexities(self) -> Float64:
         """(variant,): exp of the mean negative log-likelihood over all sequences, as for the store itself."""
         with np.errstate(over="ignore"):
-            return np.asarray(np.exp(self.nll.mean(axis=1)))
+            if self.lengths is None:
+                return np.asarray(np.exp(self.nll.mean(axis=1)))
+            return np.asarray(np.exp(np.average(self.nll, axis=1, weights=self.lengths - 1)))
 
     def row(self) -> dict[str, float]:
         """The figures that papers print.
@@ -191,6 +195,7 @@ class Ablation(Shown):
             "hidden_size": self.hidden_size,
             "positions": self.positions,
             "seed": self.seed,
+            **({} if self.lengths is None else {"lengths": self.lengths.tolist()}),
             **arrays,
         }
         return _text(content)
@@ -222,6 +227,7 @@ class Ablation(Shown):
                 positions=int(content["positions"]),
                 seed=int(content["seed"]),
                 attributes=dict(content["attributes"]),
+                lengths=np.array(content["lengths"], np.int64) if "lengths" in content else None,
                 **{name: np.array(content[name], np.float64) for name in ("top1", "next_top1", "nll")},
             )
         except (KeyError, TypeError, OutliersError) as error:
@@ -237,6 +243,7 @@ class Ablation(Shown):
             or 0 in found.top1.shape
             or found.nll.shape != (variants, found.top1.shape[1])
             or found.next_top1.shape != found.nll.shape
+            or (found.lengths is not None and (found.lengths.shape != found.nll.shape[1:] or found.lengths.min() < 2))
             or len(found.top1) != variants
         ):
             raise ValueError("its parts do not fit together")

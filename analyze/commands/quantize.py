@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyze.commands.options import (
-    Csv,
-    Json,
-    LayerRange,
-    Scheduler,
-    Sequences,
-    Sites,
-    SkipFirst,
-    Workers,
-    criteria_of,
-    numbers,
-)
-from analyze.commands.output import print_json
+from analyze.commands.options import Csv, Json, Scheduler, Workers, asks_for_criteria, numbers
+from analyze.commands.output import print_json, print_or_json
+from capture.errors import OutliersError
 from capture.store.output import output_file
 
 if TYPE_CHECKING:
     from analyze.quantization.result import Quantization
+    from analyze.question.criteria import Criteria
+
+_OF_CRITERIA = ("preset", "magnitude", "layers", "positions", "signal", "counting", "layer_unit", "scale", "rounding")
 
 
+@asks_for_criteria(without=_OF_CRITERIA)
 def quantize(
     stores: Annotated[
         list[str],
@@ -33,6 +27,7 @@ def quantize(
             metavar="STORE...", help="One store or several: folder, .zarr.zip file, or URL.", show_default=False
         ),
     ],
+    criteria: Criteria,
     scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,10 +51,13 @@ def quantize(
             show_default="none",
         ),
     ] = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
+    scales_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Another store of the same model, whose largest magnitudes set the scales; for schemes by tensor.",
+            show_default="what is quantised",
+        ),
+    ] = None,
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
@@ -77,30 +75,27 @@ def quantize(
         output_file(csv)
     if plot is not None:
         from analyze.display.figures import check_path
-        from capture.errors import OutliersError
 
         check_path(plot)  # before the work, not after it
         if len(stores) > 1:
             raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
-    view = criteria_of(None, layer_range=layer_range, sites=sites, sequences=sequences, skip_first=skip_first).view
+    if scales_from is not None and (len(stores) > 1 or threshold is not None or transform or plot is not None):
+        raise OutliersError(
+            "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
+        )
     limits = [] if threshold is None else numbers(threshold, "threshold")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
     from analyze.quantization.quantize import quantize as run
+    from analyze.quantization.static import quantize_static
 
-    results = []
+    results: list[Any]
     with running(scheduler, workers), shown("reading activations") as progress:
-        for store in stores:
-            results.append(
-                run(
-                    store,
-                    scheme or None,
-                    thresholds=limits,
-                    transforms=transform or ("none",),
-                    view=view,
-                    progress=progress,
-                )
-            )
+        if scales_from is None:
+            asked: dict[str, Any] = {"thresholds": limits, "transforms": transform or ("none",), "view": criteria.view}
+            results = [run(store, scheme or None, **asked, progress=progress) for store in stores]
+        else:
+            results = [quantize_static(stores[0], scales_from, scheme or None, view=criteria.view, progress=progress)]
     if csv is not None:
         from analyze.display.tables import write_csv
 
@@ -111,23 +106,20 @@ def quantize(
         from analyze.quantization.quantize_figure import quantize_figure
 
         save(quantize_figure(results[0]), plot)
-    if json_:
-        told = [result.to_dict() for result in results]
-        print_json(told[0] if len(told) == 1 else {"stores": told})
+    if len(results) == 1:
+        print_or_json(results[0], json_)
+    elif json_:
+        print_json({"stores": [result.to_dict() for result in results]})
     else:
-        print_quantization(results)
+        print_stores(results)
 
 
-def print_quantization(results: list[Quantization]) -> None:
-    """Each store, then all side by side where they are several."""
-    from analyze.display.tables import print_facts, print_rows
+def print_stores(results: list[Quantization]) -> None:
+    """Each store, then all side by side."""
+    from analyze.display.tables import print_result, print_rows
     from analyze.quantization.result import side_by_side
 
     for result in results:
-        print_facts(result.summary())
-        for title, rows in result.tables():
-            print()
-            print_rows(rows, title=title)
+        print_result(result)
         print()
-    if len(results) > 1:
-        print_rows(side_by_side(results), title="side by side")
+    print_rows(side_by_side(results), title="side by side")

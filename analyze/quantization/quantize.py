@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.peaks import cache
+from analyze.peaks.counted import counted_positions, refuse_none
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_places
 from analyze.quantization.columns import THRESHOLD, checked_thresholds
@@ -84,13 +85,15 @@ def quantize(
             f"quantize needs the norm outputs, and {data.encoding.get('source', 'the store')} keeps none that they can "
             "be had from; capture with --raw input, output or both; outliers fits answers from such a store"
         )
+    counted = counted_positions(data, chosen)
+    refuse_none(counted)
     frame = chosen.select(data)
     shape = frame.sizes[LAYER], frame.sizes[SITE]
-    names = [_WHOLE, *(_label(variant) for variant in variants)]
+    names = [_WHOLE, *(variant.label for variant in variants)]
     keys = {name: cache.cache_key(data, chosen, "quantize", _VERSION, name) if use_cache else None for name in names}
     found = {name: _read(key, shape) for name, key in keys.items() if key is not None}
     sums = {name: values for name, values in found.items() if values is not None}
-    missing = tuple(variant for variant in variants if _label(variant) not in sums)
+    missing = tuple(variant for variant in variants if variant.label not in sums)
     if missing or _WHOLE not in sums:
         fresh = _streamed(data, chosen, LossOf(missing, _weight_norm(frame)), shape, progress)
         for name, values in fresh.items():
@@ -98,7 +101,10 @@ def quantize(
             if key is not None:
                 _write(data, key, values)
         sums |= fresh
-    return _result(str(data.encoding.get("source", "")), frame, variants, sums)
+    result = _result(str(data.encoding.get("source", "")), frame, variants, sums)
+    # Positions that do not count are NaN throughout, at every place.
+    left_out = result.left_out - np.count_nonzero(~counted) * math.prod(shape)
+    return replace(result, tokens=np.count_nonzero(counted), left_out=left_out)
 
 
 def _variants(
@@ -161,11 +167,6 @@ def _weight_norm(frame: xr.Dataset) -> Float32 | None:
     return loaded(frame["weight_norm"]) if "weight_norm" in frame else None
 
 
-def _label(variant: Variant) -> str:
-    threshold = "" if variant.threshold is None else repr(variant.threshold)
-    return f"{variant.scheme.name}|{variant.transform.name}|{threshold}"
-
-
 @dataclass
 class _Sums:
     """What is added up over sequences, for one variant or, of the matrices themselves, for none."""
@@ -180,7 +181,7 @@ def _streamed(
     data: xr.Dataset, view: View, loss_of: LossOf, shape: tuple[int, int], progress: Progress | None
 ) -> dict[str, _Sums]:
     """Sums over the sequences of a view, by name of the variant."""
-    names = [_WHOLE, *(_label(variant) for variant in loss_of.variants)]
+    names = [_WHOLE, *(variant.label for variant in loss_of.variants)]
     sums = {name: _Sums(*(np.zeros(shape) for _ in range(4))) for name in names}
     for _, layer, site, loss in stream_places(data, view, loss_of, progress):
         place = layer, site
@@ -215,7 +216,7 @@ def _write(data: xr.Dataset, key: str, sums: _Sums) -> None:
 
 
 def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dict[str, _Sums]) -> Quantization:
-    whole, parts = sums[_WHOLE], [sums[_label(variant)] for variant in variants]
+    whole, parts = sums[_WHOLE], [sums[variant.label] for variant in variants]
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = {
             "error": [part.plain / whole.plain for part in parts],
@@ -236,5 +237,5 @@ def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dic
         attrs=frame.attrs,
     )
     sizes = frame.sizes
-    left_out = int(whole.left_out.sum())
-    return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], sizes[POSITION], left_out, table)
+    tokens, left_out = sizes[SEQUENCE] * sizes[POSITION], int(whole.left_out.sum())
+    return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], tokens, left_out, table)

@@ -9,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Record, Shown
+from analyze.display.text import jsonable
 from analyze.quantization.schemes import scheme
 from capture.store.schema import LAYER, SITE
 
@@ -19,14 +20,14 @@ KEYS: Final = ("scheme", "transform", "threshold")
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(Shown):
     """Errors of every scheme, transform and threshold, at every layer and site.
 
     Parameters
     ----------
     name : of the store, as it was given
     hidden_size : width of the model
-    sequences, positions : what was quantised
+    sequences, tokens : what was quantised
     left_out : number of (sequence, layer, site, position) rows with a value that is not finite, which count nowhere
     table : Dataset over (variant, layer, site) of `error`, `output_error` and `kept_share`, float64, with coordinates
         `scheme`, `transform` and `threshold` (NaN where no columns are kept) along variant
@@ -35,16 +36,16 @@ class Quantization:
     name: str
     hidden_size: int
     sequences: int
-    positions: int
+    tokens: int
     left_out: int
     table: xr.Dataset = field(repr=False)
 
     @property
-    def rows_for_all(self) -> list[dict[str, Any]]:
+    def rows_for_all(self) -> list[Record]:
         """One row a variant: the mean over layers and sites, in the order in which they were asked for."""
         return [self._row(number, None, None) for number in range(self.table.sizes[VARIANT])]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Record]:
         """One row for each variant, layer and site; layer and site are None in the row for all, which comes first."""
         rows = []
         for number in range(self.table.sizes[VARIANT]):
@@ -57,7 +58,7 @@ class Quantization:
     def _row(self, number: int, layer: int | None, site: int | None) -> dict[str, Any]:
         one = self.table.isel({VARIANT: number})
         threshold = float(one["threshold"])
-        row: dict[str, Any] = {
+        row: Record = {
             "scheme": str(one["scheme"].values),
             "transform": str(one["transform"].values),
             "threshold": None if np.isnan(threshold) else threshold,
@@ -76,9 +77,9 @@ class Quantization:
         """What variants are ranked by: the error of outputs where the store has the weights' norms, else the error."""
         return "error" if bool(self.table["output_error"].isnull().all()) else "output_error"
 
-    def best_first(self) -> list[dict[str, Any]]:
+    def best_first(self) -> list[Record]:
         """One record a variant, the least error first, each with its worst place."""
-        rows: list[dict[str, Any]] = []
+        rows: list[Record] = []
         for number, row in enumerate(self.rows_for_all):
             values = self.table[self.measure].isel({VARIANT: number})
             worst: dict[str, Any] = {"worst_error": None, "at_layer": None, "at_site": "-"}
@@ -98,7 +99,10 @@ class Quantization:
         places = self.table.sizes[LAYER] * self.table.sizes[SITE]
         pairs = [
             ("store", self.name),
-            ("quantised", f"norm outputs of {self.sequences:,} x {self.positions:,} tokens at {places:,} places"),
+            (
+                "quantised",
+                f"norm outputs at {places:,} places, {self.tokens:,} tokens in {self.sequences:,} sequences",
+            ),
         ]
         if self.measure == "error":
             pairs.append(("output error", "unknown: the store has no weight_norm; capture again to have it"))
@@ -106,7 +110,7 @@ class Quantization:
             pairs.append(("left out", f"{self.left_out:,} rows with values that are not finite"))
         return pairs
 
-    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+    def tables(self) -> list[tuple[str, list[Record]]]:
         """The variants, best first."""
         return [("share of the squares that is lost, least first; mean over layers and sites", self.best_first())]
 
@@ -116,13 +120,13 @@ class Quantization:
             "store": self.name,
             "hidden_size": self.hidden_size,
             "sequences": self.sequences,
-            "positions": self.positions,
+            "tokens": self.tokens,
             "left_out": self.left_out,
-            "rows": all_jsonable(self.rows()),
+            "rows": jsonable(self.rows()),
         }
 
 
-def side_by_side(results: Sequence[Quantization]) -> list[dict[str, Any]]:
+def side_by_side(results: Sequence[Quantization]) -> list[Record]:
     """One record a variant with the error of each store in a column of its own, in the order of the first store.
 
     Parameters
