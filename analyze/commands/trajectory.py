@@ -57,7 +57,9 @@ def trajectory(
         from analyze.display.figures import check_path
 
         check_path(plot)
-    places: Any = None if steps is None else options.numbers(steps, "steps")
+    places: Any = None
+    if steps is not None:
+        places = [int(step) if step.is_integer() else step for step in options.numbers(steps, "steps")]
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
     from analyze.trajectories.trajectory import trajectory as run

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.comparison.compare import opened
+from analyze.question.checks import whole
 from analyze.reading.lazy import loaded
 from analyze.trajectories.names import checkpoint_name
 from analyze.types import Store
@@ -104,9 +105,9 @@ def _placed(name: str, store: xr.Dataset, given: int | None) -> Checkpoint:
         parsed = checkpoint_name(last)
         run = model if parsed is None else f"{folder}{slash}{parsed.run}"
     if given is not None:
-        if isinstance(given, bool) or given != int(given) or not 0 <= given <= _MOST:
-            raise OutliersError(f"steps has {given!r}; expected whole numbers, 0 or more")
-        step = int(given)
+        step = whole("steps", given)
+        if not 0 <= step <= _MOST:
+            raise OutliersError(f"steps has {step}; expected whole numbers from 0 to {_MOST}")
     elif parsed is not None:
         step = parsed.step
     else:

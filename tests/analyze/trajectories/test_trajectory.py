@@ -229,7 +229,7 @@ def test_what_is_no_checkpoint_of_the_run_is_refused(
         (["0", "1", "--by", "time"], "by is 'time'; expected one of step, tokens"),
         (["0", "1", "--steps", "5"], "steps has 1 numbers for 2 stores"),
         (["0", "1", "--steps", "5,5"], "are both of step 5"),
-        (["0", "1", "--steps", "5,1.5"], "steps has 1.5; expected whole numbers"),
+        (["0", "1", "--steps", "5,1.5"], "steps has 1.5; expected a whole number"),
         (["0", "1", "--tokens-per-step", "0"], "tokens-per-step is 0.0; expected a number above 0"),
         (["0", "1", "--layer-range", "2:9"], "the store has layers 0 to 3"),
         (["0", "1", "--plot", "x.jpg"], "expected a figure file ending in .png or .svg"),
