@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capture.ablation.command import ablate_command
+from capture.ablation.weight_command import weight_command
 from capture.environment import prepare
 from capture.errors import OutliersError
 from capture.quantization.command import quantize_command
@@ -38,6 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify_command)
     app.command("quantize")(quantize_command)
     app.command("ablate")(ablate_command)
+    app.command("weight")(weight_command)
     app.command("run")(run_command)
 
 
