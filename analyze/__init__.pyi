@@ -9,7 +9,6 @@ from .answers.find import critical_magnitudes as critical_magnitudes
 from .answers.find import find_outliers as find_outliers
 from .answers.info import Info as Info
 from .answers.info import store_info as store_info
-from .answers.metrics import extreme_tokens as extreme_tokens
 from .answers.metrics import layer_metrics as layer_metrics
 from .answers.null import Null as Null
 from .answers.null import permutation_null as permutation_null
@@ -18,6 +17,8 @@ from .answers.sweep import sweep as sweep
 from .answers.sweep_figure import sweep_figure as sweep_figure
 from .answers.table4 import DettmersTable as DettmersTable
 from .answers.table4 import dettmers_table as dettmers_table
+from .answers.tokens import extreme_tokens as extreme_tokens
+from .answers.tokens import outlier_tokens as outlier_tokens
 from .comparison.compare import compare as compare
 from .comparison.published import PublishedTable as PublishedTable
 from .comparison.published import published as published
@@ -33,6 +34,14 @@ from .portraits.portrait import portrait as portrait
 from .portraits.walk import Walk as Walk
 from .portraits.walk import walk as walk
 from .portraits.walk_figure import walk_figure as walk_figure
+from .quantization.fits import Fits as Fits
+from .quantization.fits import fits as fits
+from .quantization.kept_figure import kept_figure as kept_figure
+from .quantization.quantize import quantize as quantize
+from .quantization.quantize_figure import quantize_figure as quantize_figure
+from .quantization.result import Quantization as Quantization
+from .quantization.static import quantize_static as quantize_static
+from .quantization.static_result import StaticQuantization as StaticQuantization
 from .question.criteria import Criteria as Criteria
 from .question.view import View as View
 from .reading.activations import activations as activations

@@ -54,8 +54,8 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks.")]
-Length = Annotated[int, typer.Option(help="Tokens in each block.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks; of documents the most.")]
+Length = Annotated[int, typer.Option(help="Tokens in each block; documents are cut behind so many.")]
 BatchSize = Annotated[int, typer.Option(help="Blocks that go through the model together.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
 Raw = Annotated[str, typer.Option(help="Activations to keep: input, output, both, or none for peaks alone.")]
@@ -74,8 +74,21 @@ def capture_command(
     out: Annotated[Path, typer.Option(help="Folder of the store to make or to go on with.", show_default=False)],
     text: Annotated[
         str,
-        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or a .txt, .jsonl, .jsonl.gz or .parquet file."),
+        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or .txt, .jsonl, .json.gz, .parquet files."),
     ] = "fineweb-edu",
+    field: Annotated[
+        str | None,
+        typer.Option(help="Of records: text, or lists of token ids.", show_default="text, or messages with --chat"),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Documents are messages, for the tokenizer's own chat template.")
+    ] = False,
+    special_tokens: Annotated[
+        str, typer.Option(help="Where text spells a special token: text keeps it text, parse makes it the token.")
+    ] = "text",
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Each document is a sequence of its own, not part of joined blocks.")
+    ] = False,
     sequences: SequencesOption = 16,
     length: Length = 2048,
     batch_size: BatchSize = 1,
@@ -83,7 +96,9 @@ def capture_command(
     device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
     raw: Raw = "input",
     part: Annotated[str, typer.Option(help="I/K: capture only the I-th of K disjoint shares.")] = "1/1",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing store, once the new one is finished.")
+    ] = False,
     bos: Annotated[
         bool | None,
         typer.Option("--bos/--no-bos", help="A BOS token first in each block.", show_default="as the tokenizer does"),
@@ -96,34 +111,22 @@ def capture_command(
 
     Example: outliers capture smollm2-135m --text python-docs --length 1024 --out data/smollm2.zarr
     """
+    options = locals()
     prepare()
     from capture.progress import Display
+    from capture.request import Request
     from capture.run import capture
     from capture.store.write import StoreWriter
 
+    request = Request.among(options)
+    replaces = overwrite and out.exists()
     try:
         with Display() as display:
-            capture(
-                model,
-                out,
-                text=text,
-                sequences=sequences,
-                length=length,
-                batch_size=batch_size,
-                dtype=dtype,
-                device=device,
-                raw=raw,
-                part=parse_part(part),
-                overwrite=overwrite,
-                bos=bos,
-                compression=compression,
-                sites=sites,
-                trust_remote_code=trust_remote_code,
-                reporter=display,
-            )
+            share = parse_part(part)
+            capture(out=out, part=share, overwrite=overwrite, reporter=display, **request.arguments(capture))
     except KeyboardInterrupt:
-        how = "without --overwrite goes on" if overwrite else "goes on"
-        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command {how}", err=True)
+        there = f"; {out} is still the earlier store" if replaces else ""
+        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command goes on{there}", err=True)
         raise typer.Exit(130) from None
     done = StoreWriter(out).done()
     if done.all():
@@ -174,22 +177,13 @@ def estimate_command(
 
     Example: outliers estimate smollm2-135m --sequences 16 --length 1024
     """
+    options = locals()
     prepare()
     from capture.estimate import estimate
     from capture.progress import Display
+    from capture.request import Request
 
-    found = estimate(
-        model,
-        sequences=sequences,
-        length=length,
-        batch_size=batch_size,
-        dtype=dtype,
-        raw=raw,
-        compression=compression,
-        sites=sites,
-        trust_remote_code=trust_remote_code,
-        reporter=Display(),
-    )
+    found = estimate(**Request.among(options).arguments(estimate), reporter=Display())
     if json_:
         typer.echo(json.dumps(asdict(found), indent=1))
         return

@@ -8,3 +8,9 @@ class OutliersError(Exception):
 
     The command line prints it without a traceback and exits with 2.
     """
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, to stand within a line of ours: its first line, or else its class."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return " ".join(first.split())[:most]

@@ -145,7 +145,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for norm in (block.input_layernorm, block.post_attention_layernorm):
                 norm.weight[PLANTED] = 2
     network.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -182,6 +184,8 @@ class Stage:
         self.store: Path = request.getfixturevalue("store")
         self.pushed: set[str] = set()
         shutil.copy(request.getfixturevalue("words"), folder / "words.txt")
+        record = {"input_ids": [3, 4, 5] * 9, "messages": [{"role": "user", "content": "alpha " * 30}]}
+        (folder / "words.jsonl").write_text(f"{json.dumps(record)}\n" * 5)
 
     def run(self, piece: Piece) -> None:
         """Run a piece, or fail with where it stands."""
@@ -213,6 +217,8 @@ class Stage:
         assert name in COMMANDS, f"no command is called {name}"
         flags = {flag for option in COMMANDS[name].params if getattr(option, "is_flag", False) for flag in option.opts}
         given, options = [name], dict(QUICK.get(name, {}))
+        if {"--field", "--chat"} & set(rest):
+            options["--text"] = "words.jsonl"
         positional = 0
         while rest:
             word = rest.pop(0)

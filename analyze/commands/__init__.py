@@ -13,6 +13,8 @@ NAMES: Final = (
     "find",
     "sweep",
     "metrics",
+    "fits",
+    "quantize",
     "null",
     "compare",
     "transition",

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.answers.ablation import Ablation, read_ablations
-from analyze.answers.facts import mean_fraction, nonfinite_count, perplexity
+from analyze.answers.facts import losses, mean_fraction, nonfinite_count, perplexity
 from analyze.answers.table4 import dettmers_table
 from analyze.comparison.bootstrap import (
     UNKNOWN,
@@ -26,18 +26,17 @@ from analyze.comparison.bootstrap import (
     pooled,
 )
 from analyze.comparison.cells import Row
-from analyze.comparison.hits import Counts, Hits, position_peaks, read_hits
+from analyze.comparison.hits import Hits, position_peaks, read_hits
 from analyze.comparison.published import TABLES, PublishedTable
 from analyze.comparison.published import published as published_table
 from analyze.comparison.result import ABLATED, RESAMPLES, Comparison, columns
 from analyze.question.criteria import SATURATED, Criteria
 from analyze.question.ranks import threshold
 from analyze.reading.activations import has_activations
-from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
-from analyze.types import Progress, Store
+from analyze.types import Counts, Progress, Store
 from capture.errors import OutliersError
-from capture.store.schema import POSITION, SEQUENCE, mantissa_bits
+from capture.store.schema import SEQUENCE, mantissa_bits
 
 
 def compare(
@@ -92,7 +91,7 @@ def compare(
             table.append({**row, "model": label, "store": store.encoding.get("source")})
     tables = tuple(published_table(name) for name in TABLES) if published else ()
     for one in tables:
-        (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.rows)
+        (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.models)
     return Comparison(criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables)
 
 
@@ -193,7 +192,7 @@ def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
         "precision": dtype if quantised in (None, "none") or dtype is None else f"{dtype} ({quantised})",
         "text": _text(store.attrs.get("text_source")),
         "sequences": hits.sequences,
-        "positions": hits.positions,
+        "positions": int(hits.positions.max()),
         "perplexity": perplexity(store, hits.criteria),
         "perplexity_low": low,
         "perplexity_high": high,
@@ -212,26 +211,28 @@ def _text(value: Any) -> str | None:
 
 
 def _perplexity_interval(store: xr.Dataset, criteria: Criteria, weights: Counts) -> tuple[float, float]:
-    nll = store["nll"].isel({POSITION: slice(1, None)})
-    values = loaded(nll if criteria.sequences is None else nll.isel({SEQUENCE: list(criteria.sequences)}))
-    if min(values.shape[0] - 1, values.shape[1]) < 1:
+    each = losses(store, criteria.sequences)
+    tokens = np.array([len(values) for values in each])
+    if len(each) < 2 or not tokens.any():
         return UNKNOWN
-    means = values.mean(axis=1, dtype=np.float64)
-    with np.errstate(over="ignore"):
-        return interval(np.exp(weights @ means / len(means)))
+    sums = np.array([values.sum() for values in each])
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return interval(np.exp((weights @ sums) / (weights @ tokens)))
 
 
 def _counted(hits: Hits, weights: Counts) -> Row:
     outliers, layer_hits, position_hits = (per_sequence if _by_sequence(hits) else pooled)(hits)
-    positions = hits.positions * (1 if _by_sequence(hits) else hits.sequences)
+    totals = hits.positions if _by_sequence(hits) else hits.positions.sum(keepdims=True)
+    shares = (position_hits / np.maximum(totals, 1)[:, None])[outliers]
+    by_sequence = zip(np.where(outliers, position_hits, 0).sum(axis=1).tolist(), totals.tolist(), strict=True)
     count, width = int(outliers.sum()), outliers.shape[1]
     distinct = int(outliers.any(axis=0).sum())
     row: Row = {
         "count": count,
-        "mean_layer_fraction": mean_fraction(int(layer_hits[outliers].sum()), hits.units, count),
-        "mean_position_fraction": mean_fraction(int(position_hits[outliers].sum()), positions, count),
+        "mean_layer_fraction": mean_fraction([(int(layer_hits[outliers].sum()), hits.units)], count),
+        "mean_position_fraction": mean_fraction(by_sequence, count),
         "median_layer_fraction": float(np.median(layer_hits[outliers])) / hits.units if count else math.nan,
-        "median_position_fraction": float(np.median(position_hits[outliers])) / positions if count else math.nan,
+        "median_position_fraction": float(np.median(shares)) if count else math.nan,
         "distinct_features": distinct,
         "hidden_size": width,
         "share": distinct / width,

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED
+from analyze.answers.facts import ROUNDED_NOTE
 from analyze.answers.find import critical_by_feature
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_matrices
 from analyze.question.checks import within
@@ -29,7 +30,7 @@ from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, manti
 
 
 @dataclass(frozen=True)
-class Portrait:
+class Portrait(Shown):
     """One feature of a store.
 
     Parameters
@@ -38,8 +39,8 @@ class Portrait:
     criteria : fractions, layer unit and view; its counting is not used, both are given
     model : name of the model as captured; a stranger's text
     sequences : one row a sequence: `sequence`, `lowest`, `highest` (signed), `layer_fraction`, `position_fraction`
-        (hits at the criterion's magnitude), `critical_magnitude`, `rank` (1 is the largest critical magnitude of the
-        sequence), `outlier`
+        (hits at the criterion's magnitude; NaN where no position counts), `critical_magnitude`, `rank` (1 is the
+        largest critical magnitude of the sequence), `outlier`
     pooled_critical_magnitude, pooled_rank : the same with all sequences as one
     layers : (sequence, layer, site) `high` and `low`, float32: largest and smallest value over positions
     sequence : number of the sequence that `magnitudes` shows
@@ -80,15 +81,14 @@ class Portrait:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers show --json` prints: strict JSON; the map itself is in `magnitudes` only."""
-        pooled = all_jsonable([{"critical_magnitude": self.pooled_critical_magnitude, "rank": self.pooled_rank}])[0]
         rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             "feature": self.feature,
             "hidden_size": self.hidden_size,
-            "pooled": pooled,
-            "sequences": all_jsonable(self.sequences),
-            "layers": all_jsonable(self.layer_rows),
-            "tokens": all_jsonable(self.tokens),
+            "pooled": jsonable({"critical_magnitude": self.pooled_critical_magnitude, "rank": self.pooled_rank}),
+            "sequences": jsonable(self.sequences),
+            "layers": jsonable(self.layer_rows),
+            "tokens": jsonable(self.tokens),
             "map": {"sequence": self.sequence, "exact": self.exact},
             "criteria": self.criteria.to_dict(),
             **rounded,
@@ -113,16 +113,20 @@ class Portrait:
         if not self.exact:
             rows.append(("map", "upper bounds from peaks: the store keeps no activations for this view"))
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
         return rows
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:12} {value}" for name, value in self.summary())
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a sequence, as in `sequences`."""
+        return list(self.sequences)
 
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        return stack(facts(self.summary()), rows(self.sequences), rows(self.tokens))
+    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """By sequence, by layer, and the strongest tokens."""
+        return [
+            ("by sequence", self.rows()),
+            ("smallest and largest value over sequences and positions", self.layer_rows),
+            ("tokens with the largest magnitudes", list(self.tokens)),
+        ]
 
 
 def portrait(
@@ -169,13 +173,14 @@ def portrait(
     pooled = critical_by_feature(peaks, replace(criteria, counting="pooled"))[0]
     limit = threshold(criteria.magnitude)
     units = by_layer.reshape(len(numbers), -1) if criteria.layer_unit == "site" else np.fmax.reduce(by_layer, axis=2)
+    counted = peaks["counted"].values.tolist()
     rows = tuple(
         {
             "sequence": n,
             "lowest": float(np.fmin.reduce(low[i], axis=None)),
             "highest": float(np.fmax.reduce(high[i], axis=None)),
             "layer_fraction": np.count_nonzero(units[i] >= limit) / units.shape[1],
-            "position_fraction": np.count_nonzero(by_position[i] >= limit) / by_position.shape[1],
+            "position_fraction": np.count_nonzero(by_position[i] >= limit) / counted[i] if counted[i] else math.nan,
             "critical_magnitude": float(critical[i, feature]),
             "rank": _rank(critical[i], feature),
             "outlier": bool(critical[i, feature] >= limit),

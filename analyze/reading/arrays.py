@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyze.reading.locations import open_location
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.chunks import decode, decode_strings
 from capture.store.location import Location
 from capture.store.metadata import ArrayMetadata, read_array_metadata
@@ -81,7 +81,7 @@ class StoredArray:
         try:
             return np.asarray(self._decoded(slices)[inner])
         except (ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split()).split(". ")[0]
+            reason = one_line(error).split(". ")[0]
             raise self._damage(slices, reason) from error
 
     def _decoded(self, slices: tuple[slice, ...]) -> npt.NDArray[Any]:

@@ -20,8 +20,8 @@ from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from analyze.reading.hub import HUB_SHAPE, HubDataset, hub_dataset, line_of
-from capture.errors import OutliersError
+from analyze.reading.hub import HUB_SHAPE, HubDataset, hub_dataset
+from capture.errors import OutliersError, one_line
 from capture.store.location import Range
 from capture.store.metadata import read_metadata
 from capture.store.schema import VARIABLES
@@ -129,7 +129,7 @@ class Server:
             return HTTPStore.from_url(base, client_options=client, retry_config=retry)
         except Exception as error:  # obstore raises classes of its own, one for each store
             raise OutliersError(
-                f"{self.url} cannot be opened ({line_of(error)}); expected https://HOST/STORE.zarr, "
+                f"{self.url} cannot be opened ({one_line(error)}); expected https://HOST/STORE.zarr, "
                 f"s3://BUCKET/STORE.zarr or {HUB_SHAPE}"
             ) from error
 
@@ -323,7 +323,7 @@ def reason(error: Exception, kind: re.Match[str] | None) -> str:
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if public"
     if kind is not None:
         return _ADVICE[kind[1]]
-    return f"the server fails ({status[1].strip() if status is not None else line_of(error)}); try again later"
+    return f"the server fails ({status[1].strip() if status is not None else one_line(error)}); try again later"
 
 
 def credentials() -> dict[str, Any]:

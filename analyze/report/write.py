@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import numpy as np
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED, nonfinite_count, perplexity
+from analyze.answers.facts import ROUNDED_NOTE, nonfinite_count, perplexity
 from analyze.display.text import plain
 from analyze.peaks.lookup import view_peaks
 from analyze.question.checks import check_choice
@@ -26,6 +26,7 @@ from analyze.report.levels import bucket_starts, span, tally
 from analyze.report.page import render
 from analyze.types import Progress, Store
 from capture.errors import OutliersError
+from capture.store.files import write_file
 from capture.store.output import output_path
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
@@ -127,7 +128,7 @@ def write_report(
     resolved = [_resolved(store, criteria, number, len(datasets)) for number, store in enumerate(datasets)]
     sources = [_Source.of(store, each, signals, progress) for store, each in zip(datasets, resolved, strict=True)]
     html, values = _fitted(sources, criteria, signals, own, budget, progress)
-    out.write_bytes(html)
+    write_file(out, html)
     return Report(out, len(html), len(sources), tuple(values))
 
 
@@ -315,10 +316,11 @@ def _facts(source: _Source) -> dict[str, Any]:
         "layers": [int(n) for n in peaks[LAYER].values],
         "sites": [plain(str(label))[:_LONGEST] for label in peaks[SITE].values],
         "positions": peaks.sizes[POSITION],
+        "counted": peaks["counted"].values.tolist(),
         "first_position": int(peaks[POSITION].values[0]),
         "buckets": bucket_starts(peaks.sizes[POSITION]),
         "width": peaks.sizes[FEATURE],
-        "rounded": None if bits is None else ROUNDED.format(bits),
+        "rounded": None if bits is None else ROUNDED_NOTE.format(bits),
         "perplexity": likelihood if math.isfinite(likelihood) else None,
         "signals": {name: {"nonfinite": nonfinite_count(store, each)} for name, each in source.criteria.items()},
         "attributes": [

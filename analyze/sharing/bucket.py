@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ from capture.store.files import file_digest
 _ROOT: Final = "zarr.json"
 _DIGEST: Final = "sha256"  # name of the object's metadata, which a reader of the bucket may use as well
 _AT_ONCE: Final = 8
+_ONE_REQUEST: Final = 5 * 2**30  # that a bucket takes; an upload in parts that is killed stays open, and costs
 _PART: Final = 16 * 2**20
 _MOST_PARTS: Final = 9000  # a bucket takes 10,000 for one object
 _CONNECT: Final = timedelta(seconds=10)
@@ -54,7 +57,7 @@ class BucketUpload:
         self._plan, self._overwrite, self._report = plan, overwrite, report
         client: Any = {
             "connect_timeout": _CONNECT,
-            "timeout": timedelta(hours=1),
+            "timeout": timedelta(hours=6),  # for one file
             "user_agent": "outlier-features",
             "allow_http": _plain_http(),
         }
@@ -141,8 +144,12 @@ class BucketUpload:
 
         assert isinstance(file.source, Path)
         attributes: Any = {_DIGEST: file_digest(file.source)}
-        part = max(_PART, -(-file.size // _MOST_PARTS))
-        self._told(lambda: obstore.put(self._store, file.name, file.source, attributes=attributes, chunk_size=part))
+        if file.size > _ONE_REQUEST:
+            part = max(_PART, -(-file.size // _MOST_PARTS))
+            self._told(lambda: obstore.put(self._store, file.name, file.source, attributes=attributes, chunk_size=part))
+            return
+        with _mapped(file.source) as content:
+            self._told(lambda: obstore.put(self._store, file.name, content, attributes=attributes, use_multipart=False))
 
     def _together(self, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
         """Results of a function of every item, several at a time; the first failure stops the rest."""
@@ -160,6 +167,16 @@ class BucketUpload:
             raise
         except Exception as error:  # obstore raises classes of its own, one for each kind of answer
             raise OutliersError(f"{self._plan.url}: {_reason(error)}") from error
+
+
+@contextmanager
+def _mapped(file: Path) -> Iterator[Any]:
+    """Content of a file that the system reads as it is sent, so that none of it need fit into memory."""
+    with file.open("rb") as opened:
+        if os.fstat(opened.fileno()).st_size == 0:
+            yield b""
+            return
+        yield mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _plain_http() -> bool:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.files import folded_name, name_flaw
+from capture.store.replace import check_replaceable
 from capture.store.schema import CHECKSUMS, RAW_VARIABLES
 from capture.store.verify import flaw
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def check_target(target: Path, *, store: bool, overwrite: bool) -> None:
     Raises
     ------
     OutliersError
-        Something is there; with `overwrite`, something of another kind.
+        Something is there; with `overwrite`, something of another kind, or in a store's folder what is not the store's.
     """
     if not os.path.lexists(target):
         return
@@ -101,25 +99,8 @@ def check_target(target: Path, *, store: bool, overwrite: bool) -> None:
     if target.is_symlink() or not ((target / "zarr.json").is_file() if store else target.is_file()):
         kind = "store" if store else "file"
         raise OutliersError(f"{target} exists and is no {kind}, so --overwrite leaves it; choose another --out")
-
-
-def check_free_space(target: Path, needed: int) -> None:
-    """Refuse where the disk of `target` has fewer free bytes than needed.
-
-    Raises
-    ------
-    OutliersError
-        Too little room.
-    """
-    folder = target.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutliersError(
-            f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-            "make room, or choose another --out"
-        )
+    if store:
+        check_replaceable(target)
 
 
 def check_sound(store: Path, progress: Progress | None) -> None:

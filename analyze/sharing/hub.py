@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from analyze.sharing.card import UNKNOWN, Card, picture_name
 from analyze.sharing.plan import HUB, Push, Uploaded, unlike
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 
 EXTRA: Final = "install with: pip install 'outlier-features[remote]'"
 _PAGE: Final = "README.md"
@@ -187,11 +187,11 @@ class HubUpload:
             raise OutliersError(f"cannot reach {where}: HF_HUB_OFFLINE is set; unset it to upload") from error
         except (HTTPError, OSError, RuntimeError) as error:
             raise OutliersError(
-                f"the upload to {where} failed ({_first_line(error)}); check the network, then run the same "
+                f"the upload to {where} failed ({one_line(error)}); check the network, then run the same "
                 "command again: it goes on where it stopped"
             ) from error
         except ValueError as error:  # what the library itself finds wrong, such as a licence that the Hub does not know
-            raise OutliersError(f"{where} does not take this ({_line(error)})") from error
+            raise OutliersError(f"{where} does not take this ({one_line(error)})") from error
 
 
 @contextmanager
@@ -224,12 +224,3 @@ def _refused(where: str, error: Any) -> str:
         429: "wait, then run the same command again: it goes on where it stopped",
     }.get(status, "run the same command again later: it goes on where it stopped")
     return f"the Hub refuses {where} ({status}: {' '.join(said.split())}); {advice}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any, Final
 
-from analyze.sharing.files import Entry, Progress, check_free_space, check_sound, check_target, entries
+from analyze.sharing.files import Entry, check_sound, check_target, entries
+from analyze.types import Progress
 from capture.errors import OutliersError
-from capture.store.files import sync_folder
+from capture.store.drafts import draft_folder
+from capture.store.files import AtomicFile, check_free_space
 from capture.store.output import output_path
 from capture.store.rounding import write_rounded
 from capture.store.schema import CHECKSUMS, MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
@@ -78,24 +78,15 @@ def pack(
     if peaks_only:
         found = without_raw(found)
     needed = sum(entry.size + 2 * len(entry.name) + _HEADERS for entry in found)
-    check_free_space(out, needed if mantissa_bits is None else 2 * needed)  # rounded files lie beside the archive first
+    # Rounded files lie beside the archive first.
+    check_free_space(out, needed if mantissa_bits is None else 2 * needed, "the archive", "choose another --out")
     check_sound(store, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    scratch = draft.with_name(f"{draft.name}.rounded")
-    try:
+    with draft_folder(out) as scratch, AtomicFile(out, cached=False) as archive:
         if mantissa_bits is not None:
             found = with_rounded(found, store, mantissa_bits, scratch)
-        with draft.open("xb") as file:
-            _write(file, found)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(archive.file, found)
         check_target(out, store=False, overwrite=overwrite)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
-    sync_folder(out.absolute().parent)
     return out
 
 

@@ -13,8 +13,7 @@ from typing import Final
 from analyze.sharing.card import Card
 from analyze.sharing.files import Entry
 from capture.errors import OutliersError
-from capture.store.schema import CHECKSUMS, COORDINATES, VARIABLES, VOCABULARY
-from capture.store.schema import FOLDER as ABLATION
+from capture.store.schema import ABLATION, CHECKSUMS, COORDINATES, VARIABLES, VOCABULARY
 
 HUB: Final = "hf://datasets/"
 BUCKET: Final = "s3://"

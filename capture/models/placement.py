@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 
 
 def torch_device(device: str) -> Any:
@@ -18,6 +18,6 @@ def torch_device(device: str) -> Any:
             raise RuntimeError("it has no values")
     except (RuntimeError, AssertionError) as error:
         raise OutliersError(
-            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
+            f"--device {device} is not there ({one_line(error)}); expected auto, cpu or cuda:0"
         ) from error
     return target

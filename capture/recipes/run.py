@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,7 +115,9 @@ class _Campaign:
     def __init__(self, recipe: Recipe, out: Path, clean_cache: bool, tell: Callable[[str], None]) -> None:
         self._recipe, self._out, self._clean_cache, self._tell = recipe, out, clean_cache, tell
         self._folder = recipe.path.absolute().parent
-        self._outcomes = [Outcome(entry.name, entry.model, str(store_path(out, entry))) for entry in recipe.entries]
+        self._outcomes = [
+            Outcome(entry.name, entry.request.model, str(store_path(out, entry))) for entry in recipe.entries
+        ]
         self._results = Results(self._outcomes, _earlier_comparison(out))
         for folder in (out, out / "logs", out / "found"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ class _Campaign:
         for number, (entry, outcome) in enumerate(zip(self._recipe.entries, self._outcomes, strict=True), 1):
             if entry.name not in chosen:
                 continue
-            self._tell(f"[{number}/{len(self._outcomes)}] {entry.name}: {entry.model}")
+            self._tell(f"[{number}/{len(self._outcomes)}] {entry.name}: {entry.request.model}")
             try:
                 self._model(number, entry, outcome)
             except KeyboardInterrupt:
@@ -149,7 +151,8 @@ class _Campaign:
         with (self._out / "logs" / f"{entry.name}.txt").open("a", encoding="utf-8") as log:
             if finished_share(self._recipe, entry, self._out) < 1:
                 began = time.monotonic()
-                self._outliers(["capture", entry.model, "--out", str(store), *_words(entry.options)], log)
+                words = ["capture", entry.request.model, "--out", str(store), *entry.request.to_words()]
+                self._outliers(words, log)
                 outcome.seconds = round(time.monotonic() - began, 1)
                 status = "captured"
             outcome.store_bytes = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
@@ -184,15 +187,13 @@ class _Campaign:
         store = store_path(self._out, entry)
         sequences = min(_ABLATED, StoreWriter(store).sizes.sequences)
         words = ["ablate", str(store), "--preset", preset, "--sequences", str(sequences)]
-        same = {
-            key: entry.options[key] for key in ("batch_size", "device", "trust_remote_code") if key in entry.options
-        }
-        self._answer(entry, f"{preset}.ablation.json", [*words, *_words(same)], log)
+        words += entry.request.to_words("batch_size", "device", "trust_remote_code")
+        self._answer(entry, f"{preset}.ablation.json", words, log)
 
     def _clean(self, number: int, entry: Entry, store: Path, log: IO[str]) -> None:
         """Remove the model from the hub's cache, unless a later one of the recipe needs it too."""
-        repository = cached_repository(entry.model, self._folder)
-        later = {cached_repository(other.model, self._folder) for other in self._recipe.entries[number:]}
+        repository = cached_repository(entry.request.model, self._folder)
+        later = {cached_repository(other.request.model, self._folder) for other in self._recipe.entries[number:]}
         if repository is None or repository in later:
             return
         removal = removal_of(repository)
@@ -247,20 +248,6 @@ class _Campaign:
 
     def _outliers(self, words: Sequence[str], log: IO[str], output: IO[str] | None = None) -> None:
         run_outliers(words, self._folder, log, self._tell, output)
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options on the command line."""
-    words = []
-    for key, value in options.items():
-        flag = key.replace("_", "-")
-        if key == "bos":
-            words.append("--bos" if value else "--no-bos")
-        elif isinstance(value, bool):
-            words += [f"--{flag}"] if value else []
-        else:
-            words += [f"--{flag}", str(value)]
-    return words
 
 
 def _captured(store: Path) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 
 BATCH = 2
 _LENGTHS = (13, 17, 19, 23, 29, 31, 37, 41)
@@ -204,30 +204,6 @@ class _Watch:
             call.mixing.add("convolution")
 
 
-@contextlib.contextmanager
-def _visible_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Switch fused attention, whose kernel shows nothing of its scores, to plain tensor code for a while."""
-    configs: dict[int, Any] = {
-        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
-    }
-    fused = [
-        (config, name)
-        for config in configs.values()
-        if (name := getattr(config, "_attn_implementation", None)) not in (None, "eager", "sdpa")
-    ]
-    try:
-        for config, _ in fused:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, name in fused:
-            config._attn_implementation = name
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 def _guarded(forward: Callable[..., Any], failures: list[str], width: int | None) -> Callable[..., Any]:
     """Let an empty tensor stand in for what `forward` cannot compute without values: like the input `width` wide."""
 
@@ -235,7 +211,7 @@ def _guarded(forward: Callable[..., Any], failures: list[str], width: int | None
         try:
             return forward(*args, **kwargs)
         except Exception as error:
-            failures.append(_in_one_line(error))
+            failures.append(f"{type(error).__name__}: {one_line(error)}")
             hidden = list(_floating([*args, *kwargs.values()]))
             if not hidden:
                 raise
@@ -319,7 +295,7 @@ def probe(model: torch.nn.Module) -> Record:
         model.eval()
         with contextlib.ExitStack() as context:
             context.enter_context(torch.no_grad())
-            context.enter_context(_visible_attention(model))
+            context.enter_context(plain_attention(model, visible=("sdpa",)))
             embedding: Any = model.get_input_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
             if mode is not None:
                 width = None if embedding is None else embedding.weight.shape[-1]
@@ -334,7 +310,8 @@ def probe(model: torch.nn.Module) -> Record:
         raise
     except Exception as error:
         raise OutliersError(
-            f"{type(model).__name__} failed on a probe of {operations.length} token ids ({_in_one_line(error)}); "
+            f"{type(model).__name__} failed on a probe of {operations.length} token ids "
+            f"({type(error).__name__}: {one_line(error)}); "
             "expected a decoder that reads input_ids alone; choose another model"
         ) from error
     finally:
@@ -347,15 +324,27 @@ def probe(model: torch.nn.Module) -> Record:
 
 
 @contextlib.contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """Compute attention as plain tensor code for a while: fused kernels return no probabilities."""
+def plain_attention(model: torch.nn.Module, visible: Sequence[str] = ()) -> Iterator[None]:
+    """Compute attention as plain tensor code for a while: fused kernels show no scores and return no probabilities.
+
+    Parameters
+    ----------
+    model : whose configurations say how attention is computed
+    visible : implementations that may stay, since they show what is asked for
+    """
     # Set on each configuration, where the modules look it up: set_attn_implementation passes over some models (Falcon).
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }
+    before = [
+        (config, name)
+        for config in configs.values()
+        if (name := getattr(config, "_attn_implementation", None)) not in (None, "eager", *visible)
+    ]
     try:
         for config, _ in before:
             config._attn_implementation = "eager"
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation
+        for config, name in before:
+            config._attn_implementation = name

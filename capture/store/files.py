@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
-import secrets
 import shutil
+import stat
 import unicodedata
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from capture.errors import OutliersError
+from capture.store.drafts import claim, sweep
 
 
 def name_flaw(name: str) -> str | None:
@@ -35,8 +38,14 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def check_free_space(path: Path, needed: int) -> None:
-    """Refuse a capture that cannot fit.
+def check_free_space(path: Path, needed: int, what: str, instead: str) -> None:
+    """Refuse what the disk has no room for.
+
+    Parameters
+    ----------
+    path : what will be written
+    needed : bytes
+    what, instead : what needs them, and what would need fewer, in words
 
     Raises
     ------
@@ -47,8 +56,8 @@ def check_free_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutliersError(
-            f"the capture needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
-            "free some room, or use fewer --sequences, a smaller --length, or --raw none"
+            f"{what} needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
+            f"free some room, or {instead}"
         )
 
 
@@ -67,32 +76,37 @@ class AtomicFile:
     def __init__(self, path: Path, *, cached: bool = True) -> None:
         self._path = path
         self._cached = cached
-        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        self._file = self._partial.open("wb")
+        self._partial, descriptor = claim(path, folder=False)
+        self.file: BinaryIO = os.fdopen(descriptor, "r+b")
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(self._partial, stat.S_IMODE(path.stat().st_mode))
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        self._file.write(data)
+        self.file.write(data)
 
     def commit(self) -> None:
         """Make the bytes durable, then give the file its name."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if not self._cached and hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._file.close()
         try:
-            os.replace(self._partial, self._path)
-        except FileNotFoundError as error:
-            raise OutliersError(
-                f"another capture writes {self._path} too and took its unfinished file away; let one of them finish, "
-                "or give each its own --part"
-            ) from error
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            if not self._cached and hasattr(os, "posix_fadvise"):  # macOS has none
+                os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            try:
+                os.replace(self._partial, self._path)
+            except FileNotFoundError as error:
+                raise OutliersError(
+                    f"another capture writes {self._path} too and took its unfinished file away; let one of them "
+                    "finish, or give each its own --part"
+                ) from error
+        finally:
+            self.discard()
         sync_folder(self._path.parent)
 
     def discard(self) -> None:
-        """Remove what was written."""
-        self._file.close()
+        """Remove what was written and has not its name yet."""
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            self.file.close()
         self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -107,6 +121,26 @@ class AtomicFile:
             self.discard()
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Give a file new content, all of it or none of it: where writing fails, what stood there stays.
+
+    Raises
+    ------
+    OutliersError
+        It cannot be written.
+    """
+    try:
+        if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+            path.write_bytes(content)  # a pipe or a terminal takes the bytes as they come
+            return
+        target = Path(os.path.realpath(path))  # a link stays one
+        sweep(target.parent, target.name)
+        with AtomicFile(target) as file:
+            file.write(content)
+    except OSError as error:
+        raise OutliersError(f"cannot write {path}: {error.strerror or error}; choose another file") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -117,6 +151,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partials(folder: Path, name: str) -> None:
-    """Remove what killed writers of the file `name` left behind."""
-    for leftover in folder.glob(f".{name}.*.partial"):
+    """Remove what other writers of the file `name` of a store have not finished, killed or not: it has one writer."""
+    for leftover in folder.glob(f".{glob.escape(name)}.*.partial"):
         leftover.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.location import Location
 from capture.store.schema import (
     COORDINATES,
@@ -170,8 +170,7 @@ def damaged(location: Location, error: Exception) -> OutliersError:
 
 
 def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"[:200]
+    return one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def parse_json(data: bytes) -> dict[str, Any]:

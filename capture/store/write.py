@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.chunks import COMPRESSION, decode, encode
 from capture.store.create import stored_array
 from capture.store.files import AtomicFile, remove_partials
 from capture.store.layout import chunks_and_shards, sequences_per_group
+from capture.store.lengths import padded
 from capture.store.location import Folder
 from capture.store.metadata import (
     read_metadata,
 )
-from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
+from capture.store.schema import PER_SEQUENCE, POSITION, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
 from capture.store.shards import ShardFile, read_chunks
 
 if TYPE_CHECKING:
@@ -82,6 +84,14 @@ class StoreWriter:
         sites = tuple(str(name) for name in _read(group, SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
+        self.per_sequence = tuple(name for name in PER_SEQUENCE if name in group)
+
+    @cached_property
+    def length(self) -> npt.NDArray[np.int32]:
+        """Valid positions of each sequence, (sequence,) int32."""
+        if "length" in open_group(self.path):
+            return self.read("length")
+        return np.full(self.sizes.sequences, self.sizes.positions, np.int32)
 
     @cached_property
     def token_id(self) -> npt.NDArray[np.int32]:
@@ -103,7 +113,7 @@ class StoreWriter:
 
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
-            f"{name} of {self.path} is damaged ({str(error).splitlines()[0]}); "
+            f"{name} of {self.path} is damaged ({one_line(error)}); "
             f"see what can be mended with: outliers verify {self.path} --repair"
         )
 
@@ -147,7 +157,7 @@ class StoreWriter:
 
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
-        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *PER_SEQUENCE))
+        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *self.per_sequence))
         return sum(file.stat().st_size for file in files)
 
     def grid(self, name: str) -> tuple[int, ...]:
@@ -161,12 +171,15 @@ class StoreWriter:
 
         Parameters
         ----------
-        values : the variable's dimensions without `sequence`
+        values : the variable's dimensions without `sequence`; as many positions as the sequence has
         """
         dims = VARIABLES[name].dims
-        expected = tuple(length for dim, length in zip(dims, self.sizes.shape(dims), strict=True) if dim != SEQUENCE)
-        if values.shape != expected:
-            raise ValueError(f"{name} of one sequence has shape {values.shape}, and the store expects {expected}")
+        own_dims = tuple(dim for dim in dims if dim != SEQUENCE)
+        own_sizes = replace(self.sizes, positions=int(self.length[number]))
+        if values.shape != (expected := own_sizes.shape(own_dims)):
+            raise ValueError(f"{name} of sequence {number} has shape {values.shape}, and the store expects {expected}")
+        if POSITION in own_dims:
+            values = padded(values, self.sizes.positions, own_dims.index(POSITION))
         values = np.expand_dims(values.astype(VARIABLES[name].dtype, copy=False), dims.index(SEQUENCE))
         chunks, _ = chunks_and_shards(name, self.sizes)
         grid, axis = self.grid(name), dims.index(SEQUENCE)
@@ -276,7 +289,7 @@ class SequenceWriter:
         Parameters
         ----------
         name : `norm_input`, `norm_output` or `final_input`
-        encoded : what `capture.store.chunks.encode` made of the float32 matrix
+        encoded : what `capture.store.chunks.encode` made of the float32 matrix, NaN behind the end of the sequence
         layer, site : indices; not used for `final_input`
         """
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
@@ -284,13 +297,17 @@ class SequenceWriter:
             self._shards[name].append(place, encoded)
 
     def finish(self, arrays: Arrays) -> None:
-        """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`."""
-        if set(arrays) != set(PER_SEQUENCE):
-            raise ValueError(f"expected the arrays {', '.join(PER_SEQUENCE)}; got {', '.join(sorted(arrays))}")
+        """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`.
+
+        A store that an earlier release began gets those that it has.
+        """
+        wanted = self._store.per_sequence
+        if not set(wanted) <= set(arrays) <= set(PER_SEQUENCE):
+            raise ValueError(f"expected the arrays {', '.join(wanted)}; got {', '.join(sorted(arrays))}")
         for shard in self._shards.values():
             shard.commit()
-        for name, values in arrays.items():
-            self._store.put_small(name, self._number, values)
+        for name in wanted:
+            self._store.put_small(name, self._number, arrays[name])
         self._store.mark_done(self._number)
 
     def discard(self) -> None:
@@ -306,19 +323,20 @@ def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
     ----------
     path : folder of the store
     number : which sequence
-    arrays : every variable of the sequence that the store keeps, without its `sequence` dimension
+    arrays : every variable of the sequence that the store keeps, without its `sequence` dimension, and with as many
+        positions as the sequence has
     """
     store = StoreWriter(path)
     writer = store.sequence(number)
     try:
         for name in RAW_VARIABLES[store.raw]:
-            values = arrays[name].astype(np.float32, copy=False)
+            values = padded(arrays[name].astype(np.float32, copy=False), store.sizes.positions, axis=-2)
             if name == "final_input":
                 writer.append(name, encode(values, store.compression))
                 continue
             for layer, site in np.ndindex(*values.shape[:2]):
                 writer.append(name, encode(values[layer, site], store.compression), layer, site)
-        writer.finish({name: arrays[name] for name in PER_SEQUENCE})
+        writer.finish({name: arrays[name] for name in store.per_sequence})
     except BaseException:
         writer.discard()
         raise

@@ -55,9 +55,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]
     from huggingface_hub import constants
 
     with hub.running() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("://")[2][len("huggingface.co") :]
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.connect(running, tmp_path / "cache", monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
         yield running
@@ -515,12 +513,25 @@ def test_files_of_many_parts_are_known_again(
     file = store / "ablation" / "large.json"
     file.parent.mkdir()
     file.write_bytes(np.random.default_rng(0).bytes(6 * 2**20))
+    monkeypatch.setattr("analyze.sharing.bucket._ONE_REQUEST", 5 * 2**20)
     monkeypatch.setattr("analyze.sharing.bucket._PART", 5 * 2**20)
     push(store, S3)
     assert "-2" in bucket.head_object(Bucket="bucket", Key="captures/s.zarr/ablation/large.json")["ETag"]
     puts.clear()
     push(store, S3)
     assert puts == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 20 * 2**20])
+def test_an_upload_leaves_nothing_half_open(store: Path, bucket: Any, size: int) -> None:
+    """Files go in one request each: parts of one that is killed would stay, unseen, until somebody aborts it."""
+    file = store / "ablation" / "large.json"
+    file.parent.mkdir()
+    file.write_bytes(np.random.default_rng(0).bytes(size))
+    push(store, S3)
+    assert objects(bucket)["ablation/large.json"] == file.read_bytes()
+    assert "-" not in bucket.head_object(Bucket="bucket", Key="captures/s.zarr/ablation/large.json")["ETag"]
+    assert "Uploads" not in bucket.list_multipart_uploads(Bucket="bucket")
 
 
 def test_files_that_another_tool_copied_are_known(store: Path, bucket: Any, puts: list[str]) -> None:
