@@ -9,7 +9,6 @@ from .answers.find import critical_magnitudes as critical_magnitudes
 from .answers.find import find_outliers as find_outliers
 from .answers.info import Info as Info
 from .answers.info import store_info as store_info
-from .answers.metrics import extreme_tokens as extreme_tokens
 from .answers.metrics import layer_metrics as layer_metrics
 from .answers.null import Null as Null
 from .answers.null import permutation_null as permutation_null
@@ -18,6 +17,8 @@ from .answers.sweep import sweep as sweep
 from .answers.sweep_figure import sweep_figure as sweep_figure
 from .answers.table4 import DettmersTable as DettmersTable
 from .answers.table4 import dettmers_table as dettmers_table
+from .answers.tokens import extreme_tokens as extreme_tokens
+from .answers.tokens import outlier_tokens as outlier_tokens
 from .comparison.compare import compare as compare
 from .comparison.published import PublishedTable as PublishedTable
 from .comparison.published import published as published
@@ -28,6 +29,8 @@ from .portraits.figures import map_figure as map_figure
 from .portraits.figures import portrait_figure as portrait_figure
 from .portraits.map import FeatureMap as FeatureMap
 from .portraits.map import feature_map as feature_map
+from .portraits.origin import Origin as Origin
+from .portraits.origin import origin as origin
 from .portraits.portrait import Portrait as Portrait
 from .portraits.portrait import portrait as portrait
 from .portraits.walk import Walk as Walk
@@ -36,6 +39,11 @@ from .portraits.walk_figure import walk_figure as walk_figure
 from .quantization.fits import Fits as Fits
 from .quantization.fits import fits as fits
 from .quantization.kept_figure import kept_figure as kept_figure
+from .quantization.quantize import quantize as quantize
+from .quantization.quantize_figure import quantize_figure as quantize_figure
+from .quantization.result import Quantization as Quantization
+from .quantization.static import quantize_static as quantize_static
+from .quantization.static_result import StaticQuantization as StaticQuantization
 from .question.criteria import Criteria as Criteria
 from .question.view import View as View
 from .reading.activations import activations as activations
@@ -46,6 +54,9 @@ from .report.write import write_report as write_report
 from .sharing.pack import pack as pack
 from .sharing.push import push as push
 from .sharing.unpack import unpack as unpack
+from .trajectories.figures import trajectory_figure as trajectory_figure
+from .trajectories.trajectory import Trajectory as Trajectory
+from .trajectories.trajectory import trajectory as trajectory
 from .transitions.figures import transition_figure as transition_figure
 from .transitions.figures import transition_grid_figure as transition_grid_figure
 from .transitions.grid import TransitionGrid as TransitionGrid

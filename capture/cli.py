@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capture.ablation.command import ablate_command
+from capture.ablation.weight_command import weight_command
 from capture.environment import prepare
 from capture.errors import OutliersError, advice
+from capture.quantization.command import quantize_command
 from capture.store.output import output_path
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites_command)
     app.command("estimate")(estimate_command)
     app.command("verify")(verify_command)
+    app.command("quantize")(quantize_command)
     app.command("ablate")(ablate_command)
+    app.command("weight")(weight_command)
     app.command("run")(run_command)
 
 
@@ -54,8 +58,8 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks.")]
-Length = Annotated[int, typer.Option(help="Tokens in each block.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks; of documents the most.")]
+Length = Annotated[int, typer.Option(help="Tokens in each block; documents are cut behind so many.")]
 BatchSize = Annotated[int, typer.Option(help="Blocks that go through the model together.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
 Raw = Annotated[str, typer.Option(help="Activations to keep: input, output, both, or none for peaks alone.")]
@@ -74,8 +78,21 @@ def capture_command(
     out: Annotated[Path, typer.Option(help="Folder of the store to make or to go on with.", show_default=False)],
     text: Annotated[
         str,
-        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or a .txt, .jsonl, .jsonl.gz or .parquet file."),
+        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or .txt, .jsonl, .json.gz, .parquet files."),
     ] = "fineweb-edu",
+    field: Annotated[
+        str | None,
+        typer.Option(help="Of records: text, or lists of token ids.", show_default="text, or messages with --chat"),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Documents are messages, for the tokenizer's own chat template.")
+    ] = False,
+    special_tokens: Annotated[
+        str, typer.Option(help="Where text spells a special token: text keeps it text, parse makes it the token.")
+    ] = "text",
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Each document is a sequence of its own, not part of joined blocks.")
+    ] = False,
     sequences: SequencesOption = 16,
     length: Length = 2048,
     batch_size: BatchSize = 1,

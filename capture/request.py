@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from capture.errors import OutliersError
 from capture.store.chunks import COMPRESSION
 from capture.store.schema import COMPUTE_DTYPES, RAW_CHOICES, Sizes
+from capture.texts.files import default_field
 
 _KINDS: Final = {str: "a string", int: "a whole number", bool: "true or false", list: "a list"}
 
@@ -64,6 +65,10 @@ class Request:
 
     model: str = _option(str, recorded="model_id")
     text: str = _option(str, "fineweb-edu", recorded="text_source")
+    field: str | None = _option(str, None, recorded="text_field")
+    chat: bool = _option(bool, False, recorded="text_chat")
+    special_tokens: str = _option(str, "text", choices=("text", "parse"), recorded="text_special_tokens")
+    documents: bool = _option(bool, False, recorded="text_as_documents")
     sequences: int = _option(int, 16, least=1, recorded="sequences")
     length: int = _option(int, 2048, least=2, recorded="positions")
     batch_size: int = _option(int, 1, least=1)
@@ -113,12 +118,20 @@ class Request:
         attributes, sizes : of the store
         text_sha256 : of the text that is asked for, where it has one; then it counts and not its name
         """
-        recorded = {**attributes, "sequences": sizes.sequences, "positions": sizes.positions}
+        most = {name: attributes.get(f"text_documents_{name}") for name in ("most", "cut_at")}
+        recorded = {
+            **attributes,
+            "sequences": sizes.sequences if most["most"] is None else most["most"],
+            "positions": sizes.positions if most["cut_at"] is None else most["cut_at"],
+        }
         if text_sha256 is not None and recorded.get("text_sha256") is not None:
             same = text_sha256 == recorded["text_sha256"]
             recorded["text_source"] = self.text if same else f"{recorded['text_source']} of other content"
+        if recorded.get("text_field") is None:
+            recorded["text_field"] = default_field(self.chat)  # begun when it was no choice, or plain text
         asked = {name: getattr(self, name) for name, option in OPTIONS.items() if option.recorded is not None}
-        had = {name: recorded.get(str(OPTIONS[name].recorded)) for name in asked}
+        asked["field"] = default_field(self.chat) if self.field is None else self.field
+        had = {name: recorded.get(str(OPTIONS[name].recorded), DEFAULTS.get(name)) for name in asked}
         return [
             f"{name} ({had[name]} in the store, {value} asked for)"
             for name, value in asked.items()

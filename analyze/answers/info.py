@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from analyze.answers.facts import losses
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable, plain, size
+from analyze.peaks.counted import lengths
 from analyze.reading.lazy import loaded
 from analyze.reading.open import open_store
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE
@@ -26,6 +28,8 @@ class Info(Shown):
     complete : whether every sequence is captured
     sequences, done : sequences planned and captured
     layers, positions, features : lengths of the dimensions
+    tokens : positions of all sequences together
+    shortest : positions of the shortest sequence
     sites : names of the sites
     raw : which activations are kept
     perplexity : exp of the mean negative log-likelihood of the captured sequences; NaN if unknown
@@ -41,6 +45,8 @@ class Info(Shown):
     layers: int
     sites: tuple[str, ...]
     positions: int
+    tokens: int
+    shortest: int
     features: int
     raw: str
     perplexity: float
@@ -59,7 +65,12 @@ class Info(Shown):
                 else unfinished + "run the same outliers capture command again to finish it",
             ),
             ("format version", str(self.format_version)),
-            ("sequences", f"{self.sequences:,} of {self.positions:,} positions"),
+            (
+                "sequences",
+                f"{self.sequences:,} of {self.positions:,} positions"
+                if self.shortest == self.positions
+                else f"{self.sequences:,} of {self.shortest:,} to {self.positions:,} positions, {self.tokens:,} in all",
+            ),
             ("layers", f"{self.layers} with sites {', '.join(self.sites)}"),
             ("features", f"{self.features:,}"),
             ("activations kept", self.raw),
@@ -102,9 +113,10 @@ def store_info(path: Path | str) -> Info:
     counts = np.zeros(len(SIGNALS), np.int64)
     nll = np.empty(0)
     if len(captured):
-        part = store[["nonfinite_count", "nll"]].isel(sequence=captured)
-        counts = loaded(part["nonfinite_count"].sum(dim=(SEQUENCE, LAYER, SITE), dtype=np.int64))
-        nll = loaded(part["nll"].isel(position=slice(1, None))).astype(np.float64)
+        part = store["nonfinite_count"].isel(sequence=captured)
+        counts = loaded(part.sum(dim=(SEQUENCE, LAYER, SITE), dtype=np.int64))
+        nll = np.concatenate(losses(store, captured.tolist()))
+    each = lengths(store)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nll.mean())) if nll.size else math.nan
     return Info(
@@ -115,6 +127,8 @@ def store_info(path: Path | str) -> Info:
         layers=store.sizes[LAYER],
         sites=tuple(str(site) for site in store[SITE].values),
         positions=store.sizes[POSITION],
+        tokens=int(each.sum()),
+        shortest=int(each.min()),
         features=store.sizes[FEATURE],
         raw=str(store.attrs["raw"]),
         perplexity=perplexity,

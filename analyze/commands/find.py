@@ -20,7 +20,7 @@ def find(
     store: StorePath,
     criteria: Criteria,
     all_conventions: Annotated[
-        bool, typer.Option("--all-conventions", help="One row for each signal, counting, layer unit, and first token.")
+        bool, typer.Option("--all-conventions", help="One row for each signal, counting, unit, and tokens left out.")
     ] = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
@@ -56,7 +56,7 @@ def _print_rows(rows: list[dict[str, Any]], criteria: Any, json_: bool) -> None:
         from analyze.display.tables import print_rows
 
         print_rows(
-            rows,
+            [{**row, "skip_tokens": ", ".join(map(str, row["skip_tokens"]))} for row in rows],
             f"|x| >= {criteria.magnitude:g} in at least {criteria.layers * 100:g}% of layer units "
             f"and at {criteria.positions * 100:g}% of positions",
         )

@@ -57,6 +57,14 @@ LayerRange = Annotated[str | None, typer.Option(help="FIRST:STOP; STOP is left o
 Sites = Annotated[str | None, typer.Option(help="Names, separated by commas.", show_default="all")]
 Sequences = Annotated[str | None, typer.Option(help="Indices such as 0,2,5:8.", show_default="all")]
 SkipFirst = Annotated[int | None, typer.Option(help="Positions at the start that do not count.", show_default="0")]
+SkipTokens = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=_words("bos", "eos", "special"),
+        help="Tokens that do not count: bos, eos, special, numbers.",
+        show_default="none",
+    ),
+]
 Scale = Annotated[
     str | None,
     typer.Option(
@@ -79,12 +87,12 @@ Workers = Annotated[int | None, typer.Option(help="Worker processes to start her
 Csv = Annotated[Path | None, typer.Option(help="Write the rows to this file.", show_default=False)]
 
 
-def criteria_of(preset: str | None, **settings: Any) -> Criteria:
+def criteria_of(preset: str | None = None, **settings: Any) -> Criteria:
     """Criteria of a preset with every setting that was given on top."""
     from analyze.question.criteria import Criteria
 
     given = {name: value for name, value in settings.items() if value is not None}
-    for name, parse in (("layer_range", layer_range), ("sequences", sequences)):
+    for name, parse in (("layer_range", layer_range), ("sequences", sequences), ("skip_tokens", tokens)):
         if name in given:
             given[name] = parse(given[name])
     if "sites" in given:
@@ -105,6 +113,7 @@ _CRITERIA: Final[dict[str, Any]] = {
     "sites": Sites,
     "sequences": Sequences,
     "skip_first": SkipFirst,
+    "skip_tokens": SkipTokens,
     "scale": Scale,
     "rounding": Rounding,
 }
@@ -202,6 +211,12 @@ def layer_range(text: str) -> tuple[int, int]:
 def sequences(text: str) -> tuple[int, ...]:
     """Indices of sequences."""
     return indices(text, "sequences")
+
+
+def tokens(text: str) -> tuple[int | str, ...]:
+    """Numbers and words of `bos,198`."""
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
 def indices(text: str, name: str) -> tuple[int, ...]:

@@ -39,7 +39,8 @@ class Hits:
     criteria : the criterion
     layer : (sequence, feature, word) uint64, a bit for each layer unit
     position : (sequence, feature) int64, number of positions with a hit
-    units, positions : number of layer units, and of positions of one sequence
+    units : number of layer units
+    positions : (sequence,) int64, number of positions that count
     largest : (sequence, feature) float32, largest magnitude; NaN where there is no number
     above, below : (sequence, feature) bool, whether any hit is positive, and whether any is negative
     strong : position peaks of the strongest features, by feature: (sequence, position) float32
@@ -49,7 +50,7 @@ class Hits:
     layer: Words
     position: Counts
     units: int
-    positions: int
+    positions: Counts
     largest: Float32
     above: Bools
     below: Bools
@@ -113,7 +114,7 @@ def _read(peaks: xr.Dataset, criteria: list[Criteria]) -> list[Hits]:
             layer=np.stack([part.bits for part in layer]),
             position=np.stack([counts for counts, _ in position]),
             units=layer[0].units,
-            positions=peaks.sizes[POSITION],
+            positions=peaks["counted"].values,
             largest=np.stack([part.largest for part in layer]),
             above=np.stack([part.above for part in layer]),
             below=np.stack([part.below for part in layer]),

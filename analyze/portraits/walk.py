@@ -14,6 +14,7 @@ import xarray as xr
 from analyze.answers.facts import ROUNDED_NOTE
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
+from analyze.peaks.counted import lengths
 from analyze.peaks.stream import stream_matrices
 from analyze.question.checks import within
 from analyze.question.view import View
@@ -158,13 +159,7 @@ def walk(
     stream itself after adding (the first OPT), the difference has that in it.
     """
     store = as_dataset(store)
-    lacking = [name for name in ("norm_input", "final_input") if name not in store]
-    if lacking:
-        kept = store.attrs.get("raw")
-        raise OutliersError(
-            f"a walk needs the norm inputs themselves, and the store keeps no {' and no '.join(lacking)} "
-            f"(--raw {kept}); capture again with --raw input or both"
-        )
+    check_stream(store, "a walk")
     sizes = store.sizes
     feature = within(feature, sizes[FEATURE], FEATURE)
     sequence = within(sequence, sizes[SEQUENCE], SEQUENCE)
@@ -173,7 +168,8 @@ def walk(
         layer = within(layer, sizes[LAYER], LAYER)
     if site is not None and site not in sites:
         raise OutliersError(f"site is {site!r}; the store has {', '.join(sites)}")
-    rows = _several(range(sizes[POSITION])[:_ROWS] if positions is None else positions, sizes[POSITION], POSITION)
+    end = int(lengths(store)[sequence])
+    rows = _several(range(end)[:_ROWS] if positions is None else positions, end, POSITION)
     columns = _several(_around(feature, sizes[FEATURE]) if features is None else features, sizes[FEATURE], FEATURE)
 
     stream = _stream(store, sequence, feature, rows, progress)
@@ -206,6 +202,16 @@ def walk(
         model=str(store.attrs.get("model_id", "")),
         mantissa_bits=mantissa_bits(store.attrs),
     )
+
+
+def check_stream(store: xr.Dataset, what: str) -> None:
+    """Refuse a store that does not keep the residual stream, which `what` needs."""
+    lacking = [name for name in ("norm_input", "final_input") if name not in store]
+    if lacking:
+        raise OutliersError(
+            f"{what} needs the norm inputs themselves, and the store keeps no {' and no '.join(lacking)} "
+            f"(--raw {store.attrs.get('raw')}); capture again with --raw input or both"
+        )
 
 
 def _several(values: Iterable[int], size: int, name: str) -> list[int]:

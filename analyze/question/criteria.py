@@ -24,6 +24,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 
 _UNITS: Final = {"absolute": "", "rms": " RMS", "median": " medians"}
 
+_MOST_NAMED: Final = 6  # tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria(View):
@@ -93,6 +95,10 @@ class Criteria(View):
             parts.append(f"{len(self.sequences)} chosen sequences")
         if self.skip_first:
             parts.append(f"without the first {self.skip_first} positions")
+        if self.skip_tokens:
+            some = ", ".join(map(str, self.skip_tokens[:_MOST_NAMED]))
+            rest = len(self.skip_tokens) - _MOST_NAMED
+            parts.append(f"without the tokens {some}" + (f" and {rest:,} more" if rest > 0 else ""))
         if self.rounding != "none":
             parts.append(f"values rounded to {self.rounding}")
         return ", ".join(parts)

@@ -315,6 +315,7 @@ def _facts(source: _Source) -> dict[str, Any]:
         "layers": [int(n) for n in peaks[LAYER].values],
         "sites": [plain(str(label))[:_LONGEST] for label in peaks[SITE].values],
         "positions": peaks.sizes[POSITION],
+        "counted": peaks["counted"].values.tolist(),
         "first_position": int(peaks[POSITION].values[0]),
         "buckets": bucket_starts(peaks.sizes[POSITION]),
         "width": peaks.sizes[FEATURE],

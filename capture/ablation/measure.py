@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy.typing as npt
 
 from analyze.answers.ablation import SITE_CHOICES, Ablation, read_ablation
 from analyze.answers.find import find_outliers
+from analyze.peaks.counted import lengths
 from analyze.question.criteria import Criteria
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
@@ -134,7 +137,10 @@ class _Question:
     @property
     def key(self) -> str:
         """Name of the file that answers it."""
-        plain = {**vars(self), "criteria": self.criteria.to_dict()}
+        criteria = self.criteria.to_dict()
+        if not criteria["skip_tokens"]:
+            del criteria["skip_tokens"]  # names of files that were written before it could be asked
+        plain = {**vars(self), "criteria": criteria}
         return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -172,6 +178,21 @@ class _Experiment:
     question: _Question
     batch_size: int
 
+    @cached_property
+    def length(self) -> npt.NDArray[np.int64]:
+        """Positions of each sequence of the store."""
+        return lengths(self.dataset)
+
+    def batches(self, done: int) -> list[range]:
+        """Sequences that are left, in order: those that follow each other and are equally long go together."""
+        left = range(done, self.question.sequences)
+        runs = [list(run) for _, run in itertools.groupby(left, key=lambda number: int(self.length[number]))]
+        return [
+            range(begin, min(begin + self.batch_size, run[-1] + 1))
+            for run in runs
+            for begin in range(run[0], run[-1] + 1, self.batch_size)
+        ]
+
     def attributes(self) -> dict[str, Any]:
         """Circumstances, apart from time and command."""
         own = ("model_id", "model_revision", "compute_dtype", "weight_quantisation", "attention_implementation")
@@ -185,6 +206,7 @@ class _Experiment:
         """The record of what is known so far."""
         q = self.question
         sizes = self.dataset.sizes
+        ends = self.length[: results["nll"].shape[1]]
         return Ablation(
             q.criteria,
             q.site,
@@ -195,6 +217,7 @@ class _Experiment:
             q.seed,
             **results,
             attributes=attributes,
+            lengths=None if (self.length == sizes[POSITION]).all() else ends,
         )
 
 
@@ -210,10 +233,7 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
     parts = [] if known is None else [{name: getattr(known, name) for name in ("top1", "next_top1", "nll")}]
     done = 0 if known is None else known.sequences
     steps = len(question.variants) + (question.site != "ln_mlp")
-    batches = [
-        range(begin, min(begin + experiment.batch_size, question.sequences))
-        for begin in range(done, question.sequences, experiment.batch_size)
-    ]
+    batches = experiment.batches(done)
     for number, batch in enumerate(batches):
 
         def told(step: int, before: int = number * steps) -> None:
@@ -262,7 +282,8 @@ def _batch(
     from capture.sites.probe import plain_attention
 
     loaded, question, rows = experiment.loaded, experiment.question, {SEQUENCE: list(batch)}
-    ids = values_of(experiment.dataset["token_id"].isel(rows)).astype(np.int32)
+    end = int(experiment.length[batch[0]])
+    ids = values_of(experiment.dataset["token_id"].isel(rows))[:, :end].astype(np.int32)
     edited = [
         target for target in targets if question.site == "both" or target.attention == (question.site == "ln_attn")
     ]
@@ -272,7 +293,7 @@ def _batch(
         for number, features in enumerate(variants):
             losses, largest = predictions(loaded.traced, edited, ids, features)
             if number == 0:
-                stored = values_of(experiment.dataset["nll"].isel(rows))
+                stored = values_of(experiment.dataset["nll"].isel(rows))[:, :end]
                 check_nll(experiment.path, loaded, experiment.dataset.attrs, stored, losses)
             nll.append(losses[:, 1:].mean(axis=1, dtype=np.float64))
             top.append(largest)

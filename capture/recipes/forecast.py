@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from capture.corpus import text_digest
 from capture.errors import OutliersError
 from capture.progress import Reporter
 from capture.recipes.recipe import Entry, Recipe
 from capture.store.files import check_free_space
 from capture.store.write import StoreWriter
+from capture.texts.files import text_digest
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,26 +167,6 @@ class _Watch:
             call.mixing.add("convolution")
 
 
-@contextlib.contextmanager
-def _visible_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Switch fused attention, whose kernel shows nothing of its scores, to plain tensor code for a while."""
-    configs: dict[int, Any] = {
-        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
-    }
-    fused = [
-        (config, name)
-        for config in configs.values()
-        if (name := getattr(config, "_attn_implementation", None)) not in (None, "eager", "sdpa")
-    ]
-    try:
-        for config, _ in fused:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, name in fused:
-            config._attn_implementation = name
-
-
 def _guarded(forward: Callable[..., Any], failures: list[str]) -> Callable[..., Any]:
     """Let an empty tensor stand in for the result where `forward` cannot run without values."""
 
@@ -278,7 +258,7 @@ def probe(model: torch.nn.Module) -> Record:
         model.eval()
         with contextlib.ExitStack() as context:
             context.enter_context(torch.no_grad())
-            context.enter_context(_visible_attention(model))
+            context.enter_context(plain_attention(model, visible=("sdpa",)))
             if mode is not None:
                 context.enter_context(mode)
                 context.enter_context(_guards(within_blocks(model), failures))
@@ -305,15 +285,27 @@ def probe(model: torch.nn.Module) -> Record:
 
 
 @contextlib.contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """Compute attention as plain tensor code for a while: fused kernels return no probabilities."""
+def plain_attention(model: torch.nn.Module, visible: Sequence[str] = ()) -> Iterator[None]:
+    """Compute attention as plain tensor code for a while: fused kernels show no scores and return no probabilities.
+
+    Parameters
+    ----------
+    model : whose configurations say how attention is computed
+    visible : implementations that may stay, since they show what is asked for
+    """
     # Set on each configuration, where the modules look it up: set_attn_implementation passes over some models (Falcon).
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }
+    before = [
+        (config, name)
+        for config in configs.values()
+        if (name := getattr(config, "_attn_implementation", None)) not in (None, "eager", *visible)
+    ]
     try:
         for config, _ in before:
             config._attn_implementation = "eager"
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation
+        for config, name in before:
+            config._attn_implementation = name

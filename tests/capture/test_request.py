@@ -23,6 +23,9 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OTHER: dict[str, Any] = {
     "model": "org/m",
     "text": "a b.txt",
+    "field": "body",
+    "chat": True,
+    "special_tokens": "parse",
     "sequences": 3,
     "length": 7,
     "batch_size": 2,
@@ -75,7 +78,7 @@ def test_each_recorded_option_is_compared_with_a_store(name: str) -> None:
     assert request.differences(*stored(request), None) == []
     other = dataclasses.replace(request, **{name: DEFAULTS.get(name, "other")})
     told = other.differences(*stored(request), None)
-    if DEFAULTS.get(name) in (None, "auto") and name != "model":  # left to the model, hence never another
+    if name in ("bos", "dtype"):  # left to the model, hence never another
         assert told == []
         told = dataclasses.replace(request, **{name: {"bos": True, "dtype": "float32"}[name]}).differences(
             *stored(request), None
@@ -92,6 +95,26 @@ def test_a_text_is_compared_by_content_where_both_have_a_digest() -> None:
     ]
     assert request.differences({**attributes, "text_sha256": None}, sizes, "2") == [
         "text (a.txt in the store, b.txt asked for)"
+    ]
+
+
+def test_the_field_of_a_store_is_compared_also_where_none_is_named() -> None:
+    attributes, sizes = stored(Request("m", text="x.jsonl"))
+    for had, chat, asked, told in (
+        (None, False, None, []),  # plain text, or a store from before fields could be named
+        ("text", False, None, []),
+        ("text", False, "text", []),
+        ("body", False, None, ["field (body in the store, text asked for)"]),
+        ("messages", True, None, []),
+        (None, False, "body", ["field (text in the store, body asked for)"]),
+    ):
+        recorded = {**attributes, "text_field": had, "text_chat": chat}
+        request = Request("m", text="x.jsonl", field=asked, chat=chat)
+        assert request.differences(recorded, sizes, None) == told
+    old = {key: value for key, value in attributes.items() if key not in ("text_field", "text_chat")}
+    assert Request("m", text="x.jsonl").differences(old, sizes, None) == []
+    assert Request("m", text="x.jsonl", chat=True).differences(old, sizes, None) == [
+        "chat (False in the store, True asked for)"
     ]
 
 

@@ -108,6 +108,27 @@ def test_from_store_to_record(store: Path, site: str, parts: list[str], capsys: 
     assert ("attention top-1" in table) == (site != "ln_mlp")
 
 
+def test_documents_count_by_their_own_lengths(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text(
+        "".join(json.dumps({"text": " ".join(WORDS[n : n + words])}) + "\n" for n, words in enumerate((5, 5, 3, 5, 2)))
+    )
+    words = ["--text", str(tmp_path / "docs.jsonl"), "--documents", "--out", str(tmp_path / "s.zarr")]
+    assert main(["capture", str(checkpoint), *words, "--length", "8"]) == 0
+    path = tmp_path / "s.zarr"
+    record = ablate(path, CRITERIA, sequences=5, batch_size=3, repeats=1)
+    assert record.lengths is not None
+    assert record.lengths.tolist() == [5, 5, 3, 5, 2]
+    ids = [row[row >= 0] for row in xr.open_zarr(path).token_id.values]
+    paths = [f"model.layers.{layer}.self_attn" for layer in range(3)]
+    expected = plain_nll(tiny_llama(), ids, paths, list(record.features))
+    np.testing.assert_allclose(record.nll[1], expected, rtol=1e-5)
+    by_token = np.exp(np.sum(expected * (record.lengths - 1)) / np.sum(record.lengths - 1))
+    assert record.row()["perplexity_without"] == pytest.approx(by_token, rel=1e-5)
+    assert record.row()["perplexity"] == pytest.approx(find_outliers(path).perplexity, rel=1e-5)
+    (again,) = read_ablations(path)
+    assert again.perplexities.tolist() == record.perplexities.tolist()
+
+
 def test_the_answer_is_kept_and_given_without_the_model(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ablate(store, CRITERIA, sequences=1, repeats=1)
 

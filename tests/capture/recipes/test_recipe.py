@@ -87,7 +87,7 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         ("[[models]]\nmodel = 'm'\nraw = 'all'", "raw = 'all' is not known; expected one of input, output, both, none"),
         ("[[models]]\nmodel = 'm'\ndtype = 'int4'", "dtype = 'int4' is not known; expected one of auto, float32"),
         ("[[models]]\nmodel = 'm'\nout = '/etc'", "the key 'out' is not known"),
-        ("[defaults]\nmodel = 'm'", "[defaults]: the key 'model' is not known; expected one of text, sequences"),
+        ("[defaults]\nmodel = 'm'", "[defaults]: the key 'model' is not known; expected one of text, field"),
         ("[defaults]\ncompression = 'zip'\n[[models]]\nmodel = 'm'", "[defaults]: compression = 'zip' is not known"),
         ("[[models]]\nmodel = 'm'\n[[models]]\nmodel = 'org/M'", "number 2: the name 'm' is that of number 1 too"),
         ("[[models]]\nmodel = 'm'\nname = '../x'", "name = '../x' cannot name a store"),
