@@ -67,7 +67,7 @@ def ablate(
     Parameters
     ----------
     store : folder of a finished store
-    criteria : which features are outliers; all that qualify in any sequence
+    criteria : which features are outliers, all that qualify in any sequence; None for the preset `dettmers`
     model : where the store's model is now, None where it says so itself
     device, trust_remote_code : as for `capture.models.load.load_model`
     sequences : how many of the store's sequences to run, from the first; None for 4, or all where there are fewer
@@ -105,7 +105,7 @@ def ablate(
     sequences = min(_SEQUENCES, captured) if sequences is None else sequences
     if sequences > captured:
         raise OutliersError(f"sequences is {sequences}, and {path} has {captured}; use fewer")
-    found = find_outliers(dataset, criteria)
+    found = find_outliers(dataset, Criteria.preset("dettmers") if criteria is None else criteria)
     features = tuple(sorted({row.feature for row in found.features}))
     question = _Question(
         found.criteria, site, features, _draws(features, found.hidden_size, repeats, seed), seed, sequences

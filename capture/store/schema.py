@@ -12,7 +12,7 @@ FORMAT: Final = "outlier-features"
 FORMAT_VERSION: Final = 1
 
 SIGNALS: Final = ("input", "output")
-SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp")
+SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp", "ln_block")
 RAW_CHOICES: Final = ("input", "output", "both", "none")
 COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
 
@@ -149,7 +149,10 @@ FIXED: Final = ("token_id", "length")
 COORDINATES: Final[dict[str, Variable]] = {
     SIGNAL: Variable((SIGNAL,), "str", "1", "Which side of the norm the values were taken from"),
     SITE: Variable(
-        (SITE,), "str", "1", "Where a sublayer reads the residual stream: ln_attn, ln_mlp, or ln_attn_mlp for both"
+        (SITE,),
+        "str",
+        "1",
+        "Where a sublayer reads the residual stream: ln_attn, ln_mlp, ln_attn_mlp (both), ln_block",
     ),
 }
 
