@@ -11,6 +11,7 @@ from capture.models.load import load_config
 from capture.pipeline import HOST_BUFFERS
 from capture.progress import Reporter
 from capture.request import Request
+from capture.store.create import check_sizes
 from capture.store.schema import (
     PER_SEQUENCE,
     RAW_VARIABLES,
@@ -84,6 +85,7 @@ def estimate(
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    check_sizes(sizes, raw)
     matrix = length * placed.hidden_size
     vocabulary = int(text_config(config).vocab_size)
     working = batch_size * (length * vocabulary + 2 * matrix) + HOST_BUFFERS * matrix

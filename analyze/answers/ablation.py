@@ -14,20 +14,18 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from analyze.answers.records import sealed, unsealed
+from analyze.answers.records import read_text, sealed, unsealed
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
 from analyze.types import Counts, Float64
 from capture.errors import OutliersError, one_line
-from capture.store.files import read_plain
 from capture.store.schema import ABLATION
 
 SITE_CHOICES: Final = ("ln_attn", "ln_mlp", "both")
 _FORMAT: Final = "outlier-features ablation"
 _VERSION: Final = 1
 _INTERVAL: Final = (0.025, 0.975)
-_LARGEST: Final = 2**26  # bytes of a record
 _LISTED: Final = 12  # features that a line of text names
 
 
@@ -275,18 +273,9 @@ def read_ablation(file: Path) -> Ablation:
         It cannot be read, is damaged, or is of a newer release.
     """
     try:
-        return Ablation.load(read_plain(file, _LARGEST).decode())
+        return Ablation.load(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise OutliersError(
             f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
             "run outliers ablate again"
         ) from error
-
-
-def is_ablation(file: Path) -> bool:
-    """Whether a file is a sound record."""
-    try:
-        read_ablation(file)
-    except OutliersError:
-        return False
-    return True

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.store.files import folded_name, name_flaw
 from capture.store.location import Folder, Location, Range
 from capture.store.schema import CHECKSUMS
@@ -52,7 +52,7 @@ class Archive:
             raise OutliersError(f"{self} is no whole ZIP file ({error}); get another copy of it") from error
         if tail is None:
             raise OutliersError(
-                f"no file at {self}; check the path, or make one with: outliers pack STORE --out {self}"
+                f"no file at {self}; check the path, or make one with: {advice('pack', 'STORE', '--out', self)}"
             )
         data, self._size = tail
         window = _Window(around, file, data, self._size)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from capture.errors import advice
 from capture.store.files import open_plain
 from capture.store.schema import VARIABLES
 
@@ -84,11 +85,12 @@ class Folder:
         if str(self.path).startswith(URLS):
             return f"{self.path} is a URL, and this needs a store in a folder of this machine; download it first"
         if self.path.name.endswith(".zip") and self.path.is_file():
-            command = f"outliers unpack {self.path} --out STORE"
+            command = advice("unpack", self.path, "--out", "STORE")
             return f"{self.path} is an archive, and this needs a folder; unpack it with: {command}"
         if self.path.exists():
             return f"{self.path} is no Zarr v3 store (it has no zarr.json); expected a store made by outliers capture"
-        return f"no store at {self.path}; check the path, or make one with: outliers capture MODEL --out {self.path}"
+        made = advice("capture", "MODEL", "--out", self.path)
+        return f"no store at {self.path}; check the path, or make one with: {made}"
 
     def read(self, keys: Sequence[str], limit: int) -> list[bytes | None]:
         """Whole files; None for one that is not there."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError, one_line
+from capture.errors import OutliersError, advice, one_line
 from capture.store.chunks import COMPRESSION, OVERHEAD, decode, encode
 from capture.store.create import stored_array
 from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
@@ -130,7 +130,7 @@ class StoreWriter:
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
             f"{name} of {self.path} is damaged ({one_line(error)}); "
-            f"see what can be mended with: outliers verify {self.path} --repair"
+            f"see what can be mended with: {advice('verify', self.path, '--repair')}"
         )
 
     def done(self) -> npt.NDArray[np.bool_]:
@@ -238,7 +238,7 @@ class StoreWriter:
             if others:
                 raise OutliersError(
                     f"{file} is damaged ({error}) and holds sequences {', '.join(map(str, others))} too; "
-                    f"take them back with: outliers verify {self.path} --repair"
+                    f"take them back with: {advice('verify', self.path, '--repair')}"
                 ) from error
             return {}  # nothing that counts is lost
 
