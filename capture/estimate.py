@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from capture.models.limits import check_length
+from capture.models.limits import check_length, text_config
 from capture.models.load import load_config
 from capture.pipeline import HOST_BUFFERS
 from capture.progress import Reporter
 from capture.request import Request
+from capture.store.create import check_sizes
 from capture.store.schema import (
     FINAL_PEAKS,
     PER_SEQUENCE,
@@ -86,8 +87,9 @@ def estimate(
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    check_sizes(sizes, raw)
     matrix = length * placed.hidden_size
-    vocabulary = int(config.get_text_config().vocab_size)
+    vocabulary = int(text_config(config).vocab_size)
     working = batch_size * (length * vocabulary + 2 * matrix) + HOST_BUFFERS * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),

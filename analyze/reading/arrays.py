@@ -14,7 +14,7 @@ import numpy.typing as npt
 from analyze.reading.digests import Digests
 from analyze.reading.locations import open_location
 from capture.errors import OutliersError, one_line
-from capture.store.chunks import decode, decode_strings
+from capture.store.chunks import OVERHEAD, decode, decode_strings
 from capture.store.location import Location
 from capture.store.metadata import ArrayMetadata, read_array_metadata
 from capture.store.schema import LAYER, SEQUENCE, SIGNAL, SIGNALS, SITE, VARIABLES
@@ -22,8 +22,6 @@ from capture.store.shards import MISSING, index_bytes, parse_index
 
 Place = tuple[int, ...]
 
-OVERHEAD: Final = 64
-"""Bytes that encoding can add to a chunk, at most."""
 _TOGETHER: Final = 16  # files of a distant store that are asked for at once
 _CHECKSUM: Final = 4
 

@@ -11,13 +11,13 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from analyze.reading.arrays import OVERHEAD, StoredArray, refuse_replaced, strings
+from analyze.reading.arrays import StoredArray, refuse_replaced, strings
 from analyze.reading.digests import Digests
 from analyze.reading.lazy import array_name, loaded
 from analyze.reading.locations import open_location
 from analyze.types import Store
 from capture.errors import OutliersError, one_line
-from capture.store.chunks import decode
+from capture.store.chunks import OVERHEAD, decode
 from capture.store.identity import store_id
 from capture.store.location import Folder, Location
 from capture.store.metadata import TOKEN_TEXTS, ArrayMetadata, read_metadata

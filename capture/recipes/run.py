@@ -81,6 +81,7 @@ def run_recipe(
     only: Sequence[str] = (),
     keep_going: bool = True,
     clean_cache: bool = False,
+    trust_remote_code: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Results:
     """Capture and analyse the models of a recipe one after another.
@@ -95,6 +96,7 @@ def run_recipe(
     only : names of the models to carry out; all where empty. The comparison takes whatever is finished
     keep_going : go on with the next model after one that failed
     clean_cache : once a model's store is finished and verified, remove the model from the cache of the hub
+    trust_remote_code : permit the code of those models of which the recipe says that it has to run
     tell : takes each line of progress
 
     Returns
@@ -104,12 +106,29 @@ def run_recipe(
     Raises
     ------
     OutliersError
-        `only` names no model of the recipe.
+        `only` names no model of the recipe, or a model's code would have to run without permission.
     KeyboardInterrupt
         As everywhere; what is finished is safe, and `results.json` says so.
     """
+    check_permission(recipe, only, trust_remote_code)
     chosen = frozenset(entry.name for entry in recipe.chosen(only))
     return _Campaign(recipe, output_path(out).absolute(), clean_cache, tell).run(chosen, keep_going)
+
+
+def check_permission(recipe: Recipe, only: Sequence[str], trust_remote_code: bool) -> None:
+    """Refuse a recipe that asks for the code of models to be run, where the user has not allowed it.
+
+    Raises
+    ------
+    OutliersError
+        It does.
+    """
+    asking = [entry.name for entry in recipe.chosen(only) if entry.request.trust_remote_code]
+    if asking and not trust_remote_code:
+        raise OutliersError(
+            f"{recipe.path} asks to run the code that {', '.join(asking)} bring{'s' * (len(asking) == 1)} along, and a "
+            "recipe cannot allow that; read the code, then pass --trust-remote-code, or name the others by --only"
+        )
 
 
 class _Campaign:

@@ -91,17 +91,7 @@ def create(
     path = Path(path)
     if os.path.lexists(path):
         raise StoreExistsError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
-    if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
-        raise OutliersError(
-            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
-            "use a smaller --length"
-        )
-    chunks = sizes.layers * len(sizes.sites) * sizes.sequences if RAW_VARIABLES[raw] else 0
-    if sizes.sequences > MOST_SEQUENCES or chunks > MOST_CHUNKS:
-        raise OutliersError(
-            f"{sizes.sequences:,} sequences of {sizes.layers} layers exceed what a store holds, {MOST_SEQUENCES:,} "
-            f"sequences and {MOST_CHUNKS:,} matrices; use fewer --sequences, and several stores"
-        )
+    check_sizes(sizes, raw)
     if length is not None and (flaw := lengths_flaw(length, token_id)):
         raise ValueError(flaw)
     optional = {"norm_bias": norm_bias, "length": length, "weight_peak": weight_peak, "weight_norm": weight_norm}
@@ -155,6 +145,27 @@ def create(
                 raise
             raise StoreExistsError(f"{path} was created by another process meanwhile; choose another --out") from error
         sync_folder(path.parent)
+
+
+def check_sizes(sizes: Sizes, raw: str) -> None:
+    """Refuse what no store holds.
+
+    Raises
+    ------
+    OutliersError
+        One (position, feature) matrix is larger than a chunk can be, or there are too many.
+    """
+    if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
+        raise OutliersError(
+            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
+            "use a smaller --length"
+        )
+    chunks = sizes.layers * len(sizes.sites) * sizes.sequences if RAW_VARIABLES[raw] else 0
+    if sizes.sequences > MOST_SEQUENCES or chunks > MOST_CHUNKS:
+        raise OutliersError(
+            f"{sizes.sequences:,} sequences of {sizes.layers} layers exceed what a store holds, {MOST_SEQUENCES:,} "
+            f"sequences and {MOST_CHUNKS:,} matrices; use fewer --sequences, and several stores"
+        )
 
 
 def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:

@@ -79,7 +79,7 @@ def write_rounded(store: Any, folder: Path, bits: int) -> dict[str, Path]:
             source, checksums = store.file(name, number), []
             target = folder / name / source.name
             with _shard(target, store.grid(name)) as shard:
-                for place, data in read_chunks(source, store.grid(name)):
+                for place, data in read_chunks(source, store.grid(name), store.chunk_bytes(name)):
                     dtype, shape = VARIABLES[name].dtype, store.chunk_shape(name)
                     values = decode(data, dtype, shape, compressed=store.compressed)
                     encoded = encode(round_mantissa(values, bits), store.compression)

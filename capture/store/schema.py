@@ -13,7 +13,7 @@ FORMAT: Final = "outlier-features"
 FORMAT_VERSION: Final = 1
 
 SIGNALS: Final = ("input", "output")
-SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp")
+SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp", "ln_block")
 RAW_CHOICES: Final = ("input", "output", "both", "none")
 COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
 
@@ -160,7 +160,10 @@ FILL: Final[dict[str, float]] = {"float32": math.nan, "int32": -1, "uint64": 0, 
 COORDINATES: Final[dict[str, Variable]] = {
     SIGNAL: Variable((SIGNAL,), "str", "1", "Which side of the norm the values were taken from"),
     SITE: Variable(
-        (SITE,), "str", "1", "Where a sublayer reads the residual stream: ln_attn, ln_mlp, or ln_attn_mlp for both"
+        (SITE,),
+        "str",
+        "1",
+        "Where a sublayer reads the residual stream: ln_attn, ln_mlp, ln_attn_mlp (both), ln_block",
     ),
 }
 
@@ -260,6 +263,9 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
 
 
 ABLATION: Final = "ablation"
+QUANTIZATION: Final = "quantization"
+RECORDS: Final = (ABLATION, QUANTIZATION)
+"""Folders of a store with records of what its model did when it was run again."""
 
 
 CHECKSUMS = "SHA256SUMS"

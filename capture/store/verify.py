@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,14 +13,13 @@ import numpy.typing as npt
 from capture.errors import OutliersError, one_line
 from capture.store.chunks import CHECKSUM_BYTES, decode
 from capture.store.create import stored_array
-from capture.store.files import file_digest
+from capture.store.files import file_digest, read_plain
 from capture.store.identity import STORE_ID, digest
 from capture.store.layout import chunks_and_shards
 from capture.store.lengths import lengths_flaw
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
-)
+from capture.store.members import contents
+from capture.store.metadata import MOST_JSON, ArrayMetadata, read_metadata
 from capture.store.rounding import round_mantissa
 from capture.store.schema import (
     CHECKSUMS,
@@ -49,6 +48,9 @@ _UNCHECKED: Final = (
     "of another store, would not be noticed"
 )
 _BEHIND: Final = "has values behind the end of the sequence"
+
+
+_MOST_LISTED: Final = 2**26  # bytes of the list of checksums
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,14 @@ class Verification:
     ----------
     damage : everything that is wrong
     done, sequences : how many sequences are captured, of how many
+    strangers : what lies in the folder and is no file of the store, which no command hands on
     unchecked : what cannot be told of a store this old; None where everything can
     """
 
     damage: tuple[Damage, ...]
     done: int
     sequences: int
+    strangers: tuple[str, ...] = ()
     unchecked: str | None = None
 
 
@@ -107,7 +111,8 @@ def verify(
     """
     path = Path(path)
     try:
-        return _verified(path, repair, progress)
+        found = _verified(path, repair, progress)
+        return replace(found, strangers=tuple(contents(path, read_metadata(Folder(path)).arrays).strangers))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError) as error:
         # Metadata that match their checksums and still make no sense: nobody's capture.
         raise OutliersError(
@@ -138,21 +143,23 @@ def _verified(path: Path, repair: bool, progress: Callable[[int, int], None] | N
             store.mark_done(number, False)
         if progress is not None:
             progress(number + 1, store.sizes.sequences)
-    return Verification(
-        tuple(damage), int(done.sum()), store.sizes.sequences, _UNCHECKED if store.store_id is None else None
-    )
+    unchecked = _UNCHECKED if store.store_id is None else None
+    return Verification(tuple(damage), int(done.sum()), store.sizes.sequences, unchecked=unchecked)
 
 
 def _fixed_damage(path: Path) -> Iterator[Damage]:
     """Damage in what was written when the store was created: metadata, tokens, norm parameters."""
     try:
-        lines = (path / CHECKSUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_plain(path / CHECKSUMS, _MOST_LISTED).decode().splitlines()
+    except (OSError, ValueError) as error:
         yield Damage(None, CHECKSUMS, f"cannot be read ({one_line(error)}); restore it from a copy")
         return
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    arrays = read_metadata(Folder(path)).arrays
     damage = [
-        Damage(None, name, reason) for name, digest in listed.items() if (reason := _file_damage(path, name, digest))
+        Damage(None, name, reason)
+        for name, digest in listed.items()
+        if (reason := _file_damage(path, name, digest, arrays))
     ]
     yield from damage
     if "zarr.json" not in listed or damage:
@@ -185,10 +192,13 @@ def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
             yield Damage(None, f"{name}/zarr.json", "describes no array that a capture writes; restore it from a copy")
 
 
-def _file_damage(path: Path, name: str, digest: str) -> str | None:
+def _file_damage(path: Path, name: str, digest: str, arrays: Mapping[str, ArrayMetadata]) -> str | None:
     file = path / name
     if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
         return "the file is missing; restore it from a copy"
+    about = None if name.endswith("zarr.json") else arrays.get(name.rpartition("/")[0])
+    if file.stat().st_size > (MOST_JSON if about is None else about.file_bytes):
+        return "is larger than it can be; restore it from a copy"
     if file_digest(file) != digest:
         return f"differs from its checksum in {CHECKSUMS}; restore it from a copy"
     return None
@@ -265,7 +275,7 @@ def _chunks(
         for reason in _shard_damage(file, grid):
             damage.append(Damage(number, name, reason))
             return
-        for place, data in read_chunks(file, grid):
+        for place, data in read_chunks(file, grid, store.chunk_bytes(name)):
             if place[axis] != number % grid[axis]:
                 continue
             checksums[name].append(data[-CHECKSUM_BYTES:])

@@ -6,6 +6,7 @@ capture that was killed goes on where it stopped. No two sequences of different 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,18 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError, one_line
-from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, decode, encode
+from capture.errors import OutliersError, advice, one_line
+from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, OVERHEAD, decode, encode
 from capture.store.create import stored_array
-from capture.store.files import AtomicFile, remove_partials
+from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
 from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
-)
+from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
 from capture.store.schema import (
+    COORDINATES,
     FILL,
     PER_SEQUENCE,
     POSITION,
@@ -35,6 +35,7 @@ from capture.store.schema import (
     SEQUENCE,
     SITE,
     VARIABLES,
+    VOCABULARY,
     Sizes,
     mantissa_bits,
 )
@@ -46,8 +47,10 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    return np.asarray(stored_array(group, name)[...])
+def _read(group: zarr.Group, path: Path, name: str) -> npt.NDArray[Any]:
+    array = stored_array(group, name)
+    refuse_special(path / name, read_metadata(Folder(path)).arrays[name].file_bytes + MOST_JSON)
+    return np.asarray(array[...])
 
 
 def open_group(path: Path | str) -> zarr.Group:
@@ -62,8 +65,12 @@ def open_group(path: Path | str) -> zarr.Group:
 
     path = Path(path)
     read_metadata(Folder(path))
+    for name in (*VARIABLES, *COORDINATES, VOCABULARY, *TOKEN_TEXTS):
+        file = path / name / "zarr.json"
+        if file.exists() and not file.is_file():
+            raise OutliersError(f"{file} is no plain file; get another copy of the store")
     try:
-        return zarr.open_group(path, mode="r")
+        return zarr.open_group(path, mode="r", zarr_format=3)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutliersError(
             f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
@@ -93,7 +100,7 @@ class StoreWriter:
         self.compressed = COMPRESSION[self.compression] is not None
         input_shape = stored_array(group, "norm_weight").shape
         sequences, positions = stored_array(group, "token_id").shape
-        sites = tuple(str(name) for name in _read(group, SITE))
+        sites = tuple(str(name) for name in self.read(SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
         self.store_id = store_id(self.attributes) if "digest" in group else None
@@ -120,14 +127,14 @@ class StoreWriter:
             A chunk of it is damaged.
         """
         try:
-            return _read(open_group(self.path), name)
+            return _read(open_group(self.path), self.path, name)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
             f"{name} of {self.path} is damaged ({one_line(error)}); "
-            f"see what can be mended with: outliers verify {self.path} --repair"
+            f"see what can be mended with: {advice('verify', self.path, '--repair')}"
         )
 
     def _root_now(self) -> bytes | None:
@@ -192,6 +199,10 @@ class StoreWriter:
         """Shape of one chunk of a variable."""
         return chunks_and_shards(name, self.sizes)[0]
 
+    def chunk_bytes(self, name: str) -> int:
+        """Bytes of one chunk of a variable, decoded."""
+        return math.prod(self.chunk_shape(name)) * np.dtype(VARIABLES[name].dtype).itemsize
+
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
         files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *self.per_sequence))
@@ -252,14 +263,18 @@ class StoreWriter:
         if not file.exists():
             return {}
         try:
-            return {place: data for place, data in read_chunks(file, grid) if place[axis] != number % self._group}
+            return {
+                place: data
+                for place, data in read_chunks(file, grid, self.chunk_bytes(name))
+                if place[axis] != number % self._group
+            }
         except (OSError, ValueError) as error:
             start = number // self._group * self._group
             others = [n for n in range(start, start + self._group) if n != number and self.done()[n : n + 1].any()]
             if others:
                 raise OutliersError(
                     f"{file} is damaged ({error}) and holds sequences {', '.join(map(str, others))} too; "
-                    f"take them back with: outliers verify {self.path} --repair"
+                    f"take them back with: {advice('verify', self.path, '--repair')}"
                 ) from error
             return {}  # nothing that counts is lost
 
@@ -310,7 +325,9 @@ class StoreWriter:
 
     def _flags(self, number: int) -> npt.NDArray[np.bool_]:
         """The chunk of `done` that holds sequence `number`."""
-        return decode(self.file("done", number).read_bytes(), "bool", (self._group,), compressed=False)
+        return decode(
+            read_plain(self.file("done", number), self._group + OVERHEAD), "bool", (self._group,), compressed=False
+        )
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(self._own(file).parent, file.name)

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import xarray as xr
 
 torch = pytest.importorskip("torch")
 
+from analyze.cli import main  # noqa: E402
 from capture import run  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
 from capture.progress import Silence  # noqa: E402
@@ -55,7 +58,7 @@ def assert_same_capture(left: Path, right: Path) -> None:
     xr.testing.assert_identical(left_values.load(), right_values.load())
     for dataset in (one, two):
         for name in ("created", "command", "store_id"):
-            del dataset.attrs[name]
+            dataset.attrs.pop(name, None)
     assert one.attrs == two.attrs
 
 
@@ -146,7 +149,8 @@ def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Pa
     assert attributes["bos"] is False
     assert attributes["document_separator"] == "<end>"
     assert attributes["versions"]["torch"] == torch.__version__
-    assert {"created", "command", "attention_implementation", "sites"} <= set(attributes)
+    assert "command" not in attributes  # the words of a program that calls are its own
+    assert {"created", "attention_implementation", "sites"} <= set(attributes)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 9])
@@ -506,6 +510,18 @@ def test_resuming_with_another_reading_of_the_text_is_refused(
         rows(**{**begun, **change})
     assert snapshot(tmp_path / "s.zarr") == before
     assert StoreWriter(tmp_path / "s.zarr").done().tolist() == [True, False]
+
+
+def test_the_command_is_recorded_where_outliers_runs_and_without_secrets(
+    do: Capture, checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hf-token", "abcdefgh"])
+    assert "command" not in StoreWriter(do()).attributes
+    words = ["capture", str(checkpoint), "--out", str(tmp_path / "c.zarr"), "--text", str(text_file)]
+    assert main([*words, "--sequences", "1", "--length", "8"]) == 0
+    attributes = StoreWriter(tmp_path / "c.zarr").attributes
+    assert attributes["command"] == shlex.join(["outliers", *words, "--sequences", "1", "--length", "8"])
+    assert "abcdefgh" not in str(attributes)
 
 
 class Replacing(Silence):
