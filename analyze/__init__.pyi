@@ -40,6 +40,8 @@ from .quantization.kept_figure import kept_figure as kept_figure
 from .quantization.quantize import quantize as quantize
 from .quantization.quantize_figure import quantize_figure as quantize_figure
 from .quantization.result import Quantization as Quantization
+from .quantization.static import quantize_static as quantize_static
+from .quantization.static_result import StaticQuantization as StaticQuantization
 from .question.criteria import Criteria as Criteria
 from .question.view import View as View
 from .reading.activations import activations as activations

@@ -13,6 +13,7 @@ import typer
 from capture.ablation.command import ablate_command
 from capture.environment import prepare
 from capture.errors import OutliersError
+from capture.quantization.command import quantize_command
 from capture.store.output import output_path
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites_command)
     app.command("estimate")(estimate_command)
     app.command("verify")(verify_command)
+    app.command("quantize")(quantize_command)
     app.command("ablate")(ablate_command)
     app.command("run")(run_command)
 

@@ -123,6 +123,7 @@ def capture(
     check_length(loaded.model.config, length)
 
     from capture.batches import capture_sequences
+    from capture.sites.columns import variables_of_weights
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
     from capture.sites.trial import refuse_lookahead, refuse_untakeable
@@ -152,16 +153,18 @@ def capture(
         begun = not os.path.lexists(place)
         if begun:
             check_free_space(place, needed, "the capture", _LESS)
+            columns, left_out = variables_of_weights(loaded.model, placed, reporter)
             # Another part may create the store in the same moment: then this one joins it.
             with contextlib.suppress(StoreExistsError):
                 create(
                     place,
                     sizes,
                     raw=raw,
-                    attributes=attributes,
+                    attributes={**attributes, **left_out},
                     token_id=token_id,
                     norm_weight=weight,
                     norm_bias=bias,
+                    **columns,
                     length=read.stored_length,
                     vocabulary=vocabulary(loaded.tokenizer, token_id),
                     compression=compression,

@@ -178,9 +178,12 @@ def trace_batch(
                 before = read_input(module, site)
                 after = before if site.kind == "none" else module.output
                 take(site.layer, names[site.name], shaped(before, site), shaped(after, site))
+            final = shaped(read_input(traced.get(sites.final.module), sites.final), sites.final)
+            final_low, final_high, _ = extremes(final)
+            for variable, peak in (("final_high", final_high), ("final_low", final_low)):
+                results[variable] = peak.to("cpu", torch.float32).numpy()
             if "final_input" in wanted:
-                final = read_input(traced.get(sites.final.module), sites.final)
-                sink("final_input", 0, 0, shaped(final, sites.final))
+                sink("final_input", 0, 0, final)
             results["nll"] = token_nll(traced.output.logits, tokens)
         except (Exception, KeyboardInterrupt) as error:  # GreenletExit is nnsight's own way out and must pass
             failures.append(error)

@@ -55,6 +55,8 @@ def arrays_of(
         "norm_weight": np.linspace(0.5, 1.5, layers * sites * features, dtype=np.float32).reshape(
             layers, sites, features
         ),
+        "final_high": np.fmax.reduce(norm_input[:, -1, -1] + 1, axis=1),
+        "final_low": np.fmin.reduce(norm_input[:, -1, -1] + 1, axis=1),
         "layer_high": np.fmax.reduce(both, axis=4),
         "layer_low": np.fmin.reduce(both, axis=4),
         "position_peak": np.fmax.reduce(np.fmax.reduce(np.abs(both), axis=3), axis=2),

@@ -6,16 +6,15 @@ and with the SHA-256 of its own content, so that no flipped bit passes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 
+from analyze.answers.records import sealed, unsealed
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
@@ -198,7 +197,7 @@ class Ablation(Shown):
             **({} if self.lengths is None else {"lengths": self.lengths.tolist()}),
             **arrays,
         }
-        return _text(content)
+        return sealed(content)
 
     @classmethod
     def load(cls, text: str) -> Self:
@@ -209,14 +208,7 @@ class Ablation(Shown):
         ValueError
             The text is not, to the last bit, what `dump` wrote, or does not hang together.
         """
-        content = json.loads(text)
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError("it is no record of an ablation")
-        if content.get("version") != _VERSION:
-            raise ValueError(f"it has version {content.get('version')}, and this release reads {_VERSION}")
-        content.pop("sha256", None)
-        if _text(content) != text:
-            raise ValueError("it does not match its checksum")
+        content = unsealed(text, _FORMAT, _VERSION)
         try:
             found = cls(
                 criteria=Criteria(**content["criteria"]),
@@ -287,14 +279,3 @@ def read_ablation(file: Path) -> Ablation:
             f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
             "run outliers ablate again"
         ) from error
-
-
-def _text(content: dict[str, Any]) -> str:
-    plain = json.dumps(content, allow_nan=False, ensure_ascii=False, sort_keys=True)
-    return json.dumps(
-        {"sha256": sha256(plain.encode()).hexdigest(), **content},
-        allow_nan=False,
-        ensure_ascii=False,
-        sort_keys=True,
-        indent=1,
-    )

@@ -22,7 +22,9 @@ Place = tuple[int, int]
 class Transform(Protocol):
     """A map of features that can be undone."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As the command line has it."""
 
     def forward(self, values: Float32, place: Place) -> Float32:
         """What the quantiser sees of (position, feature) values at a (layer, site)."""

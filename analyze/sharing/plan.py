@@ -13,7 +13,7 @@ from typing import Final
 from analyze.sharing.card import Card
 from analyze.sharing.files import Entry
 from capture.errors import OutliersError
-from capture.store.schema import ABLATION, CHECKSUMS, COORDINATES, VARIABLES, VOCABULARY
+from capture.store.schema import CHECKSUMS, COORDINATES, RECORDS, VARIABLES, VOCABULARY
 
 HUB: Final = "hf://datasets/"
 BUCKET: Final = "s3://"
@@ -148,7 +148,7 @@ def unlike(url: str, files: Iterable[Entry], there: Mapping[str, Uploaded]) -> l
     OutliersError
         Something is there that is no file of any store, so that nothing at that place may be replaced.
     """
-    own = {*VARIABLES, *COORDINATES, VOCABULARY, ABLATION, "zarr.json", CHECKSUMS}
+    own = {*VARIABLES, *COORDINATES, VOCABULARY, *RECORDS, "zarr.json", CHECKSUMS}
     by_name = {file.name: file for file in files}
     for name in sorted(set(there) - set(by_name)):
         if name.partition("/")[0] not in own:

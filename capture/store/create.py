@@ -22,6 +22,7 @@ from capture.store.metadata import MOST_CHUNKS, MOST_SEQUENCES
 from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
+    FINAL_PEAKS,
     FORMAT,
     FORMAT_VERSION,
     RAW_VARIABLES,
@@ -55,6 +56,8 @@ def create(
     norm_weight: npt.NDArray[np.float32],
     norm_bias: npt.NDArray[np.float32] | None = None,
     length: npt.NDArray[np.int32] | None = None,
+    weight_peak: npt.NDArray[np.float32] | None = None,
+    weight_norm: npt.NDArray[np.float32] | None = None,
     vocabulary: Mapping[int, str] | None = None,
     compression: str = "fast",
 ) -> None:
@@ -69,6 +72,7 @@ def create(
     token_id : (sequence, position) int32; -1 behind the end of a sequence
     norm_weight, norm_bias : (layer, site, feature) float32
     length : (sequence,) int32, valid positions of each; None where all are as long as the dimension
+    weight_peak, weight_norm : (layer, site, feature) float32; None where the model's weights cannot be read
     vocabulary : text of every token that occurs, None where no tokenizer is at hand
     compression : `fast`, `small` or `none`
 
@@ -97,7 +101,7 @@ def create(
         )
     if length is not None and (flaw := lengths_flaw(length, token_id)):
         raise ValueError(flaw)
-    optional = {"norm_bias": norm_bias, "length": length}
+    optional = {"norm_bias": norm_bias, "length": length, "weight_peak": weight_peak, "weight_norm": weight_norm}
     present = {name: values for name, values in optional.items() if values is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_folder(path) as draft:
@@ -111,7 +115,7 @@ def create(
                 **attributes,
             },
         )
-        for name in stored_variables(raw, present):
+        for name in stored_variables(raw, {*present, *FINAL_PEAKS}):
             _create_variable(group, name, sizes, compression)
         for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
             _create_labels(group, name, labels, name, COORDINATES[name].description)

@@ -82,11 +82,29 @@ VARIABLES: Final[dict[str, Variable]] = {
         _PARAMETER, "float32", "1", "Weight of the norm as stored in the model; ones where the norm has none"
     ),
     "norm_bias": Variable(_PARAMETER, "float32", "1", "Bias of the norm"),
+    "weight_peak": Variable(
+        _PARAMETER,
+        "float32",
+        "1",
+        "Largest magnitude among the weights by which the linear maps that read the norm's output multiply the feature",
+    ),
+    "weight_norm": Variable(
+        _PARAMETER,
+        "float32",
+        "1",
+        "Euclidean norm of all weights by which the linear maps that read the norm's output multiply the feature",
+    ),
     "layer_high": Variable(
         (SIGNAL, SEQUENCE, LAYER, SITE, FEATURE), "float32", "1", "Largest value over positions; NaN is passed over"
     ),
     "layer_low": Variable(
         (SIGNAL, SEQUENCE, LAYER, SITE, FEATURE), "float32", "1", "Smallest value over positions; NaN is passed over"
+    ),
+    "final_high": Variable(
+        (SEQUENCE, FEATURE), "float32", "1", "Largest value of final_input over positions; NaN is passed over"
+    ),
+    "final_low": Variable(
+        (SEQUENCE, FEATURE), "float32", "1", "Smallest value of final_input over positions; NaN is passed over"
     ),
     "position_peak": Variable(
         (SIGNAL, SEQUENCE, POSITION, FEATURE),
@@ -116,8 +134,14 @@ VARIABLES: Final[dict[str, Variable]] = {
     ),
 }
 
-OPTIONAL: Final = ("norm_bias", "length")
-"""Variables that a store has only where its model or its text calls for them: `length` where sequences differ."""
+WEIGHTS: Final = ("weight_peak", "weight_norm")
+"""Variables that a store has where the weights can be read; else the attribute `weights_left_out` says why not."""
+
+FINAL_PEAKS: Final = ("final_high", "final_low")
+"""Variables that every store has but the oldest."""
+
+OPTIONAL: Final = ("norm_bias", "length", *WEIGHTS, *FINAL_PEAKS)
+"""Variables that a store has only where its model or its text calls for them, or where it is new enough."""
 
 FIXED: Final = ("token_id", "length")
 """Variables of a sequence that are written whole when the store is created, and never changed."""
@@ -142,8 +166,8 @@ RAW_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "none": (),
 }
 
-PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll")
-"""What every sequence has beside its raw activations, whatever `--raw` says."""
+PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll", *FINAL_PEAKS)
+"""What every sequence has beside its raw activations, whatever `--raw` says; the oldest stores lack `FINAL_PEAKS`."""
 
 ROUNDED: Final = "rounded"
 """Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
@@ -221,6 +245,9 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
 
 
 ABLATION: Final = "ablation"
+QUANTIZATION: Final = "quantization"
+RECORDS: Final = (ABLATION, QUANTIZATION)
+"""Folders of a store with records of what its model did when it was run again."""
 
 
 CHECKSUMS = "SHA256SUMS"

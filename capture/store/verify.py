@@ -25,7 +25,6 @@ from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
     FIXED,
-    PER_SEQUENCE,
     POSITION,
     RAW_VARIABLES,
     SEQUENCE,
@@ -186,7 +185,7 @@ def _file_damage(path: Path, name: str, digest: str) -> str | None:
 
 def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
     damage: list[Damage] = []
-    small = {name: _whole(store, name, number, damage) for name in PER_SEQUENCE}
+    small = {name: _whole(store, name, number, damage) for name in store.per_sequence}
     length = int(store.length[number])
     for name, own in small.items():
         dims = [dim for dim in VARIABLES[name].dims if dim != SEQUENCE]
@@ -196,22 +195,25 @@ def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
     for name in RAW_VARIABLES[store.raw]:
         before = len(damage)
         peaks = _Peaks(store.sizes, length)
+        found = peaks.arrays
         ended = True
         for place, values in _chunks(store, name, number, damage):
             ended &= _ends(values, length, -2)
-            if name != "final_input":
+            if name == "final_input":
+                found = {"final_high": np.fmax.reduce(values[0]), "final_low": np.fmin.reduce(values[0])}
+            else:
                 peaks.add(place[1:3], values[0, 0, 0])
         if not ended:
             damage.append(Damage(number, name, _BEHIND))
-        if name == "final_input" or len(damage) > before:
+        if len(damage) > before:
             continue
-        signal = SIGNALS.index(name.removeprefix("norm_"))
-        for variable, values in peaks.arrays.items():
-            stored = small[variable]
+        for variable, values in found.items():
+            stored = small.get(variable)
+            if stored is not None and name != "final_input":
+                stored = stored[SIGNALS.index(name.removeprefix("norm_"))]  # `signal` comes first
             if stored is not None and rounded is not None and stored.dtype.kind == "f":
                 stored = round_mantissa(stored, rounded)  # the peaks of rounded values are the rounded peaks
-            # `signal` comes first in the small arrays of one sequence.
-            if stored is not None and not np.array_equal(stored[signal], values, equal_nan=values.dtype.kind == "f"):
+            if stored is not None and not np.array_equal(stored, values, equal_nan=values.dtype.kind == "f"):
                 damage.append(Damage(number, variable, f"differs from the peaks of {name}"))
     return damage
 

@@ -84,6 +84,7 @@ class StoreWriter:
         sites = tuple(str(name) for name in _read(group, SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
+        self.per_sequence = tuple(name for name in PER_SEQUENCE if name in group)
 
     @cached_property
     def length(self) -> npt.NDArray[np.int32]:
@@ -156,7 +157,7 @@ class StoreWriter:
 
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
-        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *PER_SEQUENCE))
+        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *self.per_sequence))
         return sum(file.stat().st_size for file in files)
 
     def grid(self, name: str) -> tuple[int, ...]:
@@ -296,13 +297,17 @@ class SequenceWriter:
             self._shards[name].append(place, encoded)
 
     def finish(self, arrays: Arrays) -> None:
-        """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`."""
-        if set(arrays) != set(PER_SEQUENCE):
-            raise ValueError(f"expected the arrays {', '.join(PER_SEQUENCE)}; got {', '.join(sorted(arrays))}")
+        """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`.
+
+        A store that an earlier release began gets those that it has.
+        """
+        wanted = self._store.per_sequence
+        if not set(wanted) <= set(arrays) <= set(PER_SEQUENCE):
+            raise ValueError(f"expected the arrays {', '.join(wanted)}; got {', '.join(sorted(arrays))}")
         for shard in self._shards.values():
             shard.commit()
-        for name, values in arrays.items():
-            self._store.put_small(name, self._number, values)
+        for name in wanted:
+            self._store.put_small(name, self._number, arrays[name])
         self._store.mark_done(self._number)
 
     def discard(self) -> None:
@@ -331,7 +336,7 @@ def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
                 continue
             for layer, site in np.ndindex(*values.shape[:2]):
                 writer.append(name, encode(values[layer, site], store.compression), layer, site)
-        writer.finish({name: arrays[name] for name in PER_SEQUENCE})
+        writer.finish({name: arrays[name] for name in store.per_sequence})
     except BaseException:
         writer.discard()
         raise

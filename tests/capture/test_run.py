@@ -20,6 +20,8 @@ torch = pytest.importorskip("torch")
 from capture import run  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
 from capture.run import capture  # noqa: E402
+from capture.sites import columns  # noqa: E402
+from capture.sites.columns import UnreadableWeightsError  # noqa: E402
 from capture.store.verify import verify  # noqa: E402
 from capture.store.write import SequenceWriter, StoreWriter  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
@@ -85,6 +87,18 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
                 weight = model.get_submodule(f"model.layers.{layer}.{name}").weight.detach().numpy()
                 np.testing.assert_array_equal(cell.norm_weight, weight)
         np.testing.assert_array_equal(dataset.final_input[n], seen["model.norm"][n][0][0])
+    np.testing.assert_array_equal(dataset.final_high, dataset.final_input.max("position"))
+    np.testing.assert_array_equal(dataset.final_low, dataset.final_input.min("position"))
+    for layer, block in enumerate(model.model.layers):
+        for site, maps in (
+            ("ln_attn", (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)),
+            ("ln_mlp", (block.mlp.gate_proj, block.mlp.up_proj)),
+        ):
+            rows = np.concatenate([linear.weight.detach().numpy() for linear in maps])
+            cell = dataset.sel(site=site).isel(layer=layer)
+            np.testing.assert_array_equal(cell.weight_peak, abs(rows).max(0))
+            np.testing.assert_allclose(cell.weight_norm, np.linalg.norm(rows, axis=0), rtol=1e-6)
+    assert "weights_left_out" not in dataset.attrs
     np.testing.assert_allclose(dataset.nll.mean("position"), losses, rtol=1e-6)
     for signal in ("input", "output"):
         raw = dataset[f"norm_{signal}"]
@@ -93,6 +107,25 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
         np.testing.assert_array_equal(peaks.layer_low, raw.min("position"))
         np.testing.assert_array_equal(peaks.position_peak, abs(raw).max(["layer", "site"]))
     assert dataset.done.values.all()
+
+
+def test_weights_that_cannot_be_read_are_left_out_and_the_store_says_why(
+    do: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UnreadableWeightsError("model.layers.0.mlp (Kernel) reads ln_mlp and is no linear map: it cannot be told")
+
+    monkeypatch.setattr(columns, "weight_columns", refuse)
+    path = do(raw="none")
+    dataset = xr.open_zarr(path)
+    assert not {"weight_peak", "weight_norm"} & set(dataset.variables)
+    assert dataset.attrs["weights_left_out"].startswith("model.layers.0.mlp (Kernel) reads ln_mlp")
+    assert {"final_high", "final_low"} <= set(dataset.variables)
+    assert verify(path).damage == ()
+    StoreWriter(path).mark_done(2, False)
+    monkeypatch.undo()
+    do(raw="none")  # the weights can be read now, and that is no other request
+    assert verify(path).done == 5
 
 
 def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Path, text_file: Path) -> None:

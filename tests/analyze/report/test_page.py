@@ -38,7 +38,7 @@ return {
 
 
 def stores() -> list[xr.Dataset]:
-    """Two stores: ties at round magnitudes, NaN, infinities, ends; over 255 (layer, site) pairs hit; one sequence."""
+    """Two stores: ties, NaN and infinities, sequences that end, over 255 (layer, site) pairs hit; one sequence."""
     first = builders.random_activations((3, 4, 2, 70, 9), 3)
     first *= np.float32(10.0) ** np.linspace(-1, 2, 9, dtype=np.float32)
     first[..., 4] = np.round(first[..., 4] * 2) / 2

@@ -55,9 +55,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]
     from huggingface_hub import constants
 
     with hub.running() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("://")[2][len("huggingface.co") :]
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.connect(running, tmp_path / "cache", monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
         yield running

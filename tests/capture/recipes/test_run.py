@@ -27,7 +27,7 @@ from capture.recipes.run import Outcome, Results, run_recipe
 from capture.run import capture
 from capture.store.write import StoreWriter
 from tests.capture.models.test_random_weights import SHAPE
-from tests.hub_server import COMMIT, connect, serving
+from tests.hub import COMMIT, connect, serving
 
 RECIPES = Path(__file__).parents[3] / "data" / "recipes"
 
