@@ -48,6 +48,7 @@ from .question.criteria import Criteria as Criteria
 from .question.view import View as View
 from .reading.activations import activations as activations
 from .reading.open import open_store as open_store
+from .reading.portable import portable as portable
 from .report.write import Report as Report
 from .report.write import write_report as write_report
 from .sharing.pack import pack as pack

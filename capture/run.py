@@ -7,8 +7,6 @@ import errno
 import importlib.metadata
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.estimate import store_bytes
 from capture.models.limits import check_length
 from capture.models.load import Loaded, describe_model
@@ -27,6 +25,7 @@ from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
 from capture.store.output import output_path
+from capture.store.privacy import command_line
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import Sizes
 from capture.store.write import StoreWriter
@@ -178,7 +177,7 @@ def capture(
             with _told(store, loaded.model, batch_size):
                 capture_sequences(loaded, placed, store, mine, batch_size, reporter)
         except Exception:
-            if begun and part == (1, 1) and not store.done().any():
+            if begun and part == (1, 1) and store.is_same() and not store.done().any():
                 remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
             raise
     return out
@@ -210,7 +209,7 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
     # With parts, another part may have finished the store; then this one has simply nothing left to do.
     if done.all() and part[1] == 1:
         raise OutliersError(
-            f"{out} exists already and is finished ({len(done)} sequences); look at it with: outliers info {out}, "
+            f"{out} exists already and is finished ({len(done)} sequences); look at it with: {advice('info', out)}, "
             "choose another --out, or pass --overwrite to capture it again"
         )
 
@@ -262,13 +261,14 @@ def _site_attributes(placed: SiteMap) -> dict[str, Any]:
 
 
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
+    command = command_line()
     return {
         "device": str(loaded.model.device),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **({} if command is None else {"command": command}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

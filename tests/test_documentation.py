@@ -55,6 +55,7 @@ LIBRARIES = {  # without which a command cannot be run: those of the analysis al
     "hf://": ("huggingface_hub",),
     "s3://": ("obstore", "moto", "boto3"),
     "https://": ("obstore",),
+    "--perplexity": ("torch",),
 }
 NOT_RUN: dict[str, str] = {}
 """Commands, as they are printed, that no stand-in can be had for, and why."""
@@ -206,7 +207,7 @@ class Stage:
         needed = [
             library
             for key, libraries in LIBRARIES.items()
-            if (key in command if "://" in key else command.startswith(f"outliers {key} "))
+            if (command.startswith(f"outliers {key} ") if key.isalpha() else key in command)
             for library in libraries
         ]
         if "https://" in command and shutil.which("nginx", path="/usr/bin:/usr/sbin") is None:
@@ -238,6 +239,8 @@ class Stage:
             return SITES
         if command == "weight" and option == "--feature":  # the planted one comes from the embedding
             return "0"
+        if option == "--scales-from":
+            return self.readable(value)
         if command == "transition" and ":" in value:  # a fit with permutations for every cell
             return GRIDS[option]
         return VALUES.get(option, value)

@@ -14,7 +14,6 @@ NAMES: Final = (
     "sweep",
     "metrics",
     "fits",
-    "quantize",
     "null",
     "compare",
     "transition",

@@ -35,7 +35,7 @@ from analyze.question.ranks import threshold
 from analyze.reading.activations import has_activations
 from analyze.reading.open import as_dataset
 from analyze.types import Counts, Progress, Store
-from capture.errors import OutliersError
+from capture.errors import OutliersError, without_passwords
 from capture.store.schema import SEQUENCE, mantissa_bits
 
 
@@ -121,7 +121,7 @@ def opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
             name = str(store.encoding.get("source", f"store {number + 1}"))
             key: str | int = id(store)
         else:
-            name = str(store)
+            name = without_passwords(str(store))
             key = str(Path(name).resolve()) if Path(name).exists() else name
         if key in seen:
             raise OutliersError(f"{name} is given twice; expected each store once")

@@ -46,9 +46,9 @@ class Variant:
         """
         seen = self.transform.forward(values, place)
         magnitudes = np.abs(seen)
-        kept = np.zeros(seen.shape[1], bool)
+        kept: npt.NDArray[np.bool_] = np.zeros(seen.shape[1], bool)
         if self.threshold is not None:
-            kept = (magnitudes >= np.float32(self.threshold)).any(axis=0)
+            kept = np.asarray((magnitudes >= np.float32(self.threshold)).any(axis=0))
         result = seen.copy()
         if not kept.all():
             result[:, ~kept] = self.scheme.quantised(seen[:, ~kept], magnitudes.max())

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from scipy.stats import spearmanr
 
 from analyze.display.shown import Record, Shown
 from analyze.display.text import jsonable
@@ -30,7 +31,9 @@ class Quantization(Shown):
     sequences, tokens : what was quantised
     left_out : number of (sequence, layer, site, position) rows with a value that is not finite, which count nowhere
     table : Dataset over (variant, layer, site) of `error`, `output_error` and `kept_share`, float64, with coordinates
-        `scheme`, `transform` and `threshold` (NaN where no columns are kept) along variant
+        `scheme`, `transform` and `threshold` (NaN where no columns are kept) along variant; where the model was run
+        with the quantisers at work, also `perplexity` (variant,)
+    perplexity : of the model without them, on the same sequences; None where it was not run
     """
 
     name: str
@@ -39,6 +42,7 @@ class Quantization(Shown):
     tokens: int
     left_out: int
     table: xr.Dataset = field(repr=False)
+    perplexity: float | None = None
 
     @property
     def rows_for_all(self) -> list[Record]:
@@ -70,7 +74,26 @@ class Quantization(Shown):
             known = values[~np.isnan(values)]
             row[name] = float(known.mean()) if known.size else None
         row["bits"] = scheme(row["scheme"]).bits(self.hidden_size, row["kept_share"])
+        if self.perplexity is not None:
+            row["perplexity"] = float(one["perplexity"]) if layer is None else None
         return row
+
+    @property
+    def rank_correlation(self) -> dict[str, float] | None:
+        """Whether the error ranks variants as the perplexity does; None where too few have both.
+
+        Returns
+        -------
+        `spearman`, `p_value` (two-sided, scipy), and `schemes`, the number of variants
+        """
+        if self.perplexity is None:
+            return None
+        rows = [(row[self.measure], row["perplexity"]) for row in self.rows_for_all]
+        known = [pair for pair in rows if pair[0] is not None and not np.isnan(pair[1])]
+        if len(known) < 3:
+            return None
+        found = spearmanr(*zip(*known, strict=True))
+        return {"spearman": float(found.statistic), "p_value": float(found.pvalue), "schemes": len(known)}
 
     @property
     def measure(self) -> str:
@@ -84,13 +107,15 @@ class Quantization(Shown):
             values = self.table[self.measure].isel({VARIANT: number})
             worst: dict[str, Any] = {"worst_error": None, "at_layer": None, "at_site": "-"}
             if not bool(values.isnull().all()):
-                place = values.isel(values.argmax(...))  # type: ignore[arg-type]
+                place = values.isel(values.argmax(...))
                 worst = {
                     "worst_error": float(place),
                     "at_layer": int(place[LAYER]),
                     "at_site": str(place[SITE].values),
                 }
             shown = {name: row[name] for name in (*KEYS, "bits", "error", "output_error")}
+            if self.perplexity is not None:
+                shown["perplexity"] = row["perplexity"]
             rows.append({**shown, "kept_fraction": row["kept_share"], **worst})
         return sorted(rows, key=lambda row: np.inf if row[self.measure] is None else row[self.measure])
 
@@ -108,6 +133,11 @@ class Quantization(Shown):
             pairs.append(("output error", "unknown: the store has no weight_norm; capture again to have it"))
         if self.left_out:
             pairs.append(("left out", f"{self.left_out:,} rows with values that are not finite"))
+        if self.perplexity is not None:
+            pairs.append(("perplexity", f"{self.perplexity:.5g} without a quantiser"))
+        if (rank := self.rank_correlation) is not None:
+            told = f"{rank['spearman']:.3f} over {rank['schemes']} schemes, p = {rank['p_value']:.2g}"
+            pairs.append(("Spearman's rank correlation", f"{told}: of {self.measure.replace('_', ' ')} and perplexity"))
         return pairs
 
     def tables(self) -> list[tuple[str, list[Record]]]:
@@ -123,7 +153,14 @@ class Quantization(Shown):
             "tokens": self.tokens,
             "left_out": self.left_out,
             "rows": jsonable(self.rows()),
+            **self._proof(),
         }
+
+    def _proof(self) -> Record:
+        if self.perplexity is None:
+            return {}
+        rank = self.rank_correlation
+        return {"perplexity": jsonable(self.perplexity), "rank_correlation": None if rank is None else jsonable(rank)}
 
 
 def side_by_side(results: Sequence[Quantization]) -> list[Record]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from analyze.quantization.errors import bands, column_squares
 from analyze.quantization.schemes import Scheme, schemes_for
 from analyze.quantization.static_result import ClippedChannel, ClippedToken, StaticQuantization
 from analyze.quantization.transforms import Place
+from analyze.quantization.variants import outputs_view
 from analyze.question.checks import whole
 from analyze.question.view import View
 from analyze.reading.lazy import loaded
@@ -72,8 +73,7 @@ def quantize_static(
                 f"scheme {one.name} takes its scales from what it quantises; scales of another store are for schemes "
                 "by tensor, such as int8-tensor"
             )
-    asked = View() if view is None else view.view
-    chosen = replace(asked, signal="output", scale="absolute", rounding="none").resolve(data)
+    chosen = outputs_view(view, data)
     frame = chosen.select(data)
     maxima = _sequence_maxima(other, chosen)
     limits = np.sort(maxima, axis=0)
@@ -134,7 +134,7 @@ def _sequence_maxima(other: xr.Dataset, view: View) -> Float32:
             for n in range(peaks.sizes[SEQUENCE])
         ]
     )
-    largest = np.fmax.reduce(result, axis=3)
+    largest: Float32 = np.fmax.reduce(result, axis=3)
     if not np.isfinite(largest).all():
         n, layer, site = np.argwhere(~np.isfinite(largest))[0]
         raise OutliersError(

@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.answers.ablation import SITE_CHOICES, Ablation, read_ablation
+from analyze.answers.ablation import SITE_CHOICES, Ablation, read_ablation, refuse_foreign
 from analyze.answers.find import find_outliers
 from analyze.peaks.counted import lengths
 from analyze.question.criteria import Criteria
@@ -31,6 +29,8 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.files import AtomicFile
+from capture.store.identity import STORE_ID
+from capture.store.privacy import command_line
 from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def ablate(
     Parameters
     ----------
     store : folder of a finished store
-    criteria : which features are outliers; all that qualify in any sequence
+    criteria : which features are outliers, all that qualify in any sequence; None for the preset `dettmers`
     model : where the store's model is now, None where it says so itself
     device, trust_remote_code : as for `capture.models.load.load_model`
     sequences : how many of the store's sequences to run, from the first; None for 4, or all where there are fewer
@@ -106,7 +106,7 @@ def ablate(
     sequences = min(_SEQUENCES, captured) if sequences is None else sequences
     if sequences > captured:
         raise OutliersError(f"sequences is {sequences}, and {path} has {captured}; use fewer")
-    found = find_outliers(dataset, criteria)
+    found = find_outliers(dataset, Criteria.preset("dettmers") if criteria is None else criteria)
     features = tuple(sorted({row.feature for row in found.features}))
     question = _Question(
         found.criteria, site, features, _draws(features, found.hidden_size, repeats, seed), seed, sequences
@@ -116,7 +116,9 @@ def ablate(
         raise OutliersError(f"{folder} is a link or no folder, and results are kept in the store itself; remove it")
     file = folder / f"{question.key}.json"
     if file.is_file() and not overwrite:
-        return read_ablation(file)
+        known = read_ablation(file)
+        refuse_foreign(file, known, dataset.attrs, dataset.sizes[FEATURE])
+        return known
     if not os.access(path, os.W_OK):
         raise OutliersError(f"{path} cannot be written, and the result is kept there; copy the store, or its model")
     loaded, placed = reload_model(path, dataset.attrs, model=model, device=device, trust_remote_code=trust_remote_code)
@@ -199,6 +201,7 @@ class _Experiment:
         own = ("model_id", "model_revision", "compute_dtype", "weight_quantisation", "attention_implementation")
         return {
             **{name: self.loaded.attributes[name] for name in own},
+            **{name: value for name, value in self.dataset.attrs.items() if name == STORE_ID},
             "device": str(self.loaded.model.device),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
@@ -245,11 +248,12 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
         together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
         _write(draft, experiment.ablation(together, attributes))
     together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    command = command_line()
     result = experiment.ablation(
         together,
         {
             **attributes,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **({} if command is None else {"command": command}),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
@@ -261,8 +265,8 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
 def _drafted(draft: Path, attributes: Mapping[str, Any]) -> Ablation | None:
     """What an interrupted run left, where it computed as this one does."""
     try:
-        known = Ablation.load(draft.read_bytes().decode())
-    except (OSError, ValueError):
+        known = read_ablation(draft)
+    except OutliersError:
         return None
     return known if known.attributes == json.loads(json.dumps(attributes)) else None
 

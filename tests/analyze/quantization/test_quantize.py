@@ -15,10 +15,10 @@ from analyze import OutliersError, Quantization, View, activations, open_store, 
 from analyze.cli import main
 from analyze.quantization import quantize as module_of
 from analyze.quantization.columns import kept_shares
-from analyze.quantization.quantize import channel_maxima
 from analyze.quantization.result import side_by_side
 from analyze.quantization.schemes import scheme
 from analyze.quantization.transforms import Hadamard, random_signs, smooth_scales
+from analyze.quantization.variants import channel_maxima
 from tests import builders
 
 SHAPE = (3, 2, 2, 9, 40)

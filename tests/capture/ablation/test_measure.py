@@ -29,7 +29,8 @@ from tests.architectures import ARCHITECTURES, VOCABULARY  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
 LENGTH, SEQUENCES = 12, 3
-FOUND = ("--signal", "input", "--magnitude", "2", "--layers", "0.25", "--positions", "0.3")
+PLAIN = ("--preset", "study", "--signal", "input")
+FOUND = (*PLAIN, "--magnitude", "2", "--layers", "0.25", "--positions", "0.3")
 CRITERIA = Criteria(signal="input", magnitude=2, layers=0.25, positions=0.3)
 
 
@@ -106,6 +107,35 @@ def test_from_store_to_record(store: Path, site: str, parts: list[str], capsys: 
     table = capsys.readouterr().out
     assert f"{told['perplexity_without']:.5g} without" in table
     assert ("attention top-1" in table) == (site != "ln_mlp")
+
+
+@pytest.mark.parametrize("words", [(), ("--preset", "dettmers"), ("--magnitude", "4.5")])
+def test_the_paper_s_criterion_holds_unless_another_is_given(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Norm inputs saturate, as in nearly every model; norm outputs have one outlier."""
+    inputs = np.full((2, 3, 2, 20, 8), 9, np.float32)
+    outputs = np.ones_like(inputs)
+    outputs[..., 5] = 7
+    store = builders.on_disk(tmp_path / "s.zarr", inputs, outputs)
+    taken: list[Any] = []
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise OutliersError("enough")
+
+    def draws(features: tuple[int, ...], *_: Any) -> Any:
+        taken.append(features)
+        return ()
+
+    monkeypatch.setattr(measure, "_draws", draws)
+    monkeypatch.setattr(measure, "reload_model", stop)
+    assert main(["ablate", str(store), *words]) == 2
+    with pytest.raises(OutliersError):
+        ablate(store)
+    assert taken == [(5,), (5,)]
+    monkeypatch.undo()
+    assert main(["ablate", str(store), *PLAIN]) == 2
+    assert "the criterion finds 8 outlier features of 8" in capsys.readouterr().err
 
 
 def test_documents_count_by_their_own_lengths(checkpoint: Path, tmp_path: Path) -> None:
@@ -283,7 +313,7 @@ def test_a_model_on_a_hub_out_of_reach_is_said_in_one_line(
     site = {"layer": 0, "name": "ln_attn", "module": "a", "kind": "rms", "feeds": ["b"]}
     listed = {"sites": [site, {**site, "name": "final"}]}
     store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), attributes=listed)
-    assert main(["ablate", str(store), "--sequences", "1", "--magnitude", "10"]) == 2
+    assert main(["ablate", str(store), *PLAIN, "--sequences", "1", "--magnitude", "10"]) == 2
     message = one_line(capsys)
     assert "cannot load the model test/model (no route to host)" in message
     assert "--model" in message
@@ -307,7 +337,7 @@ def test_a_store_that_does_not_say_what_it_is_of(
     tmp_path: Path, attributes: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), attributes=attributes)
-    assert main(["ablate", str(store), "--sequences", "1", "--magnitude", "10"]) == 2
+    assert main(["ablate", str(store), *PLAIN, "--sequences", "1", "--magnitude", "10"]) == 2
     assert reason in one_line(capsys)
 
 

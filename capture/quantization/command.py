@@ -20,7 +20,7 @@ _OF_CRITERIA = ("preset", "magnitude", "layers", "positions", "signal", "countin
 
 
 @asks_for_criteria(without=_OF_CRITERIA)
-def quantize(
+def quantize_command(
     stores: Annotated[
         list[str],
         typer.Argument(
@@ -58,6 +58,20 @@ def quantize(
             show_default="what is quantised",
         ),
     ] = None,
+    perplexity: Annotated[
+        bool,
+        typer.Option("--perplexity", help="Run the store's model under the quantisers as well; needs [capture]."),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Where the store's model is now.", show_default="as the store says")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run the model again for what the store has the answer to.")
+    ] = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
@@ -83,19 +97,26 @@ def quantize(
         raise OutliersError(
             "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
         )
+    if perplexity and (len(stores) > 1 or scales_from is not None):
+        raise OutliersError("perplexity is of one store, without --scales-from; leave these out")
     limits = [] if threshold is None else numbers(threshold, "threshold")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
     from analyze.quantization.quantize import quantize as run
     from analyze.quantization.static import quantize_static
 
+    asked: dict[str, Any] = {"thresholds": limits, "transforms": transform or ("none",)}
     results: list[Any]
-    with running(scheduler, workers), shown("reading activations") as progress:
-        if scales_from is None:
-            asked: dict[str, Any] = {"thresholds": limits, "transforms": transform or ("none",), "view": criteria.view}
-            results = [run(store, scheme or None, **asked, progress=progress) for store in stores]
-        else:
-            results = [quantize_static(stores[0], scales_from, scheme or None, view=criteria.view, progress=progress)]
+    if perplexity:
+        settings = {"model": model, "device": device, "trust_remote_code": trust_remote_code, "overwrite": overwrite}
+        results = [_with_model(stores[0], scheme or None, **asked, view=criteria.view, **settings)]
+    else:
+        with running(scheduler, workers), shown("reading activations") as progress:
+            where: dict[str, Any] = {"view": criteria.view, "progress": progress}
+            if scales_from is None:
+                results = [run(store, scheme or None, **asked, **where) for store in stores]
+            else:
+                results = [quantize_static(stores[0], scales_from, scheme or None, **where)]
     if csv is not None:
         from analyze.display.tables import write_csv
 
@@ -112,6 +133,22 @@ def quantize(
         print_json({"stores": [result.to_dict() for result in results]})
     else:
         print_stores(results)
+
+
+def _with_model(store: str, schemes: list[str] | None, **settings: Any) -> Quantization:
+    """The same, with the model at work."""
+    from capture.environment import prepare
+
+    prepare()
+    from analyze.commands.progress import shown
+    from capture.quantization.perplexity import quantize_with_perplexity
+
+    try:
+        with shown("passes") as progress:
+            return quantize_with_perplexity(store, schemes, **settings, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo("outliers: interrupted; finished schemes are safe, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
 
 
 def print_stores(results: list[Quantization]) -> None:
