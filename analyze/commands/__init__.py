@@ -23,6 +23,7 @@ NAMES: Final = (
     "pack",
     "unpack",
     "push",
+    "export",
     "report",
 )
 
