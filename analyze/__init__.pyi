@@ -29,6 +29,8 @@ from .portraits.figures import map_figure as map_figure
 from .portraits.figures import portrait_figure as portrait_figure
 from .portraits.map import FeatureMap as FeatureMap
 from .portraits.map import feature_map as feature_map
+from .portraits.origin import Origin as Origin
+from .portraits.origin import origin as origin
 from .portraits.portrait import Portrait as Portrait
 from .portraits.portrait import portrait as portrait
 from .portraits.walk import Walk as Walk
@@ -47,11 +49,15 @@ from .question.criteria import Criteria as Criteria
 from .question.view import View as View
 from .reading.activations import activations as activations
 from .reading.open import open_store as open_store
+from .reading.portable import portable as portable
 from .report.write import Report as Report
 from .report.write import write_report as write_report
 from .sharing.pack import pack as pack
 from .sharing.push import push as push
 from .sharing.unpack import unpack as unpack
+from .trajectories.figures import trajectory_figure as trajectory_figure
+from .trajectories.trajectory import Trajectory as Trajectory
+from .trajectories.trajectory import trajectory as trajectory
 from .transitions.figures import transition_figure as transition_figure
 from .transitions.figures import transition_grid_figure as transition_grid_figure
 from .transitions.grid import TransitionGrid as TransitionGrid

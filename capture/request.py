@@ -68,6 +68,7 @@ class Request:
     field: str | None = _option(str, None, recorded="text_field")
     chat: bool = _option(bool, False, recorded="text_chat")
     special_tokens: str = _option(str, "text", choices=("text", "parse"), recorded="text_special_tokens")
+    documents: bool = _option(bool, False, recorded="text_as_documents")
     sequences: int = _option(int, 16, least=1, recorded="sequences")
     length: int = _option(int, 2048, least=2, recorded="positions")
     batch_size: int = _option(int, 1, least=1)
@@ -117,7 +118,12 @@ class Request:
         attributes, sizes : of the store
         text_sha256 : of the text that is asked for, where it has one; then it counts and not its name
         """
-        recorded = {**attributes, "sequences": sizes.sequences, "positions": sizes.positions}
+        most = {name: attributes.get(f"text_documents_{name}") for name in ("most", "cut_at")}
+        recorded = {
+            **attributes,
+            "sequences": sizes.sequences if most["most"] is None else most["most"],
+            "positions": sizes.positions if most["cut_at"] is None else most["cut_at"],
+        }
         if text_sha256 is not None and recorded.get("text_sha256") is not None:
             same = text_sha256 == recorded["text_sha256"]
             recorded["text_source"] = self.text if same else f"{recorded['text_source']} of other content"

@@ -55,6 +55,8 @@ def arrays_of(
         "norm_weight": np.linspace(0.5, 1.5, layers * sites * features, dtype=np.float32).reshape(
             layers, sites, features
         ),
+        "final_high": np.fmax.reduce(norm_input[:, -1, -1] + 1, axis=1),
+        "final_low": np.fmin.reduce(norm_input[:, -1, -1] + 1, axis=1),
         "layer_high": np.fmax.reduce(both, axis=4),
         "layer_low": np.fmin.reduce(both, axis=4),
         "position_peak": np.fmax.reduce(np.fmax.reduce(np.abs(both), axis=3), axis=2),
@@ -100,6 +102,7 @@ def on_disk(
     done: int | None = None,
     nll: np.ndarray | None = None,
     attributes: dict[str, Any] | None = None,
+    norm_weight: np.ndarray | None = None,
     norm_bias: np.ndarray | None = None,
     length: np.ndarray | None = None,
 ) -> Path:
@@ -112,7 +115,7 @@ def on_disk(
         raw=raw,
         attributes={**ATTRIBUTES, **(attributes or {})},
         token_id=arrays["token_id"],
-        norm_weight=arrays["norm_weight"],
+        norm_weight=arrays["norm_weight"] if norm_weight is None else norm_weight,
         norm_bias=norm_bias,
         length=arrays.get("length"),
     )

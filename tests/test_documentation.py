@@ -46,10 +46,12 @@ QUICK = {
     "compare": {"--resamples": "20"},
     "estimate": {"--sequences": "3", "--length": "24"},
     "null": {"--repeats": "2"},
+    "weight": {"--sequences": "2", "--repeats": "2"},
+    "trajectory": {"--resamples": "20"},
     "transition": {"--repeats": "99"},
 }
 LIBRARIES = {  # without which a command cannot be run: those of the analysis alone are enough for the others
-    **dict.fromkeys(("capture", "sites", "estimate", "run", "ablate"), ("torch",)),
+    **dict.fromkeys(("capture", "sites", "estimate", "run", "ablate", "weight"), ("torch",)),
     "hf://": ("huggingface_hub",),
     "s3://": ("obstore", "moto", "boto3"),
     "https://": ("obstore",),
@@ -194,7 +196,7 @@ class Stage:
             if piece.python:
                 if self.possible(piece.text):
                     text = re.sub(
-                        r'"([^"\n]+\.zarr(?:\.zip)?)"', lambda name: f'"{self.readable(name[1])}"', piece.text
+                        r'"([^"\n*]+\.zarr(?:\.zip)?)"', lambda name: f'"{self.readable(name[1])}"', piece.text
                     )
                     exec(compile(text, piece.where, "exec"), {})
             elif piece.text not in NOT_RUN and self.possible(piece.text):
@@ -253,6 +255,9 @@ class Stage:
         if "*" in word and not glob.glob(word):
             if command == "transition":  # a step needs eight models of different sizes
                 for path in families.family(families.step, self.folder):
+                    path.rename(word.replace("*", path.stem))
+            elif command == "trajectory":  # checkpoints of one run
+                for path in families.training(self.folder):
                     path.rename(word.replace("*", path.stem))
             else:
                 self.provide(word.replace("*", "one"))

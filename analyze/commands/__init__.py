@@ -17,6 +17,7 @@ NAMES: Final = (
     "null",
     "compare",
     "transition",
+    "trajectory",
     "show",
     "map",
     "walk",

@@ -6,14 +6,14 @@ import io
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import xarray as xr
 
 from analyze.peaks import cache
-from analyze.peaks.counted import counted_positions, refuse_none
+from analyze.peaks.counted import Bools, counted_positions, refuse_none
 from analyze.peaks.stream import stream_places
 from analyze.quantization.columns import THRESHOLD
 from analyze.quantization.errors import LossOf, Variant
@@ -25,7 +25,7 @@ from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
 from analyze.types import Float32, Float64, Progress, Store
 from capture.errors import OutliersError
-from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE
+from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
 
 _VERSION: Final = 1  # raised whenever the same question is answered otherwise
 _WHOLE: Final = "squares"
@@ -90,10 +90,7 @@ def quantize(
             if key is not None:
                 _write(data, key, values)
         sums |= fresh
-    result = _result(str(data.encoding.get("source", "")), frame, variants, sums)
-    # Positions that do not count are NaN throughout, at every place.
-    left_out = result.left_out - int((~counted).sum()) * math.prod(shape)
-    return replace(result, tokens=int(counted.sum()), left_out=left_out)
+    return _result(str(data.encoding.get("source", "")), frame, counted, variants, sums)
 
 
 def _weight_norm(frame: xr.Dataset) -> Float32 | None:
@@ -148,13 +145,15 @@ def _write(data: xr.Dataset, key: str, sums: _Sums) -> None:
     cache.write_bytes(data, f"{key}.npz", content.getvalue())
 
 
-def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dict[str, _Sums]) -> Quantization:
+def _result(
+    name: str, frame: xr.Dataset, counted: Bools, variants: Sequence[Variant], sums: dict[str, _Sums]
+) -> Quantization:
     whole, parts = sums[_WHOLE], [sums[variant.label] for variant in variants]
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = {
             "error": [part.plain / whole.plain for part in parts],
             "output_error": [part.weighted / whole.weighted for part in parts],
-            "kept_share": [part.kept / frame.sizes[SEQUENCE] for part in parts],
+            "kept_share": [part.kept / np.count_nonzero(counted.any(axis=1)) for part in parts],
         }
     dims = (VARIANT, LAYER, SITE)
     limits = [math.nan if variant.threshold is None else variant.threshold for variant in variants]
@@ -170,5 +169,6 @@ def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dic
         attrs=frame.attrs,
     )
     sizes = frame.sizes
-    tokens, left_out = sizes[SEQUENCE] * sizes[POSITION], int(whole.left_out.sum())
-    return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], tokens, left_out, table)
+    # Positions that do not count are no numbers to the pass, and nobody's loss.
+    left_out = int(whole.left_out.sum()) - int(np.count_nonzero(~counted)) * sizes[LAYER] * sizes[SITE]
+    return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], int(np.count_nonzero(counted)), left_out, table)

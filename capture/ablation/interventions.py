@@ -15,7 +15,7 @@ from analyze.types import Float64
 from capture.errors import OutliersError
 from capture.sites.blocks import received, tensor_keys
 from capture.sites.probe import Call, Key, probe
-from capture.trace import token_nll
+from capture.trace import envoy, token_nll
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -60,14 +60,15 @@ def find_targets(model: torch.nn.Module, sites: SiteMap) -> list[Target]:
     OutliersError
         A site is not in the model.
     """
+    record = probe(model)
     calls: dict[str, Call] = {}
-    for call in probe(model).root.descendants():
+    for call in record.root.descendants():
         calls.setdefault(call.path, call)
     found = []
     for site in sites.sites:
         keys = _handed(site, calls)
         for path in site.feeds:
-            fed = received(calls[path], keys) if path in calls else None
+            fed = received(calls[path], keys, record.multiples) if path in calls else None
             if fed is None:
                 raise OutliersError(
                     f"{path} does not read what {site.module} hands on; expected the model of which the sites are"
@@ -142,7 +143,7 @@ def edited_predictions(
         tokens = arguments["input_ids"]  # nnsight cannot trace a block that begins with `try`
         try:
             for target in targets:
-                module = traced.get(target.path)
+                module = envoy(traced, target.path)
                 module.inputs = _edited(module.inputs, target, edit)
             logits = traced.output.logits
             results += [token_nll(logits, tokens), _largest_probability(logits)]
@@ -199,7 +200,7 @@ def attention_peaks(
         shape = ids.shape
         try:
             for target in attentions:
-                module = traced.get(target.path)
+                module = envoy(traced, target.path)
                 inputs = module.inputs
                 for number, features in enumerate(variants):
                     again = _edited(inputs, target, _zeros(features))

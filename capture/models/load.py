@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import OutliersError
-from capture.models.failures import load_error
+from capture.models.failures import load_error, told
+from capture.models.files import check_configuration, check_folder, check_gguf
 from capture.models.placement import torch_device
 from capture.models.provenance import quantisation, revision
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
@@ -106,14 +108,17 @@ def find_source(model: str, reporter: Reporter | None = None) -> Source:
     if model.endswith(".gguf"):
         if not path.is_file():
             raise OutliersError(f"no GGUF file at {model}; check the path")
+        check_gguf(path)
         return Source(str(path.parent), path.name)
     if model.endswith(".json"):
         if not path.is_file():
             raise OutliersError(f"no configuration at {model}; check the path")
+        check_configuration(path)
         return Source(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
+        check_configuration(path / "config.json")
         return Source(model)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
@@ -185,10 +190,7 @@ def load_config(model: str, *, trust_remote_code: bool = False, reporter: Report
         The model is unknown, or the hub cannot be reached.
     """
     reporter = Silence() if reporter is None else reporter
-    try:
-        return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
-    except (OSError, ValueError, KeyError) as error:
-        raise load_error(f"model {model}", error) from error
+    return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
 
 
 def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -196,7 +198,8 @@ def _configuration(model: str, source: Source, trust_remote_code: bool, reporter
 
     options = {"trust_remote_code": trust_remote_code, **source.arguments()}
     what = f"configuration of the model {model}"
-    return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+    with told(f"model {model}"):
+        return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
 
 
 @dataclass(frozen=True)
@@ -248,13 +251,13 @@ def describe_model(
         )
     config = None
     if source.gguf is None or is_random(model):
-        try:
-            config = _configuration(model, source, trust_remote_code, reporter)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise load_error(f"model {model}", error) from error
-    tokenizer = (
-        byte_tokenizer(config) if is_random(model) else _load_tokenizer(model, source, trust_remote_code, reporter)
-    )
+        config = _configuration(model, source, trust_remote_code, reporter)
+    if is_random(model):
+        tokenizer = byte_tokenizer(config)
+    else:
+        if source.gguf is None and Path(source.model).is_dir():
+            check_folder(Path(source.model))
+        tokenizer = _load_tokenizer(model, source, trust_remote_code, reporter)
     return Description(model, source, tokenizer, config, dtype, device, trust_remote_code, reporter)
 
 
@@ -289,7 +292,6 @@ def load_model(
 def _load_weights(described: Description) -> Loaded:
     """The checkpoint's network."""
     import torch
-    from nnsight import NNsight
     from transformers.utils import logging
 
     model, source, dtype, device = described.name, described.source, described.dtype, described.device
@@ -319,7 +321,15 @@ def _load_weights(described: Description) -> Loaded:
         "weight_quantisation": quantisation(source.gguf, described.config, network.config),
         **_computation(network),
     }
-    return Loaded(network, NNsight(network), described.tokenizer, attributes)
+    return Loaded(network, _traced(network), described.tokenizer, attributes)
+
+
+def _traced(network: Any) -> NNsight:
+    from nnsight import NNsight
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of names that it renames for itself; `capture.trace` knows them
+        return NNsight(network)
 
 
 def _computation(network: Any) -> dict[str, Any]:
@@ -334,7 +344,6 @@ def _computation(network: Any) -> dict[str, Any]:
 def _load_random(described: Description) -> Loaded:
     """The configuration's network with random weights, under a name and with attributes that say so."""
     import torch
-    from nnsight import NNsight
 
     device = described.device
     target = torch_device(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -348,7 +357,7 @@ def _load_random(described: Description) -> Loaded:
         **random_attributes(config, target),
         **_computation(network),
     }
-    return Loaded(network, NNsight(network), described.tokenizer, attributes)
+    return Loaded(network, _traced(network), described.tokenizer, attributes)
 
 
 def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -368,30 +377,25 @@ def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporte
             )
         return AutoTokenizer.from_pretrained(source.model, **options)
 
-    try:
+    with told(what):
         return patiently(what, load, reporter)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise load_error(what, error) from error
 
 
 def _load_network(described: Description, options: dict[str, Any]) -> tuple[Any, Any]:
     """The transformers model, and what `from_pretrained` tells of keys that did not fit."""
-    import safetensors
     from transformers import AutoModelForCausalLM
 
     from capture.models.meta import model_class
 
     model, source, trusted = described.name, described.source, described.trust_remote_code
     arguments = {"trust_remote_code": trusted, **source.arguments()}
-    try:
-        maker: Any = AutoModelForCausalLM  # a GGUF file holds a language model
-        if described.config is not None:
-            maker = model_class(described.config, trust_remote_code=trusted)
+    maker: Any = AutoModelForCausalLM  # a GGUF file holds a language model
+    if described.config is not None:
+        maker = model_class(described.config, trust_remote_code=trusted)
+    with told(f"model {model}"):
         loaded: tuple[Any, Any] = patiently(
             f"weights of the model {model}",
             lambda: maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments),
             described.reporter,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
-        raise load_error(f"model {model}", error) from error
     return loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +13,7 @@ FORMAT: Final = "outlier-features"
 FORMAT_VERSION: Final = 1
 
 SIGNALS: Final = ("input", "output")
-SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp")
+SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp", "ln_block")
 RAW_CHOICES: Final = ("input", "output", "both", "none")
 COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
 
@@ -22,6 +23,7 @@ SITE: Final = "site"
 POSITION: Final = "position"
 FEATURE: Final = "feature"
 SIGNAL: Final = "signal"
+VARIABLE: Final = "variable"
 
 
 def refuse_newer(what: str, version: int) -> None:
@@ -82,11 +84,29 @@ VARIABLES: Final[dict[str, Variable]] = {
         _PARAMETER, "float32", "1", "Weight of the norm as stored in the model; ones where the norm has none"
     ),
     "norm_bias": Variable(_PARAMETER, "float32", "1", "Bias of the norm"),
+    "weight_peak": Variable(
+        _PARAMETER,
+        "float32",
+        "1",
+        "Largest magnitude among the weights by which the linear maps that read the norm's output multiply the feature",
+    ),
+    "weight_norm": Variable(
+        _PARAMETER,
+        "float32",
+        "1",
+        "Euclidean norm of all weights by which the linear maps that read the norm's output multiply the feature",
+    ),
     "layer_high": Variable(
         (SIGNAL, SEQUENCE, LAYER, SITE, FEATURE), "float32", "1", "Largest value over positions; NaN is passed over"
     ),
     "layer_low": Variable(
         (SIGNAL, SEQUENCE, LAYER, SITE, FEATURE), "float32", "1", "Smallest value over positions; NaN is passed over"
+    ),
+    "final_high": Variable(
+        (SEQUENCE, FEATURE), "float32", "1", "Largest value of final_input over positions; NaN is passed over"
+    ),
+    "final_low": Variable(
+        (SEQUENCE, FEATURE), "float32", "1", "Smallest value of final_input over positions; NaN is passed over"
     ),
     "position_peak": Variable(
         (SIGNAL, SEQUENCE, POSITION, FEATURE),
@@ -108,6 +128,12 @@ VARIABLES: Final[dict[str, Variable]] = {
         "-log p(token given those before it), natural logarithm; NaN at position 0",
     ),
     "done": Variable((SEQUENCE,), "bool", "1", "Set last, once everything of the sequence is on disk"),
+    "digest": Variable(
+        (SEQUENCE, VARIABLE),
+        "uint64",
+        "1",
+        "What binds the values of each of `variables` to this store and sequence; 0 where there is no such variable",
+    ),
     "length": Variable(
         (SEQUENCE,),
         "int32",
@@ -116,16 +142,28 @@ VARIABLES: Final[dict[str, Variable]] = {
     ),
 }
 
-OPTIONAL: Final = ("norm_bias", "length")
-"""Variables that a store has only where its model or its text calls for them: `length` where sequences differ."""
+WEIGHTS: Final = ("weight_peak", "weight_norm")
+"""Variables that a store has where the weights can be read; else the attribute `weights_left_out` says why not."""
+
+FINAL_PEAKS: Final = ("final_high", "final_low")
+"""Variables that every store has but the oldest."""
+
+OPTIONAL: Final = ("norm_bias", "length", *WEIGHTS, *FINAL_PEAKS, "digest")
+"""Variables that a store has only where its model or its text calls for them, or where it is new enough."""
 
 FIXED: Final = ("token_id", "length")
 """Variables of a sequence that are written whole when the store is created, and never changed."""
 
+FILL: Final[dict[str, float]] = {"float32": math.nan, "int32": -1, "uint64": 0, "bool": False}
+"""What stands where nothing was written, by dtype."""
+
 COORDINATES: Final[dict[str, Variable]] = {
     SIGNAL: Variable((SIGNAL,), "str", "1", "Which side of the norm the values were taken from"),
     SITE: Variable(
-        (SITE,), "str", "1", "Where a sublayer reads the residual stream: ln_attn, ln_mlp, or ln_attn_mlp for both"
+        (SITE,),
+        "str",
+        "1",
+        "Where a sublayer reads the residual stream: ln_attn, ln_mlp, ln_attn_mlp (both), ln_block",
     ),
 }
 
@@ -142,8 +180,11 @@ RAW_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "none": (),
 }
 
-PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll")
-"""What every sequence has beside its raw activations, whatever `--raw` says."""
+PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll", *FINAL_PEAKS)
+"""What every sequence has beside its raw activations, whatever `--raw` says; the oldest stores lack `FINAL_PEAKS`."""
+
+DIGESTED: Final = (*RAW_VARIABLES["both"], *PER_SEQUENCE)
+"""What `digest` speaks of, along its dimension `variable`."""
 
 ROUNDED: Final = "rounded"
 """Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
@@ -186,6 +227,7 @@ class Sizes:
             SITE: len(self.sites),
             POSITION: self.positions,
             FEATURE: self.features,
+            VARIABLE: len(DIGESTED),
         }
         return tuple(lengths[dim] for dim in dims)
 

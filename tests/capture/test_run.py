@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,16 @@ import xarray as xr
 
 torch = pytest.importorskip("torch")
 
+from analyze.cli import main  # noqa: E402
 from capture import run  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
+from capture.progress import Silence  # noqa: E402
 from capture.run import capture  # noqa: E402
+from capture.sites import columns  # noqa: E402
+from capture.sites.columns import UnreadableWeightsError  # noqa: E402
 from capture.store.verify import verify  # noqa: E402
 from capture.store.write import SequenceWriter, StoreWriter  # noqa: E402
+from tests import builders  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
@@ -47,10 +54,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def assert_same_capture(left: Path, right: Path) -> None:
     """Equal in every value and in every attribute apart from when and how they were asked for."""
     one, two = xr.open_zarr(left), xr.open_zarr(right)
-    xr.testing.assert_identical(one.drop_attrs().load(), two.drop_attrs().load())
+    left_values, right_values = (dataset.drop_attrs().drop_vars("digest") for dataset in (one, two))
+    xr.testing.assert_identical(left_values.load(), right_values.load())
     for dataset in (one, two):
-        for name in ("created", "command"):
-            del dataset.attrs[name]
+        for name in ("created", "command", "store_id"):
+            dataset.attrs.pop(name, None)
     assert one.attrs == two.attrs
 
 
@@ -85,6 +93,18 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
                 weight = model.get_submodule(f"model.layers.{layer}.{name}").weight.detach().numpy()
                 np.testing.assert_array_equal(cell.norm_weight, weight)
         np.testing.assert_array_equal(dataset.final_input[n], seen["model.norm"][n][0][0])
+    np.testing.assert_array_equal(dataset.final_high, dataset.final_input.max("position"))
+    np.testing.assert_array_equal(dataset.final_low, dataset.final_input.min("position"))
+    for layer, block in enumerate(model.model.layers):
+        for site, maps in (
+            ("ln_attn", (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)),
+            ("ln_mlp", (block.mlp.gate_proj, block.mlp.up_proj)),
+        ):
+            rows = np.concatenate([linear.weight.detach().numpy() for linear in maps])
+            cell = dataset.sel(site=site).isel(layer=layer)
+            np.testing.assert_array_equal(cell.weight_peak, abs(rows).max(0))
+            np.testing.assert_allclose(cell.weight_norm, np.linalg.norm(rows, axis=0), rtol=1e-6)
+    assert "weights_left_out" not in dataset.attrs
     np.testing.assert_allclose(dataset.nll.mean("position"), losses, rtol=1e-6)
     for signal in ("input", "output"):
         raw = dataset[f"norm_{signal}"]
@@ -93,6 +113,25 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
         np.testing.assert_array_equal(peaks.layer_low, raw.min("position"))
         np.testing.assert_array_equal(peaks.position_peak, abs(raw).max(["layer", "site"]))
     assert dataset.done.values.all()
+
+
+def test_weights_that_cannot_be_read_are_left_out_and_the_store_says_why(
+    do: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UnreadableWeightsError("model.layers.0.mlp (Kernel) reads ln_mlp and is no linear map: it cannot be told")
+
+    monkeypatch.setattr(columns, "weight_columns", refuse)
+    path = do(raw="none")
+    dataset = xr.open_zarr(path)
+    assert not {"weight_peak", "weight_norm"} & set(dataset.variables)
+    assert dataset.attrs["weights_left_out"].startswith("model.layers.0.mlp (Kernel) reads ln_mlp")
+    assert {"final_high", "final_low"} <= set(dataset.variables)
+    assert verify(path).damage == ()
+    StoreWriter(path).mark_done(2, False)
+    monkeypatch.undo()
+    do(raw="none")  # the weights can be read now, and that is no other request
+    assert verify(path).done == 5
 
 
 def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Path, text_file: Path) -> None:
@@ -110,7 +149,8 @@ def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Pa
     assert attributes["bos"] is False
     assert attributes["document_separator"] == "<end>"
     assert attributes["versions"]["torch"] == torch.__version__
-    assert {"created", "command", "attention_implementation", "sites"} <= set(attributes)
+    assert "command" not in attributes  # the words of a program that calls are its own
+    assert {"created", "attention_implementation", "sites"} <= set(attributes)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 9])
@@ -470,3 +510,42 @@ def test_resuming_with_another_reading_of_the_text_is_refused(
         rows(**{**begun, **change})
     assert snapshot(tmp_path / "s.zarr") == before
     assert StoreWriter(tmp_path / "s.zarr").done().tolist() == [True, False]
+
+
+def test_the_command_is_recorded_where_outliers_runs_and_without_secrets(
+    do: Capture, checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hf-token", "abcdefgh"])
+    assert "command" not in StoreWriter(do()).attributes
+    words = ["capture", str(checkpoint), "--out", str(tmp_path / "c.zarr"), "--text", str(text_file)]
+    assert main([*words, "--sequences", "1", "--length", "8"]) == 0
+    attributes = StoreWriter(tmp_path / "c.zarr").attributes
+    assert attributes["command"] == shlex.join(["outliers", *words, "--sequences", "1", "--length", "8"])
+    assert "abcdefgh" not in str(attributes)
+
+
+class Replacing(Silence):
+    """Puts another store in the place of the one that is captured, once its first sequence is safe."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        self._path, self._done = path, done
+        self.before: dict[str, bytes] = {}
+
+    def advance(self, sequences: int, tokens: int, size: int) -> None:
+        if not self.before:
+            shutil.move(self._path, self._path.with_name("aside.zarr"))
+            shape = (5, 3, 2, 8, 24)
+            builders.on_disk(self._path, builders.random_activations(shape), raw="none", done=self._done)
+            self.before = snapshot(self._path)
+
+
+@pytest.mark.parametrize("done", [0, 2])
+@pytest.mark.parametrize("raw", ["input", "none"])
+def test_a_store_that_replaces_the_captured_one_stays_as_it_is(
+    do: Capture, tmp_path: Path, done: int, raw: str
+) -> None:
+    reporter = Replacing(tmp_path / "s.zarr", done)
+    with pytest.raises(OutliersError, match="was replaced or removed while its sequences were captured") as error:
+        do(raw=raw, reporter=reporter)
+    assert "\n" not in str(error.value)
+    assert snapshot(tmp_path / "s.zarr") == reporter.before
