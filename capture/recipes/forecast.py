@@ -100,7 +100,8 @@ def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> i
     from capture.estimate import estimate
 
     with _beside(recipe):
-        return estimate(**{**entry.request.arguments(estimate), "model": model}, reporter=reporter).store_bytes
+        other = {} if model == entry.request.model else {"model": model, "revision": None}
+        return estimate(**{**entry.request.arguments(estimate), **other}, reporter=reporter).store_bytes
 
 
 def check_room(forecasts: Sequence[Forecast], out: Path) -> None:

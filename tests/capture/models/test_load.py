@@ -42,7 +42,7 @@ def test_a_hub_id_is_loaded_at_its_present_commit(monkeypatch: pytest.MonkeyPatc
 
 def test_offline_a_cached_model_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refusal(OSError("no route to host")))
-    monkeypatch.setattr("capture.models.load.cached_commit", lambda _: "c0ffee")
+    monkeypatch.setattr("capture.models.load.cached_commit", lambda *_: "c0ffee")
     assert find_source("Qwen/Qwen3-8B").arguments() == {"revision": "c0ffee", "local_files_only": True}
 
 
