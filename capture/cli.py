@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capture.ablation.command import ablate_command
+from capture.ablation.weight_command import weight_command
 from capture.environment import prepare
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
+from capture.quantization.command import quantize_command
 from capture.store.output import output_path
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites_command)
     app.command("estimate")(estimate_command)
     app.command("verify")(verify_command)
+    app.command("quantize")(quantize_command)
     app.command("ablate")(ablate_command)
+    app.command("weight")(weight_command)
     app.command("run")(run_command)
 
 
@@ -60,8 +64,8 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks.")]
-Length = Annotated[int, typer.Option(help="Tokens in each block.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks; of documents the most.")]
+Length = Annotated[int, typer.Option(help="Tokens in each block; documents are cut behind so many.")]
 BatchSize = Annotated[int, typer.Option(help="Blocks that go through the model together.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
 Raw = Annotated[str, typer.Option(help="Activations to keep: input, output, both, or none for peaks alone.")]
@@ -93,6 +97,9 @@ def capture_command(
     special_tokens: Annotated[
         str, typer.Option(help="Where text spells a special token: text keeps it text, parse makes it the token.")
     ] = "text",
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Each document is a sequence of its own, not part of joined blocks.")
+    ] = False,
     sequences: SequencesOption = 16,
     length: Length = 2048,
     batch_size: BatchSize = 1,
@@ -134,7 +141,7 @@ def capture_command(
         raise typer.Exit(130) from None
     done = StoreWriter(out).done()
     if done.all():
-        typer.echo(f"captured in {out}; next: outliers find {out}")
+        typer.echo(f"captured in {out}; next: {advice('find', out)}")
     else:
         typer.echo(f"part {part} is captured in {out}, {done.sum()} of {done.size} sequences; next: the other parts")
 
@@ -223,21 +230,25 @@ def verify_command(
     result = verify(store, repair=repair)
     for damage in result.damage:
         typer.echo(str(damage))
+    for name in result.strangers:
+        typer.echo(f"no file of the store, and never shared: {name!r}")
     if result.damage:
         redo = sorted({damage.sequence for damage in result.damage if damage.sequence is not None})
-        advice = (
+        remedy = (
             f"run the same outliers capture again to redo sequences {', '.join(map(str, redo))}"
             if repair and redo
-            else f"take damaged sequences back with: outliers verify {store} --repair"
+            else f"take damaged sequences back with: {advice('verify', store, '--repair')}"
             if redo
             else "restore the files named above from a copy"
         )
         places = "1 place" if len(result.damage) == 1 else f"{len(result.damage)} places"
-        raise OutliersError(f"{store} is damaged in {places}; {advice}")
+        raise OutliersError(f"{store} is damaged in {places}; {remedy}")
     whole = "" if result.done == result.sequences else ", unfinished"
     typer.echo(
         f"{store} is sound{whole}: {result.done} of {result.sequences} sequences captured, every chunk read back"
     )
+    if result.unchecked is not None:
+        typer.echo(f"not checked: {result.unchecked}")
 
 
 def run_command(
@@ -251,6 +262,12 @@ def run_command(
     clean_cache: Annotated[
         bool, typer.Option("--clean-cache", help="Remove a model from the hub's cache once its store is verified.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Allow the code of those models of which the recipe says that it has to run."
+        ),
+    ] = False,
 ) -> None:
     """Capture and analyse a list of models; the same command goes on where an earlier one stopped.
 
@@ -261,9 +278,11 @@ def run_command(
     from capture.recipes.forecast import check_room, forecast
     from capture.recipes.process import terminate_like_ctrl_c
     from capture.recipes.recipe import read_recipe
-    from capture.recipes.run import run_recipe
+    from capture.recipes.run import check_permission, run_recipe
 
     read = read_recipe(recipe)
+    if not dry_run:
+        check_permission(read, only or (), trust_remote_code)
     folder = output_path(recipe.stem if out is None else out)
     forecasts = forecast(read, folder, Display(), only or ())
     if dry_run:
@@ -284,6 +303,7 @@ def run_command(
             only=only or (),
             keep_going=keep_going,
             clean_cache=clean_cache,
+            trust_remote_code=trust_remote_code,
             tell=lambda line: typer.echo(line, err=True),
         )
     except KeyboardInterrupt:

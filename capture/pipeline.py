@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from capture.store.chunks import encode
+from capture.store.lengths import padded
 
 Write = Callable[[bytes], None]
 
@@ -59,14 +60,17 @@ class Pipeline:
     ----------
     compression : as `capture.store.chunks.COMPRESSION`
     threads : number of compressing and writing threads
+    positions : rows of a matrix in the store; one with fewer has NaN behind its end. None leaves matrices as they are
     in_rounds : for a model that computes on the same cores. Each of its steps waits for the slowest of its threads, so
         that one thread beside them costs as much as all of them standing still. The buffers then fill before any is
         worked on, and `submit` waits while all threads empty them; the last round needs `flush`. PyTorch's threads spin
         for milliseconds once they have nothing to do, so that few long rounds are better than many.
     """
 
-    def __init__(self, compression: str, threads: int, *, in_rounds: bool = False) -> None:
-        self._compression = compression
+    def __init__(
+        self, compression: str, threads: int, *, positions: int | None = None, in_rounds: bool = False
+    ) -> None:
+        self._compression, self._positions = compression, positions
         self._in_rounds = in_rounds
         self._round: list[Future[None]] = []
         self._begun = threading.Event()
@@ -127,7 +131,9 @@ class Pipeline:
             self._begun.wait()
             if copied is not None:
                 copied.synchronize()
-            write(encode(widen(buffer), self._compression))
+            matrix = widen(buffer)
+            whole = matrix if self._positions is None else padded(matrix, self._positions)
+            write(encode(whole, self._compression))
         finally:
             self._free.put(buffer)
 

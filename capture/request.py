@@ -69,6 +69,7 @@ class Request:
     field: str | None = _option(str, None, recorded="text_field")
     chat: bool = _option(bool, False, recorded="text_chat")
     special_tokens: str = _option(str, "text", choices=("text", "parse"), recorded="text_special_tokens")
+    documents: bool = _option(bool, False, recorded="text_as_documents")
     sequences: int = _option(int, 16, least=1, recorded="sequences")
     length: int = _option(int, 2048, least=2, recorded="positions")
     batch_size: int = _option(int, 1, least=1)
@@ -144,12 +145,9 @@ class Request:
         if text_sha256 is not None and had.get("text_sha256") is not None:
             same = text_sha256 == had["text_sha256"]
             had["text_source"] = self.text if same else f"{had['text_source']} of other content"
-        if (
-            self.revision is not None
-            and len(self.revision) > 6
-            and str(had.get("model_revision")).startswith(self.revision)
-        ):
-            had["model_revision_name"] = self.revision  # the commit itself
+        named = self.revision
+        if named is not None and len(named) > 6 and str(had.get("model_revision")).startswith(named):
+            had["model_revision_name"] = named  # the commit itself
         unnamed = {"field": default_field(self.chat), "revision": "main"}  # what None stands for, then and now
         told = []
         for name, option in OPTIONS.items():
@@ -169,7 +167,13 @@ DEFAULTS: Final[Mapping[str, Any]] = {one.name: one.default for one in fields(Re
 
 
 def _recorded(attributes: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    return {**attributes, "sequences": sizes.sequences, "positions": sizes.positions}
+    """What a store says of its request: its attributes, and lengths of dimensions or, of documents, the most."""
+    most, cut_at = (attributes.get(f"text_documents_{name}") for name in ("most", "cut_at"))
+    return {
+        **attributes,
+        "sequences": sizes.sequences if most is None else most,
+        "positions": sizes.positions if cut_at is None else cut_at,
+    }
 
 
 def _flag(name: str) -> str:

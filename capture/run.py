@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import importlib.metadata
 import os
 import platform
-import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.estimate import store_bytes
 from capture.models.limits import check_length
 from capture.models.load import Loaded, describe_model
@@ -29,17 +25,17 @@ from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
 from capture.store.output import output_path
+from capture.store.privacy import command_line
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
-from capture.store.schema import RAW_VARIABLES, Sizes
+from capture.store.schema import Sizes
 from capture.store.write import StoreWriter
-from capture.texts.blocks import token_blocks, vocabulary
+from capture.texts.blocks import vocabulary
 from capture.texts.documents import Documents
 from capture.texts.sources import open_corpus
+from capture.texts.whole import block_sequences, document_sequences
 
 if TYPE_CHECKING:
-    from capture.pipeline import Pipeline
     from capture.sites.place import SiteMap
-    from capture.trace import Batch
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
 
@@ -58,6 +54,7 @@ def capture(
     field: str | None = None,
     chat: bool = False,
     special_tokens: str = "text",
+    documents: bool = False,
     sequences: int = 16,
     length: int = 2048,
     batch_size: int = 1,
@@ -83,13 +80,15 @@ def capture(
     revision : branch, tag or commit of a model on the hub; None for its branch `main`
     text, field : source of documents, and their field, as for `capture.texts.sources.open_corpus`
     chat, special_tokens : how documents become tokens, as for `capture.texts.documents.Documents`
-    sequences, length : number of token blocks, and tokens in each
-    batch_size : blocks that go through the model together; no effect on values beyond floating-point noise
+    documents : make each document a sequence of its own, instead of cutting all of them joined into blocks
+    sequences, length : number of token blocks, and tokens in each; of documents the most
+    batch_size : sequences that go through the model together, if they are equally long; no effect on values beyond
+        floating-point noise
     dtype, device : as for `capture.models.load.load_model`
     raw : activations to keep: `input`, `output`, `both`, or `none` for peaks alone
     part : (i, k), capture only the i-th of k disjoint shares, counted from 1
     overwrite : replace an existing store, which stays until its successor is finished
-    bos : put a BOS first in each block; None does what the tokenizer does by itself
+    bos : put a BOS first in each sequence; None does what the tokenizer does by itself
     compression : `fast`, `small` or `none`
     sites : placement to use where the probe cannot see it, as for `capture.sites.place.parse_overrides`
     trust_remote_code : run the model code that a checkpoint brings along
@@ -116,11 +115,13 @@ def capture(
     if described.config is not None:
         check_length(described.config, length)
     how: dict[str, Any] = {"bos": bos, "chat": chat, "special_tokens": special_tokens}
-    documents = Documents(corpus, described.tokenizer, most=sequences * length, **how)
-    token_id = token_blocks(documents, sequences=sequences, length=length)
+    texts = Documents(corpus, described.tokenizer, most=length + 1 if documents else sequences * length, **how)
+    read = (document_sequences if documents else block_sequences)(texts, sequences=sequences, length=length)
+    token_id = read.token_id
     loaded = described.load()
     check_length(loaded.model.config, length)
 
+    from capture.batches import capture_sequences
     from capture.sites.columns import variables_of_weights
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
@@ -129,20 +130,21 @@ def capture(
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     if not refuse_lookahead(loaded.model):
         reporter.warn("the model computes values that are not finite; they are captured and counted as they are")
-    refuse_untakeable(loaded.model, placed, token_id)
-    sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    refuse_untakeable(loaded.model, placed, token_id, read.longest)
+    sizes = Sizes(len(token_id), placed.layers, placed.names, token_id.shape[1], placed.hidden_size)
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
         **loaded.attributes,
         **model_facts(_described(loaded), trust_remote_code=trust_remote_code).as_attributes(),
         **_site_attributes(placed),
         "placement": sites,
-        **documents.attributes(),
-        "document_separator": loaded.tokenizer.eos_token,
+        **texts.attributes(),
+        **read.attributes,
         **_circumstances(loaded),
     }
-    mine = part_sequences(sequences, *part)
-    needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, len(mine))
+    mine = part_sequences(sizes.sequences, *part)
+    full = -(-int(read.length[mine.start : mine.stop].sum()) // sizes.positions)  # as many if none ended early
+    needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, full)
     place = successor_path(out) if overwrite and os.path.lexists(out) else out
     wanted = {**attributes, "raw": raw, "compression": compression}
     if place != out and os.path.lexists(place) and not _goes_on(place, sizes, wanted, token_id, weight):
@@ -163,6 +165,7 @@ def capture(
                     norm_weight=weight,
                     norm_bias=bias,
                     **columns,
+                    length=read.stored_length,
                     vocabulary=vocabulary(loaded.tokenizer, token_id),
                     compression=compression,
                 )
@@ -173,9 +176,9 @@ def capture(
             check_free_space(place, left, "the capture", _LESS)
         try:
             with _told(store, loaded.model, batch_size):
-                _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+                capture_sequences(loaded, placed, store, mine, batch_size, reporter)
         except Exception:
-            if begun and part == (1, 1) and not store.done().any():
+            if begun and part == (1, 1) and store.is_same() and not store.done().any():
                 remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
             raise
     return out
@@ -207,7 +210,7 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
     # With parts, another part may have finished the store; then this one has simply nothing left to do.
     if done.all() and part[1] == 1:
         raise OutliersError(
-            f"{out} exists already and is finished ({len(done)} sequences); look at it with: outliers info {out}, "
+            f"{out} exists already and is finished ({len(done)} sequences); look at it with: {advice('info', out)}, "
             "choose another --out, or pass --overwrite to capture it again"
         )
 
@@ -259,13 +262,14 @@ def _site_attributes(placed: SiteMap) -> dict[str, Any]:
 
 
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
+    command = command_line()
     return {
         "device": str(loaded.model.device),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **({} if command is None else {"command": command}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -317,80 +321,6 @@ def _goes_on(place: Path, *request: Any) -> bool:
 def _brief(value: Any) -> str:
     told = repr(value)
     return told if len(told) < 80 else told[:77] + "..."
-
-
-class _BatchWriter:
-    """The sequences of one batch on their way to the disk.
-
-    Parameters
-    ----------
-    store, pipeline : where the activations go, and through what
-    numbers : the sequences of the batch; those that are captured already are not written again
-    """
-
-    def __init__(
-        self, store: StoreWriter, pipeline: Pipeline, numbers: Sequence[int], done: npt.NDArray[np.bool_]
-    ) -> None:
-        self._store, self._pipeline = store, pipeline
-        self._numbers = numbers
-        self._writers = {row: store.sequence(number) for row, number in enumerate(numbers) if not done[number]}
-        self._writes: list[Future[None]] = []
-
-    def sink(self, name: str, layer: int, site: int, values: Any) -> None:
-        """Take the (sequence, position, feature) tensor of one site."""
-        for row, writer in self._writers.items():
-            write = functools.partial(writer.append, name, layer=layer, site=site)
-            self._writes.append(self._pipeline.submit(values[row], write))
-
-    def finish(self, batch: Batch, reporter: Reporter) -> None:
-        """Wait for the activations, then make each sequence durable and set its `done`."""
-        for write in self._writes:
-            write.result()
-        for row, writer in self._writers.items():
-            writer.finish(batch.sequence(row))
-            reporter.advance(1, self._store.sizes.positions, self._store.sequence_bytes(self._numbers[row]))
-
-    def discard(self) -> None:
-        """Remove what is not durable."""
-        for writer in self._writers.values():
-            writer.discard()
-
-
-def _capture_sequences(
-    loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
-) -> None:
-    from capture.pipeline import Pipeline, writing_threads
-    from capture.trace import trace_batch
-
-    done = store.done()
-    # A batch that was half done runs whole again: which blocks go through the model together must not depend on where
-    # a capture was interrupted, for the last bits of the values can.
-    batches = [mine[begin : begin + batch_size] for begin in range(0, len(mine), batch_size)]
-    batches = [batch for batch in batches if not done[list(batch)].all()]
-    reporter.start(len(mine), int(done[list(mine)].sum()))
-    wanted = frozenset(RAW_VARIABLES[store.raw])
-    device = loaded.model.device.type
-    current: list[_BatchWriter] = []
-    try:
-        # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.
-        with (
-            Pipeline(store.compression, writing_threads(device), in_rounds=device == "cpu") as pipeline,
-            ThreadPoolExecutor(1) as finisher,
-        ):
-            finishing: Future[None] | None = None
-            for numbers in batches:
-                writer = _BatchWriter(store, pipeline, numbers, done)
-                current = [*current[-1:], writer]
-                batch = trace_batch(loaded.traced, placed, store.token_id[list(numbers)], writer.sink, wanted)
-                pipeline.flush()
-                if finishing is not None:
-                    finishing.result()
-                finishing = finisher.submit(writer.finish, batch, reporter)
-            if finishing is not None:
-                finishing.result()
-    finally:
-        for writer in current:
-            writer.discard()
 
 
 @contextlib.contextmanager

@@ -102,6 +102,7 @@ def on_disk(
     done: int | None = None,
     nll: np.ndarray | None = None,
     attributes: dict[str, Any] | None = None,
+    norm_weight: np.ndarray | None = None,
     norm_bias: np.ndarray | None = None,
     length: np.ndarray | None = None,
 ) -> Path:
@@ -114,7 +115,7 @@ def on_disk(
         raw=raw,
         attributes={**ATTRIBUTES, **(attributes or {})},
         token_id=arrays["token_id"],
-        norm_weight=arrays["norm_weight"],
+        norm_weight=arrays["norm_weight"] if norm_weight is None else norm_weight,
         norm_bias=norm_bias,
         length=arrays.get("length"),
     )

@@ -25,6 +25,8 @@ WRITERS = {
     "report": ["report", "none.zarr", "--out"],
     "compare": ["compare", "none.zarr", "--out"],
     "transition": ["transition", "none.zarr", "--out"],
+    "trajectory csv": ["trajectory", "none.zarr", "--csv"],
+    "trajectory plot": ["trajectory", "none.zarr", "--plot"],
     "sweep csv": ["sweep", "none.zarr", "--magnitude", "6", "--csv"],
     "sweep plot": ["sweep", "none.zarr", "--magnitude", "6", "--plot"],
     "metrics csv": ["metrics", "none.zarr", "--csv"],

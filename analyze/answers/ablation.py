@@ -6,21 +6,23 @@ and with the SHA-256 of its own content, so that no flipped bit passes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 
+from analyze.answers.records import read_text, sealed, unsealed
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
-from analyze.types import Float64
+from analyze.types import Counts, Float64
 from capture.errors import OutliersError, one_line
+from capture.store.identity import STORE_ID, store_id
+from capture.store.location import Folder
+from capture.store.metadata import read_metadata
 from capture.store.schema import ABLATION
 
 SITE_CHOICES: Final = ("ln_attn", "ln_mlp", "both")
@@ -44,7 +46,7 @@ class Ablation(Shown):
     features : the outlier features
     random_features : those of each repeat, as many
     hidden_size : width of the model
-    positions : tokens in each sequence; the first sequences of the store were run
+    positions : tokens in each sequence, the most where they differ; the first sequences of the store were run
     seed : where the randomness of the control starts
     top1 : (variant, sequence, layer), mean over heads and queries of the largest attention probability, the features
         taken away in that layer alone; NaN where a layer has no softmax attention, or `site` leaves attention as it is
@@ -52,6 +54,7 @@ class Ablation(Shown):
         away in all layers together
     nll : (variant, sequence), mean negative log-likelihood over positions >= 1 in nats, likewise
     attributes : circumstances: model, dtype, device, versions, time, command
+    lengths : (sequence,) int64, tokens in each sequence where they differ; None where all have `positions`
     """
 
     criteria: Criteria
@@ -65,6 +68,7 @@ class Ablation(Shown):
     next_top1: Float64 = field(repr=False)
     nll: Float64 = field(repr=False)
     attributes: Mapping[str, Any] = field(repr=False)
+    lengths: Counts | None = field(default=None, repr=False)
 
     @property
     def sequences(self) -> int:
@@ -85,7 +89,9 @@ class Ablation(Shown):
     def perplexities(self) -> Float64:
         """(variant,): exp of the mean negative log-likelihood over all sequences, as for the store itself."""
         with np.errstate(over="ignore"):
-            return np.asarray(np.exp(self.nll.mean(axis=1)))
+            if self.lengths is None:
+                return np.asarray(np.exp(self.nll.mean(axis=1)))
+            return np.asarray(np.exp(np.average(self.nll, axis=1, weights=self.lengths - 1)))
 
     def row(self) -> dict[str, float]:
         """The figures that papers print.
@@ -146,6 +152,7 @@ class Ablation(Shown):
             "repeats": self.repeats,
             "seed": self.seed,
             "criteria": self.criteria.to_dict(),
+            **({STORE_ID: name} if (name := store_id(self.attributes)) is not None else {}),
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -191,9 +198,10 @@ class Ablation(Shown):
             "hidden_size": self.hidden_size,
             "positions": self.positions,
             "seed": self.seed,
+            **({} if self.lengths is None else {"lengths": self.lengths.tolist()}),
             **arrays,
         }
-        return _text(content)
+        return sealed(content)
 
     @classmethod
     def load(cls, text: str) -> Self:
@@ -204,14 +212,7 @@ class Ablation(Shown):
         ValueError
             The text is not, to the last bit, what `dump` wrote, or does not hang together.
         """
-        content = json.loads(text)
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError("it is no record of an ablation")
-        if content.get("version") != _VERSION:
-            raise ValueError(f"it has version {content.get('version')}, and this release reads {_VERSION}")
-        content.pop("sha256", None)
-        if _text(content) != text:
-            raise ValueError("it does not match its checksum")
+        content = unsealed(text, _FORMAT, _VERSION)
         try:
             found = cls(
                 criteria=Criteria(**content["criteria"]),
@@ -222,6 +223,7 @@ class Ablation(Shown):
                 positions=int(content["positions"]),
                 seed=int(content["seed"]),
                 attributes=dict(content["attributes"]),
+                lengths=np.array(content["lengths"], np.int64) if "lengths" in content else None,
                 **{name: np.array(content[name], np.float64) for name in ("top1", "next_top1", "nll")},
             )
         except (KeyError, TypeError, OutliersError) as error:
@@ -237,6 +239,7 @@ class Ablation(Shown):
             or 0 in found.top1.shape
             or found.nll.shape != (variants, found.top1.shape[1])
             or found.next_top1.shape != found.nll.shape
+            or (found.lengths is not None and (found.lengths.shape != found.nll.shape[1:] or found.lengths.min() < 2))
             or len(found.top1) != variants
         ):
             raise ValueError("its parts do not fit together")
@@ -257,11 +260,15 @@ def read_ablations(store: Path | str) -> list[Ablation]:
     Raises
     ------
     OutliersError
-        A record is damaged, or of a newer release.
+        A record is damaged, of a newer release, or of another store.
     """
     folder = Path(store) / ABLATION
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".")) if folder.is_dir() else []
     found = [read_ablation(file) for file in files]
+    if found:
+        owner = read_metadata(Folder(Path(store)))
+        for file, ablation in zip(files, found, strict=True):
+            refuse_foreign(file, ablation, owner.attributes, owner.arrays["norm_weight"].shape[-1])
     return sorted(found, key=lambda ablation: (len(ablation.features), ablation.site, str(ablation.criteria)))
 
 
@@ -274,7 +281,7 @@ def read_ablation(file: Path) -> Ablation:
         It cannot be read, is damaged, or is of a newer release.
     """
     try:
-        return Ablation.load(file.read_bytes().decode())
+        return Ablation.load(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise OutliersError(
             f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
@@ -282,12 +289,21 @@ def read_ablation(file: Path) -> Ablation:
         ) from error
 
 
-def _text(content: dict[str, Any]) -> str:
-    plain = json.dumps(content, allow_nan=False, ensure_ascii=False, sort_keys=True)
-    return json.dumps(
-        {"sha256": sha256(plain.encode()).hexdigest(), **content},
-        allow_nan=False,
-        ensure_ascii=False,
-        sort_keys=True,
-        indent=1,
-    )
+def refuse_foreign(file: Path, ablation: Ablation, attributes: Mapping[str, Any], hidden_size: int) -> None:
+    """Refuse the record of another store.
+
+    Parameters
+    ----------
+    file : where the record is
+    attributes, hidden_size : of the store that it lies in
+
+    Raises
+    ------
+    OutliersError
+        It is one.
+    """
+    if store_id(ablation.attributes) != store_id(attributes) or ablation.hidden_size != hidden_size:
+        raise OutliersError(
+            f"{file} is the record of another store, not of the one that it lies in; move it away, and run "
+            "outliers ablate again"
+        )

@@ -267,7 +267,8 @@ def _passing(critical: Float32, limits: Float32) -> Counts:
 
 def _means(hits: dict[int, Counts], count: Counts) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.sum([part / (total * count) for total, part in hits.items()], axis=0, dtype=np.float64)
+        means: npt.NDArray[np.float64] = np.sum([part / (total * count) for total, part in hits.items()], axis=0)
+    return means
 
 
 def _array(values: npt.NDArray[Any], place: npt.NDArray[np.intp], description: str) -> xr.DataArray:

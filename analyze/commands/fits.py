@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from analyze.commands.options import Csv, Json, StorePath, numbers
-from analyze.commands.output import print_json
+from analyze.commands.output import print_or_json
 from capture.store.output import output_file
-
-if TYPE_CHECKING:
-    from analyze.quantization.fits import Fits
 
 
 def fits(
@@ -52,17 +49,4 @@ def fits(
         from analyze.quantization.kept_figure import kept_figure
 
         save(kept_figure(result.kept), plot)
-    if json_:
-        print_json(result.to_dict())
-    else:
-        print_fits(result)
-
-
-def print_fits(result: Fits) -> None:
-    """The answer, then the places that overflow."""
-    from analyze.display.tables import print_facts, print_rows
-
-    print_facts(result.summary())
-    for title, rows in result.tables():
-        print()
-        print_rows(rows, title=title)
+    print_or_json(result, json_)

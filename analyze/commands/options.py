@@ -87,7 +87,7 @@ Workers = Annotated[int | None, typer.Option(help="Worker processes to start her
 Csv = Annotated[Path | None, typer.Option(help="Write the rows to this file.", show_default=False)]
 
 
-def criteria_of(preset: str | None, **settings: Any) -> Criteria:
+def criteria_of(preset: str | None = None, **settings: Any) -> Criteria:
     """Criteria of a preset with every setting that was given on top."""
     from analyze.question.criteria import Criteria
 

@@ -23,6 +23,9 @@ def show(
         int | None, typer.Option(help="Sequence whose layers and positions are mapped.", show_default="the strongest")
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many of the strongest tokens to list.")] = 10,
+    with_origin: Annotated[
+        bool, typer.Option("--origin", help="Say too which sublayer first writes it, at which token, and how it fades.")
+    ] = False,
     criteria: Criteria,
     scheduler: Scheduler = None,
     workers: Workers = None,
@@ -42,7 +45,9 @@ def show(
     from analyze.portraits.portrait import portrait
 
     with running(scheduler, workers), shown("reading activations") as progress:
-        found = portrait(store, feature, criteria, sequence=sequence, tokens=tokens, progress=progress)
+        found = portrait(
+            store, feature, criteria, sequence=sequence, tokens=tokens, with_origin=with_origin, progress=progress
+        )
     if plot is not None:
         from analyze.display.figures import save
         from analyze.portraits.figures import portrait_figure

@@ -35,7 +35,7 @@ from analyze.question.ranks import threshold
 from analyze.reading.activations import has_activations
 from analyze.reading.open import as_dataset
 from analyze.types import Counts, Progress, Store
-from capture.errors import OutliersError
+from capture.errors import OutliersError, without_passwords
 from capture.store.schema import SEQUENCE, mantissa_bits
 
 
@@ -77,15 +77,15 @@ def compare(
         raise OutliersError(
             f"scale is {criteria.scale!r}; quartiles are of the values themselves: expected absolute, or no quartiles"
         )
-    opened = _opened(stores)
+    found = opened(stores)
     study: list[Row] = []
     table4: list[Row] = []
-    for name, store in opened:
-        with _naming(name):
+    for name, store in found:
+        with naming(name):
             _check(store, criteria, quartiles, resamples, seed)  # every store is asked before any of them is read
-    labels = _labels(opened)
-    for label, (name, store) in zip(labels, opened, strict=True):
-        with _naming(name):
+    labels = _labels(found)
+    for label, (name, store) in zip(labels, found, strict=True):
+        with naming(name):
             rows = _compared(store, criteria, quartiles, (resamples, seed), use_cache, progress)
         for table, row in zip((study, table4), rows, strict=True):
             table.append({**row, "model": label, "store": store.encoding.get("source")})
@@ -110,29 +110,29 @@ def _check(store: xr.Dataset, criteria: Criteria, quartiles: bool, resamples: in
         )
 
 
-def _opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
-    """Names for error messages, and Datasets."""
+def opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
+    """Open stores: names for error messages, and Datasets; one given twice is refused."""
     if isinstance(stores, str | Path | xr.Dataset):  # each is a sequence of a kind, and none of stores
         raise OutliersError("stores is a single store; expected a list of them")
-    opened: list[tuple[str, xr.Dataset]] = []
+    found: list[tuple[str, xr.Dataset]] = []
     seen: set[str | int] = set()
     for number, store in enumerate(stores):
         if isinstance(store, xr.Dataset):
             name = str(store.encoding.get("source", f"store {number + 1}"))
             key: str | int = id(store)
         else:
-            name = str(store)
+            name = without_passwords(str(store))
             key = str(Path(name).resolve()) if Path(name).exists() else name
         if key in seen:
             raise OutliersError(f"{name} is given twice; expected each store once")
         seen.add(key)
-        with _naming(name):
-            opened.append((name, as_dataset(store)))
-    return opened
+        with naming(name):
+            found.append((name, as_dataset(store)))
+    return found
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Name the store in whatever error it gives."""
     try:
         yield
@@ -142,11 +142,11 @@ def _naming(name: str) -> Iterator[None]:
         raise OutliersError(f"{name}: {error}") from error
 
 
-def _labels(opened: list[tuple[str, xr.Dataset]]) -> list[str]:
+def _labels(found: list[tuple[str, xr.Dataset]]) -> list[str]:
     """Model ids; where two are alike, names of the folders; where these are alike too, whole paths."""
     choices = [
         [_text(store.attrs.get("model_id")) or Path(name).stem, Path(name).name.removesuffix(".zarr"), name]
-        for name, store in opened
+        for name, store in found
     ]
     labels = [chosen[0] for chosen in choices]
     for rank in (1, 2):
@@ -171,7 +171,7 @@ def _compared(
     source = store.encoding.get("source")
     ablations = [] if source is None or not Path(source).is_dir() else read_ablations(source)
     rows = [
-        {**facts, **_counted(one, weights), **_ablated(one.criteria, ablations), "doubtful": []}
+        {**facts, **counted(one, weights), **_ablated(one.criteria, ablations), "doubtful": []}
         for one in (hits, table4_hits)
     ]
     rows[1] |= _table4(store, table4_hits, quartiles, use_cache, progress)
@@ -185,7 +185,7 @@ def _ordered(row: Row, *, table4: bool) -> Row:
 def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
     names = ("total_parameters", "active_parameters", "experts", "shared_experts", "top_k")
     dtype, quantised = (_text(store.attrs.get(name)) for name in ("compute_dtype", "weight_quantisation"))
-    low, high = _perplexity_interval(store, hits.criteria, weights)
+    low, high = perplexity_interval(store, hits.criteria, weights)
     return {
         **{name: _whole(store.attrs.get(name)) for name in names},
         "routing": _text(store.attrs.get("routing")),
@@ -210,7 +210,8 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _perplexity_interval(store: xr.Dataset, criteria: Criteria, weights: Counts) -> tuple[float, float]:
+def perplexity_interval(store: xr.Dataset, criteria: Criteria, weights: Counts) -> tuple[float, float]:
+    """Percentile interval of the perplexity over resampled sequences; `weights` as from `draws`."""
     each = losses(store, criteria.sequences)
     tokens = np.array([len(values) for values in each])
     if len(each) < 2 or not tokens.any():
@@ -220,7 +221,8 @@ def _perplexity_interval(store: xr.Dataset, criteria: Criteria, weights: Counts)
         return interval(np.exp((weights @ sums) / (weights @ tokens)))
 
 
-def _counted(hits: Hits, weights: Counts) -> Row:
+def counted(hits: Hits, weights: Counts) -> Row:
+    """What a criterion finds, with intervals over resampled sequences; `weights` as from `draws`."""
     outliers, layer_hits, position_hits = (per_sequence if _by_sequence(hits) else pooled)(hits)
     totals = hits.positions if _by_sequence(hits) else hits.positions.sum(keepdims=True)
     shares = (position_hits / np.maximum(totals, 1)[:, None])[outliers]

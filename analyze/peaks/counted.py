@@ -39,7 +39,9 @@ def lengths(store: xr.Dataset) -> Counts:
 
 
 def within_length(store: xr.Dataset) -> Bools:
-    """Whether each position is one that its sequence has: (sequence, position) bool."""
+    """Whether each position is one that its sequence has: (sequence, position) bool, read-only."""
+    if "length" not in store:
+        return np.broadcast_to(np.True_, (store.sizes[SEQUENCE], store.sizes[POSITION]))  # takes no memory
     return np.asarray(np.arange(store.sizes[POSITION]) < lengths(store)[:, None])
 
 
@@ -58,7 +60,7 @@ def counted_positions(store: xr.Dataset, view: View) -> Bools:
     """
     counts = within_length(store)
     if view.skip_tokens:
-        counts &= ~np.isin(loaded(store["token_id"]), view.skip_tokens)
+        counts = counts & ~np.isin(loaded(store["token_id"]), view.skip_tokens)
     chosen: Bools = view.select(xr.Dataset({"counts": ((SEQUENCE, POSITION), counts)}))["counts"].values
     return chosen
 

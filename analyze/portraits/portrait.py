@@ -17,6 +17,7 @@ from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_matrices
+from analyze.portraits.origin import Origin, origin
 from analyze.question.checks import within
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import threshold
@@ -51,6 +52,7 @@ class Portrait(Shown):
         `token_text` where the store keeps it
     ranking : (feature,) float32, pooled critical magnitudes of all features, descending
     mantissa_bits : to which the store's activations were rounded when it was packed; None where they are exact
+    origin : the sublayer that first writes the feature; None where it was not asked for
     """
 
     feature: int
@@ -67,6 +69,7 @@ class Portrait(Shown):
     tokens: tuple[dict[str, Any], ...] = field(repr=False)
     ranking: Float32 = field(repr=False)
     mantissa_bits: int | None = None
+    origin: Origin | None = None
 
     @property
     def layer_rows(self) -> list[dict[str, Any]]:
@@ -92,6 +95,7 @@ class Portrait(Shown):
             "map": {"sequence": self.sequence, "exact": self.exact},
             "criteria": self.criteria.to_dict(),
             **rounded,
+            **({} if self.origin is None else {"origin": self.origin.to_dict()}),
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -114,18 +118,19 @@ class Portrait(Shown):
             rows.append(("map", "upper bounds from peaks: the store keeps no activations for this view"))
         if self.mantissa_bits is not None:
             rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
-        return rows
+        return rows if self.origin is None else [*rows, *self.origin.summary()]
 
     def rows(self) -> list[dict[str, Any]]:
         """One record a sequence, as in `sequences`."""
         return list(self.sequences)
 
     def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """By sequence, by layer, and the strongest tokens."""
+        """By sequence, by layer, the strongest tokens, and where the feature comes from."""
         return [
             ("by sequence", self.rows()),
             ("smallest and largest value over sequences and positions", self.layer_rows),
             ("tokens with the largest magnitudes", list(self.tokens)),
+            *([] if self.origin is None else self.origin.tables()),
         ]
 
 
@@ -136,6 +141,7 @@ def portrait(
     *,
     sequence: int | None = None,
     tokens: int = 10,
+    with_origin: bool = False,
     use_cache: bool = True,
     progress: Progress | None = None,
 ) -> Portrait:
@@ -148,6 +154,7 @@ def portrait(
     criteria : thresholds, layer unit and view; the defaults of `Criteria` where None
     sequence : whose layers and positions are mapped; the one with the feature's largest magnitude where None
     tokens : how many of the strongest tokens to list
+    with_origin : follow the stream too, to the sublayer that first writes the feature (see `origin`)
     use_cache, progress : as in `view_peaks`
 
     Raises
@@ -215,6 +222,7 @@ def portrait(
         tokens=tuple(_tokens(store, criteria, peaks, by_position, tokens)),
         ranking=np.sort(pooled)[::-1],
         mantissa_bits=mantissa_bits(store.attrs),
+        origin=origin(store, feature, criteria, progress=progress) if with_origin else None,
     )
 
 

@@ -159,13 +159,7 @@ def walk(
     stream itself after adding (the first OPT), the difference has that in it.
     """
     store = as_dataset(store)
-    lacking = [name for name in ("norm_input", "final_input") if name not in store]
-    if lacking:
-        kept = store.attrs.get("raw")
-        raise OutliersError(
-            f"a walk needs the norm inputs themselves, and the store keeps no {' and no '.join(lacking)} "
-            f"(--raw {kept}); capture again with --raw input or both"
-        )
+    check_stream(store, "a walk")
     sizes = store.sizes
     feature = within(feature, sizes[FEATURE], FEATURE)
     sequence = within(sequence, sizes[SEQUENCE], SEQUENCE)
@@ -208,6 +202,16 @@ def walk(
         model=str(store.attrs.get("model_id", "")),
         mantissa_bits=mantissa_bits(store.attrs),
     )
+
+
+def check_stream(store: xr.Dataset, what: str) -> None:
+    """Refuse a store that does not keep the residual stream, which `what` needs."""
+    lacking = [name for name in ("norm_input", "final_input") if name not in store]
+    if lacking:
+        raise OutliersError(
+            f"{what} needs the norm inputs themselves, and the store keeps no {' and no '.join(lacking)} "
+            f"(--raw {store.attrs.get('raw')}); capture again with --raw input or both"
+        )
 
 
 def _several(values: Iterable[int], size: int, name: str) -> list[int]:

@@ -30,6 +30,30 @@ class Variant:
     transform: Transform
     threshold: float | None = None
 
+    @property
+    def label(self) -> str:
+        """A name that no other variant has."""
+        threshold = "" if self.threshold is None else repr(self.threshold)
+        return f"{self.scheme.name}|{self.transform.name}|{threshold}"
+
+    def applied(self, values: Float32, place: Place) -> Float32:
+        """What comes out where a matrix is quantised: the definition, which `LossOf` computes the errors of.
+
+        Parameters
+        ----------
+        values : (position, feature) float32
+        place : layer and site, by which a transform knows its scales
+        """
+        seen = self.transform.forward(values, place)
+        magnitudes = np.abs(seen)
+        kept: npt.NDArray[np.bool_] = np.zeros(seen.shape[1], bool)
+        if self.threshold is not None:
+            kept = np.asarray((magnitudes >= np.float32(self.threshold)).any(axis=0))
+        result = seen.copy()
+        if not kept.all():
+            result[:, ~kept] = self.scheme.quantised(seen[:, ~kept], magnitudes.max())
+        return self.transform.back(result, place)
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -78,7 +102,7 @@ class LossOf:
             part = [self.variants[n] for n in chosen]
             squares, kept[chosen] = _transformed(rows, place, part)
             errors[chosen] = _weighted(squares, weights)
-        return Loss(_weighted(_squares(rows)[None], weights)[0], errors, kept, len(rows), len(matrix) - len(rows))
+        return Loss(_weighted(column_squares(rows)[None], weights)[0], errors, kept, len(rows), len(matrix) - len(rows))
 
 
 def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tuple[Float64, Float64]:
@@ -88,12 +112,12 @@ def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tu
     if not len(rows):
         return errors, kept
     values = np.empty_like(rows)
-    for band in _bands(rows):
+    for band in bands(rows):
         values[band] = transform.forward(rows[band], place)
     peaks = np.maximum(values.max(axis=0), -values.min(axis=0))
     order = np.argsort(peaks, kind="stable")
     counts = [width if v.threshold is None else int(np.sum(peaks < np.float32(v.threshold))) for v in variants]
-    for band in _bands(rows):
+    for band in bands(rows):
         ordered = _Ordered(values[band], order) if min(counts) < width else None
         # Equal columns are kept at many thresholds, and then nothing is new.
         known: dict[tuple[str, int], Float64] = {}
@@ -104,7 +128,7 @@ def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tu
                     lost = values[band] - variant.scheme.quantised(values[band], peaks.max())
                 else:
                     lost = ordered.lost(variant.scheme, count)
-                known[key] = _squares(transform.back(lost, place))
+                known[key] = column_squares(transform.back(lost, place))
             errors[number] += known[key]
     kept[:] = 1 - np.array(counts) / width
     return errors, kept
@@ -140,7 +164,8 @@ class _Ordered:
         return np.take(result, self._back, axis=1)
 
 
-def _bands(rows: Float32) -> Iterator[slice]:
+def bands(rows: Float32) -> Iterator[slice]:
+    """Runs of rows, few enough that all that is made of them stays in a processor's cache."""
     step = max(1, _BAND // rows.shape[1])
     for start in range(0, len(rows), step):
         yield slice(start, start + step)
@@ -152,7 +177,7 @@ def _weighted(squares: Float64, weights: Float64) -> Float64:
     return np.stack([(squares * weight).sum(axis=1) for weight in weights], axis=1)
 
 
-def _squares(values: Float32) -> Float64:
+def column_squares(values: Float32) -> Float64:
     """Sum of squares of each column, in float64."""
     result: Float64 = np.einsum("pf,pf->f", values, values, dtype=np.float64)
     return result

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.quantization.columns import THRESHOLD, checked_thresholds, column_peaks, kept_shares
 from analyze.quantization.formats import FLOATS, NumberFormat
@@ -51,7 +52,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Fits:
+class Fits(Shown):
     """Whether a number format holds a model's activations.
 
     Parameters
@@ -154,7 +155,7 @@ class Fits:
             "fits": self.fits,
             "first": None if first is None else {name: jsonable(getattr(first, name)) for name in told},
             "rescale": jsonable(self.rescale),
-            "places": [{name: jsonable(value) for name, value in row.items()} for row in self.rows()],
+            "places": jsonable(self.rows()),
             "kept_columns": self.kept_rows(),
         }
 

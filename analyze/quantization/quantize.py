@@ -6,35 +6,26 @@ import io
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import xarray as xr
 
 from analyze.peaks import cache
-from analyze.peaks.lookup import view_peaks
+from analyze.peaks.counted import Bools, counted_positions, refuse_none
 from analyze.peaks.stream import stream_places
-from analyze.quantization.columns import THRESHOLD, checked_thresholds
+from analyze.quantization.columns import THRESHOLD
 from analyze.quantization.errors import LossOf, Variant
 from analyze.quantization.result import VARIANT, Quantization
-from analyze.quantization.schemes import schemes_for
-from analyze.quantization.transforms import (
-    Hadamard,
-    Plain,
-    Smooth,
-    Transform,
-    parse_transform,
-    random_signs,
-    smooth_scales,
-)
+from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
 from analyze.reading.activations import has_activations
 from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
 from analyze.types import Float32, Float64, Progress, Store
 from capture.errors import OutliersError
-from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE
+from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
 
 _VERSION: Final = 1  # raised whenever the same question is answered otherwise
 _WHOLE: Final = "squares"
@@ -76,21 +67,22 @@ def quantize(
         weights' peaks, or a damaged chunk.
     """
     data = as_dataset(store)
-    asked = View() if view is None else view.view
-    chosen = replace(asked, signal="output", scale="absolute", rounding="none").resolve(data)
-    variants = _variants(data, chosen, schemes, thresholds, transforms, progress)
+    chosen = outputs_view(view, data)
+    variants = asked_variants(data, chosen, schemes, thresholds, transforms, progress)
     if not has_activations(data, "output"):
         raise OutliersError(
             f"quantize needs the norm outputs, and {data.encoding.get('source', 'the store')} keeps none that they can "
             "be had from; capture with --raw input, output or both; outliers fits answers from such a store"
         )
+    counted = counted_positions(data, chosen)
+    refuse_none(counted)
     frame = chosen.select(data)
     shape = frame.sizes[LAYER], frame.sizes[SITE]
-    names = [_WHOLE, *(_label(variant) for variant in variants)]
+    names = [_WHOLE, *(variant.label for variant in variants)]
     keys = {name: cache.cache_key(data, chosen, "quantize", _VERSION, name) if use_cache else None for name in names}
     found = {name: _read(key, shape) for name, key in keys.items() if key is not None}
     sums = {name: values for name, values in found.items() if values is not None}
-    missing = tuple(variant for variant in variants if _label(variant) not in sums)
+    missing = tuple(variant for variant in variants if variant.label not in sums)
     if missing or _WHOLE not in sums:
         fresh = _streamed(data, chosen, LossOf(missing, _weight_norm(frame)), shape, progress)
         for name, values in fresh.items():
@@ -98,72 +90,11 @@ def quantize(
             if key is not None:
                 _write(data, key, values)
         sums |= fresh
-    return _result(str(data.encoding.get("source", "")), frame, variants, sums)
-
-
-def _variants(
-    data: xr.Dataset,
-    view: View,
-    schemes: Sequence[str] | None,
-    thresholds: Sequence[float],
-    transforms: Sequence[str],
-    progress: Progress | None,
-) -> tuple[Variant, ...]:
-    """Everything that is asked for, checked."""
-    found = schemes_for(schemes, data.sizes[FEATURE])
-    limits = checked_thresholds(thresholds)
-    if limits and not any(one.share == "token" for one in found):
-        raise OutliersError("threshold is for schemes by token alone; add one, such as int8-token, or leave it out")
-    if not transforms:
-        raise OutliersError("no transform is given; expected one or more, such as none")
-    made = [made_transform(data, view, name, progress) for name in dict.fromkeys(transforms)]
-    return tuple(
-        Variant(one, transform, limit)
-        for transform in made
-        for one in found
-        for limit in (None, *(limits if one.share == "token" else ()))
-    )
-
-
-def made_transform(data: xr.Dataset, view: View, name: str, progress: Progress | None = None) -> Transform:
-    """A transform for a view of a store.
-
-    Raises
-    ------
-    OutliersError
-        There is no such transform, or the store lacks what it needs.
-    """
-    kind, number = parse_transform(name)
-    if kind == "none":
-        return Plain()
-    if kind == "hadamard":
-        return Hadamard(name, random_signs(data.sizes[FEATURE], int(number)))
-    if "weight_peak" not in data:
-        raise OutliersError(
-            f"transform {name} needs the weights' peaks, and the store has no weight_peak; capture again to have it"
-        )
-    return Smooth(
-        name, smooth_scales(channel_maxima(data, view, progress), loaded(view.select(data)["weight_peak"]), number)
-    )
-
-
-def channel_maxima(data: xr.Dataset, view: View, progress: Progress | None = None) -> Float32:
-    """Largest magnitude of each feature over the sequences and positions of a view, (layer, site, feature)."""
-    peaks = view_peaks(data, view, progress=progress)
-    result = np.full(tuple(peaks.sizes[dim] for dim in (LAYER, SITE, FEATURE)), np.nan, np.float32)
-    for n in range(peaks.sizes[SEQUENCE]):
-        for name in ("layer_high", "layer_low"):
-            np.fmax(result, np.abs(loaded(peaks[name].isel({SEQUENCE: n}))), out=result)
-    return result
+    return _result(str(data.encoding.get("source", "")), frame, counted, variants, sums)
 
 
 def _weight_norm(frame: xr.Dataset) -> Float32 | None:
     return loaded(frame["weight_norm"]) if "weight_norm" in frame else None
-
-
-def _label(variant: Variant) -> str:
-    threshold = "" if variant.threshold is None else repr(variant.threshold)
-    return f"{variant.scheme.name}|{variant.transform.name}|{threshold}"
 
 
 @dataclass
@@ -180,7 +111,7 @@ def _streamed(
     data: xr.Dataset, view: View, loss_of: LossOf, shape: tuple[int, int], progress: Progress | None
 ) -> dict[str, _Sums]:
     """Sums over the sequences of a view, by name of the variant."""
-    names = [_WHOLE, *(_label(variant) for variant in loss_of.variants)]
+    names = [_WHOLE, *(variant.label for variant in loss_of.variants)]
     sums = {name: _Sums(*(np.zeros(shape) for _ in range(4))) for name in names}
     for _, layer, site, loss in stream_places(data, view, loss_of, progress):
         place = layer, site
@@ -214,13 +145,15 @@ def _write(data: xr.Dataset, key: str, sums: _Sums) -> None:
     cache.write_bytes(data, f"{key}.npz", content.getvalue())
 
 
-def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dict[str, _Sums]) -> Quantization:
-    whole, parts = sums[_WHOLE], [sums[_label(variant)] for variant in variants]
+def _result(
+    name: str, frame: xr.Dataset, counted: Bools, variants: Sequence[Variant], sums: dict[str, _Sums]
+) -> Quantization:
+    whole, parts = sums[_WHOLE], [sums[variant.label] for variant in variants]
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = {
             "error": [part.plain / whole.plain for part in parts],
             "output_error": [part.weighted / whole.weighted for part in parts],
-            "kept_share": [part.kept / frame.sizes[SEQUENCE] for part in parts],
+            "kept_share": [part.kept / np.count_nonzero(counted.any(axis=1)) for part in parts],
         }
     dims = (VARIANT, LAYER, SITE)
     limits = [math.nan if variant.threshold is None else variant.threshold for variant in variants]
@@ -236,5 +169,6 @@ def _result(name: str, frame: xr.Dataset, variants: Sequence[Variant], sums: dic
         attrs=frame.attrs,
     )
     sizes = frame.sizes
-    left_out = int(whole.left_out.sum())
-    return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], sizes[POSITION], left_out, table)
+    # Positions that do not count are no numbers to the pass, and nobody's loss.
+    left_out = int(whole.left_out.sum()) - int(np.count_nonzero(~counted)) * sizes[LAYER] * sizes[SITE]
+    return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], int(np.count_nonzero(counted)), left_out, table)

@@ -39,7 +39,7 @@ def quantize_figure(result: Quantization) -> Figure:
     left.set_ylabel(_LABELS[result.measure])
     _draw_layers(right, result)
     model = plain(str(result.table.attrs.get("model_id", ""))).replace("$", r"\$")
-    figure.suptitle(f"{model} · norm outputs, {result.sequences:,} x {result.positions:,} tokens", fontsize=9)
+    figure.suptitle(f"{model} · norm outputs of {result.tokens:,} tokens", fontsize=9)
     return figure
 
 

@@ -19,7 +19,8 @@ from capture.errors import OutliersError
 _INT_BITS: Final = range(4, 9)
 _MX_BLOCK: Final = 32
 _NV_BLOCK: Final = 16
-_MX_EXPONENTS: Final = (-127, 127)  # of an E8M0 scale
+MX_EXPONENTS: Final = (-127, 127)
+"""Least and largest exponent of a scale of OCP Microscaling, E8M0."""
 _SCALE_BITS: Final = {"linear": 16, "power": 8, "double": 8}
 DEFAULT_SCHEMES: Final = (
     "int8-tensor",
@@ -117,12 +118,12 @@ def scales(scheme: Scheme, peaks: Float32, largest: np.float32) -> Float32:
         scale = peaks / top
     elif scheme.scaling == "power":
         exponent = np.frexp(peaks)[1] - 1 - scheme.element.largest_exponent
-        scale = np.ldexp(np.float32(1), np.clip(exponent, *_MX_EXPONENTS).astype(np.int32))
+        scale = np.ldexp(np.float32(1), np.clip(exponent, *MX_EXPONENTS).astype(np.int32))
         scale = np.where(np.isfinite(peaks), scale, np.float32(np.nan))
     else:
         small = Element("e4m3", 8)
         whole = largest / np.float32(top * np.float32(small.largest))
-        whole = np.where(whole == 0, np.float32(1), whole)
+        whole = np.float32(1) if whole == 0 else whole
         scale = small.rounded(peaks / top / whole) * whole
         scale = np.where(np.isfinite(peaks), scale, np.float32(np.nan))
     return np.where(scale == 0, np.float32(1), scale)

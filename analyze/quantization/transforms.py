@@ -22,7 +22,9 @@ Place = tuple[int, int]
 class Transform(Protocol):
     """A map of features that can be undone."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As the command line has it."""
 
     def forward(self, values: Float32, place: Place) -> Float32:
         """What the quantiser sees of (position, feature) values at a (layer, site)."""
@@ -92,11 +94,13 @@ class Smooth:
 
     def forward(self, values: Float32, place: Place) -> Float32:
         """Values divided."""
-        return values / self.scales[place]
+        divided: Float32 = values / self.scales[place]
+        return divided
 
     def back(self, values: Float32, place: Place) -> Float32:
         """Values multiplied."""
-        return values * self.scales[place]
+        multiplied: Float32 = values * self.scales[place]
+        return multiplied
 
 
 def power_blocks(width: int) -> Iterator[slice]:

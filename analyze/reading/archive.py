@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.store.files import folded_name, name_flaw
 from capture.store.location import Folder, Location, Range
 from capture.store.schema import CHECKSUMS
@@ -26,6 +26,8 @@ _HEADER: Final = struct.Struct("<4s5H3I2H")
 _MAGIC: Final = b"PK\x03\x04"
 _END: Final = 2**16
 _LARGEST_DIRECTORY: Final = 2**28
+_MOST_ENTRIES: Final = 2**19
+_ENTRY: Final = b"PK\x01\x02"
 
 
 class Archive:
@@ -50,7 +52,7 @@ class Archive:
             raise OutliersError(f"{self} is no whole ZIP file ({error}); get another copy of it") from error
         if tail is None:
             raise OutliersError(
-                f"no file at {self}; check the path, or make one with: outliers pack STORE --out {self}"
+                f"no file at {self}; check the path, or make one with: {advice('pack', 'STORE', '--out', self)}"
             )
         data, self._size = tail
         window = _Window(around, file, data, self._size)
@@ -138,6 +140,13 @@ class Archive:
         """Size of the archive."""
         return self._size
 
+    def root_mark(self) -> str | None:
+        """Size and time of the archive; empty where it is gone, None where it is on a server."""
+        try:
+            return None if self.remote else self._around.mark(self._file)
+        except OSError:
+            return ""
+
     def fingerprint(self) -> str | None:
         """Digest of the directory, which has a checksum of each entry, and of what tells a new file of this name."""
         mark = self._around.mark(self._file)
@@ -190,6 +199,8 @@ class _Window(io.RawIOBase):
                 raise ValueError(f"its directory has over {_LARGEST_DIRECTORY:,} bytes")
             (before,) = self._around.ranges([(self._file, start, first - start)])
             self._tail, first = before + self._tail, start
+            if self._tail.count(_ENTRY) > _MOST_ENTRIES:  # each costs a thousand times its bytes once it is parsed
+                raise ValueError(f"its directory has over {_MOST_ENTRIES:,} entries")
         return self._tail[start - first : stop - first]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from analyze.types import Progress, Store
 from capture.errors import OutliersError
 from capture.store.files import write_file
 from capture.store.output import output_path
+from capture.store.privacy import shortened
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
 BUDGET: Final = 5_000_000
@@ -37,7 +37,6 @@ _SAMPLE_SEQUENCES = 4
 _SAMPLE_FEATURES = 256
 _WHOLE_TO_SAMPLE = 0.85  # the whole packs better than its sample says
 _SUFFIXES = (".html", ".htm")
-_PATH = re.compile(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|[\w.-]+(/[^/:<>]+){2,}$")  # ORG/NAME, of the Hub, is none
 _LONGEST = 200  # characters of one text of a store
 # What identifies a capture; never the command line or paths, which may be private.
 _ATTRIBUTES = (
@@ -330,11 +329,8 @@ def _facts(source: _Source) -> dict[str, Any]:
 
 
 def _public(value: Any) -> str:
-    """A value of a store as one line, not endless; of a path, which may be private, only its name."""
-    words = plain(value)
-    if _PATH.match(words):
-        words = re.split(r"[/\\]", words.rstrip("/\\"))[-1]
-    return words[:_LONGEST]
+    """A value of a store as one line, not endless, and with nothing of a path but its last part."""
+    return plain(shortened(value))[:_LONGEST]
 
 
 def _view_words(criteria: Criteria) -> list[str]:

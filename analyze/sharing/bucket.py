@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import re
@@ -10,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from analyze.reading.server import credentials, reason
+from analyze.reading.transport import credentials, reason
+from analyze.sharing.files import Entry
 from analyze.sharing.plan import Push, Uploaded, unlike
 from capture.errors import OutliersError
 from capture.store.files import file_digest
@@ -139,16 +140,17 @@ class BucketUpload:
         digest = answer.attributes.get(_DIGEST)
         return None if digest is None else str(digest)
 
-    def _put(self, file: Any) -> None:
+    def _put(self, file: Entry) -> None:
         import obstore
 
-        assert isinstance(file.source, Path)
-        attributes: Any = {_DIGEST: file_digest(file.source)}
+        source = file.source
+        digest = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else file_digest(source)
+        attributes: Any = {_DIGEST: digest}
         if file.size > _ONE_REQUEST:
             part = max(_PART, -(-file.size // _MOST_PARTS))
-            self._told(lambda: obstore.put(self._store, file.name, file.source, attributes=attributes, chunk_size=part))
+            self._told(lambda: obstore.put(self._store, file.name, source, attributes=attributes, chunk_size=part))
             return
-        with _mapped(file.source) as content:
+        with _mapped(file) as content:
             self._told(lambda: obstore.put(self._store, file.name, content, attributes=attributes, use_multipart=False))
 
     def _together(self, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
@@ -170,12 +172,12 @@ class BucketUpload:
 
 
 @contextmanager
-def _mapped(file: Path) -> Iterator[Any]:
+def _mapped(file: Entry) -> Iterator[Any]:
     """Content of a file that the system reads as it is sent, so that none of it need fit into memory."""
-    with file.open("rb") as opened:
-        if os.fstat(opened.fileno()).st_size == 0:
-            yield b""
-            return
+    if isinstance(file.source, bytes) or file.size == 0:
+        yield file.source if isinstance(file.source, bytes) else b""
+        return
+    with file.open() as opened:
         yield mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Final
 
+from analyze.answers.records import is_record
 from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.files import folded_name, name_flaw
+from capture.store.location import Folder
+from capture.store.members import contents
+from capture.store.metadata import read_metadata
 from capture.store.replace import check_replaceable
-from capture.store.schema import CHECKSUMS, RAW_VARIABLES
+from capture.store.schema import CHECKSUMS, RAW_VARIABLES, RECORDS
 from capture.store.verify import flaw
+
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,13 @@ class Entry:
     source: Path | bytes
     size: int
 
+    def open(self) -> BinaryIO:
+        """The content, to be read."""
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
 
-def entries(store: Path) -> list[Entry]:
-    """Every file of a store, but for names that begin with a dot: caches, and what killed writers left.
+
+def entries(store: Path) -> tuple[list[Entry], tuple[str, ...]]:
+    """The files of a store, by its format, and what else lies in its folder.
 
     Parameters
     ----------
@@ -40,34 +53,38 @@ def entries(store: Path) -> list[Entry]:
 
     Returns
     -------
-    root metadata, checksums, the metadata of arrays, small arrays, raw activations; each by name
+    files : root metadata, checksums, the metadata of arrays, small arrays, raw activations; each by name
+    left out : names of what is no file of the store; a folder has `/` at its end
 
     Raises
     ------
     OutliersError
-        A link, or something else that is no plain file: following it might hand on what is not of the store. A name
-        that an archive may not have, or two that some file systems take for one.
+        A link in place of a file, or something else that is no plain file: following it might hand on what is not of
+        the store. A name that an archive may not have, or two that some file systems take for one.
     """
+    inside = contents(store, read_metadata(Folder(store)).arrays)
     found: dict[str, Entry] = {}
-    for folder, folders, files in os.walk(store):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in (*folders, *files):
-            path = Path(folder) / name
-            kind = path.lstat().st_mode
-            if name.startswith(".") or stat.S_ISDIR(kind):
-                continue
-            if not stat.S_ISREG(kind):
-                raise OutliersError(
-                    f"{path} is a link or no plain file; expected a store of plain files, copy it there"
-                )
-            entry = Entry(path.relative_to(store).as_posix(), path, path.stat().st_size)
-            reason = name_flaw(entry.name)
-            if reason is None and folded_name(entry.name) in found:
-                reason = "differs from another by case or accents only"
-            if reason is not None:
-                raise OutliersError(f"{store}: file {entry.name!r} {reason}; move it out of the store")
-            found[folded_name(entry.name)] = entry
-    return sorted(found.values(), key=lambda entry: (_rank(entry.name), entry.name))
+    for name in inside.members:
+        path = store / name
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OutliersError(f"{path} is a link or no plain file; expected a store of plain files, copy it there")
+        if name.partition("/")[0] in RECORDS and not is_record(path):
+            inside.strangers.append(name)
+            continue
+        reason = name_flaw(name)
+        if reason is None and folded_name(name) in found:
+            reason = "differs from another by case or accents only"
+        if reason is not None:
+            raise OutliersError(f"{store}: file {name!r} {reason}; move it out of the store")
+        found[folded_name(name)] = Entry(name, path, status.st_size)
+    return sorted(found.values(), key=lambda entry: (_rank(entry.name), entry.name)), tuple(sorted(inside.strangers))
+
+
+def left_out_line(names: Sequence[str]) -> str:
+    """What is left out, for a reader."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"left out, since it is no file of the store: {', '.join(names[:_NAMED])}{more}"
 
 
 def _rank(name: str) -> int:

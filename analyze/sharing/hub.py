@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import sys
 import tempfile
@@ -82,6 +83,8 @@ class HubUpload:
         from huggingface_hub import CommitOperationAdd
 
         plan, card = self._plan, self._card
+        # With what makes a store comes what goes up otherwise than it lies in the folder.
+        late = [file for file in plan.files if file in plan.last or isinstance(file.source, bytes)]
         with self._told(), _progress():
             if not self._exists:
                 self._api.create_repo(self._repo, repo_type="dataset", private=plan.private, exist_ok=True)
@@ -92,10 +95,10 @@ class HubUpload:
                 repo_type="dataset",
                 folder_path=plan.store,
                 path_in_repo=self._folder,
-                ignore_patterns=[*_HIDDEN, *(entry.name for entry in plan.last)],
+                ignore_patterns=[*_HIDDEN, *map(glob.escape, (*(file.name for file in late), *plan.left_out))],
                 commit_message=f"Data of {self._folder}",
             )
-            sources: dict[str, Any] = {f"{self._folder}/{file.name}": file.source for file in plan.last}
+            sources: dict[str, Any] = {f"{self._folder}/{file.name}": file.source for file in late}
             sources[picture_name(self._folder)] = card.picture
             sources[_PAGE] = self._page().encode()
             self._api.create_commit(

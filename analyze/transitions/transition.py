@@ -22,7 +22,7 @@ from analyze.question.criteria import Criteria
 from analyze.reading.open import as_dataset
 from analyze.transitions.verdict import LEAST_POINTS, TransitionTest, transition_test
 from analyze.types import Progress, Store
-from capture.errors import OutliersError
+from capture.errors import OutliersError, without_passwords
 
 AGAINST: Final = {"total": "total_parameters", "active": "active_parameters", "perplexity": "perplexity"}
 OUTCOMES: Final = ("layers", "positions", "count")
@@ -273,6 +273,7 @@ def models(stores: Sequence[Store], criteria: Criteria, against: str) -> list[Mo
     for number, one in enumerate(stores):
         store = as_dataset(one)
         name = str(store.encoding.get("source", f"store {number + 1}")) if isinstance(one, xr.Dataset) else str(one)
+        name = without_passwords(name)
         model = store.attrs.get("model_id")
         if isinstance(model, str):
             key = (model, str(store.attrs.get("model_revision")))

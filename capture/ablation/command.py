@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
 
 
-@asks_for_criteria(without=("sequences",))
+@asks_for_criteria(preset="dettmers", without=("sequences",))
 def ablate_command(
     store: StorePath,
     criteria: Criteria,
@@ -35,7 +35,9 @@ def ablate_command(
 ) -> None:
     """Run the store's model again without its outlier features, and without as many random others.
 
-    Example: outliers ablate data/smollm2.zarr --magnitude 100
+    Which features are outliers is Dettmers' criterion, as in the paper, unless another is given.
+
+    Example: outliers ablate data/smollm2.zarr
     """
     from capture.environment import prepare
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError
-from capture.models.load import DTYPES, OFFLINE_MODEL, Loaded, load_model
+from capture.models.load import DTYPES, Loaded, load_model
+from capture.models.source import OFFLINE_MODEL
 
 if TYPE_CHECKING:
     from capture.sites.place import SiteMap

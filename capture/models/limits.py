@@ -1,10 +1,11 @@
-"""How many positions a model has, as its configuration tells it."""
+"""What a configuration tells of a model's text: which part describes it, and how many positions it has."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from capture.errors import OutliersError
+from capture.models.failures import in_one_line
 
 POSITIONS: Final = (
     "max_position_embeddings",
@@ -22,9 +23,29 @@ POSITIONS: Final = (
 """Names under which configurations give the number of positions, those of transformers and of code beside it."""
 
 
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the language model.
+
+    Raises
+    ------
+    OutliersError
+        It describes several, or none.
+    """
+    try:
+        found = config.get_text_config()
+        if not isinstance(getattr(found, "model_type", None), str):
+            raise ValueError(f"text_config is {found!r}")
+        return found
+    except ValueError as error:
+        raise OutliersError(
+            f"the configuration of {config.model_type!r} describes no single model of text ({in_one_line(error)}); "
+            "expected one decoder; choose another model"
+        ) from error
+
+
 def positions(config: Any) -> tuple[str, int] | None:
     """Name and value of a configuration's number of positions; None where it gives none under a known name."""
-    text = config.get_text_config()
+    text = text_config(config)
     for name in POSITIONS:
         value = getattr(text, name, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

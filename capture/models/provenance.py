@@ -11,7 +11,7 @@ from typing import Any
 def commit_or_digest(model: str, gguf: str | None, options: Mapping[str, Any]) -> str | None:
     """Commit of the hub, or digest of the local files.
 
-    Parameters are the fields of `capture.models.load.Source`.
+    Parameters are the fields of `capture.models.source.Source`.
     """
     if gguf is not None:
         with (Path(model) / gguf).open("rb") as file:

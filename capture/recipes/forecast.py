@@ -69,7 +69,7 @@ def _beside(recipe: Recipe) -> contextlib.chdir[Path]:
 
 
 def forecast(recipe: Recipe, out: Path, reporter: Reporter, only: Sequence[str] = ()) -> list[Forecast]:
-    """Predict what each model would take, from configurations and what is on the disk; nothing runs.
+    """Predict what each model would take, from configurations and what is on the disk; nothing runs, no model's code.
 
     A model's own configuration serves where it can be had, else the one that the recipe names as `config`.
     """
@@ -87,6 +87,8 @@ def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Fo
     try:
         return Forecast(entry.name, round(_estimate(recipe, entry, entry.request.model, reporter) * (1 - share)), note)
     except OutliersError as error:
+        if entry.config is None and entry.request.trust_remote_code:
+            return Forecast(entry.name, None, "not known before its own code runs, which a forecast never does")
         if entry.config is None:
             return Forecast(entry.name, None, str(error), failed=True)
     try:
@@ -99,9 +101,11 @@ def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Fo
 def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> int:
     from capture.estimate import estimate
 
+    # A forecast runs no model's code, whatever the recipe asks for.
+    other = {} if model == entry.request.model else {"model": model, "revision": None}
+    arguments = {**entry.request.arguments(estimate), **other, "trust_remote_code": False}
     with _beside(recipe):
-        other = {} if model == entry.request.model else {"model": model, "revision": None}
-        return estimate(**{**entry.request.arguments(estimate), **other}, reporter=reporter).store_bytes
+        return estimate(**arguments, reporter=reporter).store_bytes
 
 
 def check_room(forecasts: Sequence[Forecast], out: Path) -> None:

@@ -21,6 +21,7 @@ from capture.recipes.forecast import finished_share, store_path
 from capture.recipes.process import StepError, run_outliers
 from capture.recipes.recipe import Entry, Recipe
 from capture.store.files import AtomicFile
+from capture.store.identity import STORE_ID
 from capture.store.output import output_path
 from capture.store.write import StoreWriter
 
@@ -80,6 +81,7 @@ def run_recipe(
     only: Sequence[str] = (),
     keep_going: bool = True,
     clean_cache: bool = False,
+    trust_remote_code: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Results:
     """Capture and analyse the models of a recipe one after another.
@@ -94,6 +96,7 @@ def run_recipe(
     only : names of the models to carry out; all where empty. The comparison takes whatever is finished
     keep_going : go on with the next model after one that failed
     clean_cache : once a model's store is finished and verified, remove the model from the cache of the hub
+    trust_remote_code : permit the code of those models of which the recipe says that it has to run
     tell : takes each line of progress
 
     Returns
@@ -103,12 +106,29 @@ def run_recipe(
     Raises
     ------
     OutliersError
-        `only` names no model of the recipe.
+        `only` names no model of the recipe, or a model's code would have to run without permission.
     KeyboardInterrupt
         As everywhere; what is finished is safe, and `results.json` says so.
     """
+    check_permission(recipe, only, trust_remote_code)
     chosen = frozenset(entry.name for entry in recipe.chosen(only))
     return _Campaign(recipe, output_path(out).absolute(), clean_cache, tell).run(chosen, keep_going)
+
+
+def check_permission(recipe: Recipe, only: Sequence[str], trust_remote_code: bool) -> None:
+    """Refuse a recipe that asks for the code of models to be run, where the user has not allowed it.
+
+    Raises
+    ------
+    OutliersError
+        It does.
+    """
+    asking = [entry.name for entry in recipe.chosen(only) if entry.request.trust_remote_code]
+    if asking and not trust_remote_code:
+        raise OutliersError(
+            f"{recipe.path} asks to run the code that {', '.join(asking)} bring{'s' * (len(asking) == 1)} along, and a "
+            "recipe cannot allow that; read the code, then pass --trust-remote-code, or name the others by --only"
+        )
 
 
 class _Campaign:
@@ -166,18 +186,15 @@ class _Campaign:
         outcome.status = status
 
     def _answer(self, entry: Entry, name: str, words: list[str], log: IO[str]) -> dict[str, Any]:
-        """The JSON object that a command prints, from a file younger than the store where there is one."""
-        target = self._out / "found" / f"{entry.name}.{name}"
-        if not target.exists() or target.stat().st_mtime < _captured(store_path(self._out, entry)):
+        """The JSON object that a command prints, from a file of this very store and younger where there is one."""
+        store, target = store_path(self._out, entry), self._out / "found" / f"{entry.name}.{name}"
+        fresh = target.exists() and target.stat().st_mtime >= _captured(store)
+        if not fresh or _json(target).get(STORE_ID) != StoreWriter(store).store_id:
             partial = target.with_suffix(".partial")
             with partial.open("w", encoding="utf-8") as output:
                 self._outliers([*words, "--json"], log, output)
             partial.replace(target)
-        try:
-            answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StepError(f"{target} is no JSON file ({error}); remove it, and it is made again") from error
-        return answer
+        return _json(target)
 
     def _ablate(self, entry: Entry, preset: str, found: dict[str, Any], log: IO[str]) -> None:
         """Take the outliers away, where there are some and as many others for the control."""
@@ -216,8 +233,9 @@ class _Campaign:
         folder = self._out / "comparison"
         words = ["compare", *map(str, stores), *(["--published"] if self._recipe.analysis.published else [])]
         made = self._results.comparison
-        changed = max(map(_changed, stores))
-        if made and made["command"] == shlex.join(words) and made["began"] > changed and folder.is_dir():
+        changed, identities = max(map(_changed, stores)), [StoreWriter(store).store_id for store in stores]
+        same = made and made["command"] == shlex.join(words) and made.get("stores") == identities
+        if made and same and made["began"] > changed and folder.is_dir():
             return
         self._results.comparison = None
         self._tell(f"comparing {len(stores)} stores")
@@ -225,7 +243,12 @@ class _Campaign:
         with (self._out / "logs" / "comparison.txt").open("a", encoding="utf-8") as log:
             try:
                 self._outliers([*words, "--out", str(folder)], log)
-                self._results.comparison = {"command": shlex.join(words), "folder": str(folder), "began": began}
+                self._results.comparison = {
+                    "command": shlex.join(words),
+                    "folder": str(folder),
+                    "began": began,
+                    "stores": identities,
+                }
             except StepError as error:
                 self._results.comparison_failure = str(error)
         self._record()
@@ -248,6 +271,15 @@ class _Campaign:
 
     def _outliers(self, words: Sequence[str], log: IO[str], output: IO[str] | None = None) -> None:
         run_outliers(words, self._folder, log, self._tell, output)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The object that a command printed into a file."""
+    try:
+        answer: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StepError(f"{file} is no JSON file ({error}); remove it, and it is made again") from error
+    return answer
 
 
 def _captured(store: Path) -> float:

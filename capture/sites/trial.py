@@ -47,16 +47,20 @@ def refuse_lookahead(model: Any) -> bool:
     return bool(known.all())
 
 
-def refuse_untakeable(model: Any, placed: SiteMap, token_id: npt.NDArray[np.int32]) -> None:
+def refuse_untakeable(
+    model: Any, placed: SiteMap, token_id: npt.NDArray[np.int32], longest: npt.NDArray[np.int32]
+) -> None:
     """Refuse tokens and lengths that a model cannot take, whatever its configuration says.
 
-    One sequence goes through the model as far as its second block: positions are looked up before the first or in it.
+    The longest sequence goes through the model as far as its second block: positions are looked up before the first
+    or in it.
 
     Parameters
     ----------
     model : with weights
     placed : its sites
-    token_id : (sequence, position) what it would read
+    token_id : (sequence, position) what it would read; -1 behind the end of a sequence
+    longest : (1, position) the longest sequence
 
     Raises
     ------
@@ -69,7 +73,7 @@ def refuse_untakeable(model: Any, placed: SiteMap, token_id: npt.NDArray[np.int3
             f"the text has the token {token_id.max()}, and the embedding of {type(model).__name__} has "
             f"{len(embedding)} rows; expected the model's own tokenizer; mend the checkpoint, or choose another model"
         )
-    tokens = torch.from_numpy(token_id[:1].astype(np.int64)).to(embedding.device)
+    tokens = torch.from_numpy(longest.astype(np.int64)).to(embedding.device)
     behind = next((site.module for site in placed.sites if site.layer == 1), placed.final.module)
 
     def stop(*_: Any) -> None:

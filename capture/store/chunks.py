@@ -26,6 +26,10 @@ LEVEL = 1
 CHECKSUM_BYTES = 4
 
 
+OVERHEAD = 64
+"""Bytes that encoding can add to a chunk, at most."""
+
+
 _RESIDUE = 0x48674BC7
 """CRC-32C of any bytes with their own CRC-32C, little-endian, behind them."""
 

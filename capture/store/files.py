@@ -61,6 +61,47 @@ def check_free_space(path: Path, needed: int, what: str, instead: str) -> None:
         )
 
 
+def open_plain(file: Path) -> BinaryIO:
+    """Open a file that may be a stranger's for reading: a pipe would be waited for, and a device has no end.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    ValueError
+        It is no plain file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{file.parent.name}/{file.name} is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_plain(file: Path, limit: int) -> bytes:
+    """Content of a plain file of at most `limit` bytes; else as `open_plain`, and ValueError where it is larger."""
+    with open_plain(file) as opened:
+        data = opened.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{file.parent.name}/{file.name} is larger than the {limit:,} bytes that it can have")
+    return data
+
+
+def refuse_special(folder: Path, limit: int) -> None:
+    """Refuse a folder of an array whose files another library is to read, where one is no plain file, or too large.
+
+    Raises
+    ------
+    ValueError
+        One is.
+    """
+    for entry in os.scandir(folder):
+        if not entry.is_file():
+            raise ValueError(f"{folder.name}/{entry.name} is no plain file")
+        if entry.stat().st_size > limit:
+            raise ValueError(f"{folder.name}/{entry.name} is larger than the {limit:,} bytes that it can have")
+
+
 class AtomicFile:
     """A file that appears under its name only when it is whole and on the disk.
 

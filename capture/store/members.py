@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from capture.store.metadata import TOKEN_TEXTS, ArrayMetadata
-from capture.store.schema import ABLATION, CHECKSUMS, COORDINATES, VARIABLES, VOCABULARY
+from capture.store.schema import CHECKSUMS, COORDINATES, RECORDS, VARIABLES, VOCABULARY
 
 _ARRAYS: Final = frozenset((*VARIABLES, *COORDINATES, *TOKEN_TEXTS))
 _SINGLE: Final = frozenset(("zarr.json", CHECKSUMS, f"{VOCABULARY}/zarr.json"))
-_FOLDERS: Final = frozenset((*_ARRAYS, VOCABULARY, ABLATION))
+_FOLDERS: Final = frozenset((*_ARRAYS, VOCABULARY, *RECORDS))
 _CHUNK: Final = re.compile(r"c(\.\d+)*")
-_RECORD: Final = re.compile(rf"{ABLATION}/[^/.][^/]*\.json")
+_RECORD: Final = re.compile(rf"({'|'.join(RECORDS)})/[^/.][^/]*\.json")
 _LEFTOVER: Final = re.compile(r"\..*\.partial|\.views")  # of killed writers; cached views of earlier releases
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from capture.errors import OutliersError, one_line
+from capture.store.chunks import OVERHEAD
 from capture.store.location import Location
 from capture.store.schema import (
     COORDINATES,
@@ -37,12 +38,14 @@ MOST_SEQUENCES: Final = 2**17
 MOST_CHUNKS: Final = 2**20
 """Chunks of an array."""
 
-_MOST_JSON: Final = 2**23
+MOST_JSON: Final = 2**23
+"""Bytes of a file of metadata."""
+
 _DEEPEST: Final = 64
 _LONGEST: Final = 2**22
 _MOST_TOKENS: Final = 2**30
 _LARGEST_CHUNK: Final = 2**31
-_BYTES: Final = {"float32": 4, "int32": 4, "bool": 1, "string": 256}
+_BYTES: Final = {"float32": 4, "int32": 4, "uint64": 8, "bool": 1, "string": 256}
 _STRINGS_BYTES: Final = 2**20  # that a chunk of strings may have whatever their number
 _LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC: Final = {"name": "crc32c"}
@@ -58,7 +61,7 @@ class ArrayMetadata:
     name : path of the array in the store
     shape : of the array
     dims : names of the dimensions; None where the metadata have none
-    dtype : `float32`, `int32`, `bool` or `string`
+    dtype : `float32`, `int32`, `uint64`, `bool` or `string`
     chunk : shape of a chunk
     shard : shape of a shard, a file of several chunks; None where every chunk is a file
     compressed : whether chunks are compressed by Blosc
@@ -83,6 +86,11 @@ class ArrayMetadata:
     def chunk_bytes(self) -> int:
         """Bytes of a chunk once decoded; for strings a bound on what they can have."""
         return math.prod(self.chunk) * _BYTES[self.dtype] + (_STRINGS_BYTES if self.dtype == "string" else 0)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that a file can have, at most: its chunks, encoded, and their index."""
+        return math.prod(self.grid) * (self.chunk_bytes + OVERHEAD + 16) + OVERHEAD
 
     def keys(self) -> Iterator[str]:
         """Keys of all files."""
@@ -124,7 +132,7 @@ def read_metadata(location: Location) -> StoreMetadata:
         No store is there, it is none of this format, of a newer version, damaged, or claims what no store has.
     """
     try:
-        (root,) = location.read(["zarr.json"], _MOST_JSON)
+        (root,) = location.read(["zarr.json"], MOST_JSON)
         if root is None:
             raise OutliersError(location.absent())
         document = parse_json(root)
@@ -153,7 +161,7 @@ def read_array_metadata(location: Location, name: str) -> ArrayMetadata:
         They are missing or damaged.
     """
     try:
-        (content,) = location.read([f"{name}/zarr.json"], _MOST_JSON)
+        (content,) = location.read([f"{name}/zarr.json"], MOST_JSON)
         if content is None:
             raise ValueError(f"{name}/zarr.json is missing")
         return parse_array(name, parse_json(content))
@@ -222,7 +230,7 @@ def _documents(location: Location, root: dict[str, Any]) -> dict[str, dict[str, 
     if consolidated is not None:
         entries = _mapping(_mapping(consolidated, "consolidated_metadata").get("metadata"), "consolidated_metadata")
         return {name: _mapping(entries[name], name) for name in names if name in entries}
-    contents = location.read([f"{name}/zarr.json" for name in names], _MOST_JSON)
+    contents = location.read([f"{name}/zarr.json" for name in names], MOST_JSON)
     return {name: parse_json(data) for name, data in zip(names, contents, strict=True) if data is not None}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,19 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError, one_line
-from capture.store.chunks import decode
+from capture.store.chunks import CHECKSUM_BYTES, decode
 from capture.store.create import stored_array
-from capture.store.files import file_digest
+from capture.store.files import file_digest, read_plain
+from capture.store.identity import STORE_ID, digest
 from capture.store.layout import chunks_and_shards
 from capture.store.lengths import lengths_flaw
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
-)
+from capture.store.members import contents
+from capture.store.metadata import MOST_JSON, ArrayMetadata, read_metadata
 from capture.store.rounding import round_mantissa
 from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
+    DIGESTED,
     FIXED,
     POSITION,
     RAW_VARIABLES,
@@ -40,8 +41,16 @@ from capture.store.shards import MISSING, index_bytes, read_chunks, read_index
 from capture.store.write import StoreWriter, open_group
 
 Array = npt.NDArray[Any]
+Checksums = dict[str, list[bytes]]
 
+_UNCHECKED: Final = (
+    f"an earlier release began it, without {STORE_ID} and digest: values swapped between its sequences, or with those "
+    "of another store, would not be noticed"
+)
 _BEHIND: Final = "has values behind the end of the sequence"
+
+
+_MOST_LISTED: Final = 2**26  # bytes of the list of checksums
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,15 @@ class Verification:
     ----------
     damage : everything that is wrong
     done, sequences : how many sequences are captured, of how many
+    strangers : what lies in the folder and is no file of the store, which no command hands on
+    unchecked : what cannot be told of a store this old; None where everything can
     """
 
     damage: tuple[Damage, ...]
     done: int
     sequences: int
+    strangers: tuple[str, ...] = ()
+    unchecked: str | None = None
 
 
 def verify(
@@ -98,7 +111,8 @@ def verify(
     """
     path = Path(path)
     try:
-        return _verified(path, repair, progress)
+        found = _verified(path, repair, progress)
+        return replace(found, strangers=tuple(contents(path, read_metadata(Folder(path)).arrays).strangers))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError) as error:
         # Metadata that match their checksums and still make no sense: nobody's capture.
         raise OutliersError(
@@ -129,19 +143,23 @@ def _verified(path: Path, repair: bool, progress: Callable[[int, int], None] | N
             store.mark_done(number, False)
         if progress is not None:
             progress(number + 1, store.sizes.sequences)
-    return Verification(tuple(damage), int(done.sum()), store.sizes.sequences)
+    unchecked = _UNCHECKED if store.store_id is None else None
+    return Verification(tuple(damage), int(done.sum()), store.sizes.sequences, unchecked=unchecked)
 
 
 def _fixed_damage(path: Path) -> Iterator[Damage]:
     """Damage in what was written when the store was created: metadata, tokens, norm parameters."""
     try:
-        lines = (path / CHECKSUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_plain(path / CHECKSUMS, _MOST_LISTED).decode().splitlines()
+    except (OSError, ValueError) as error:
         yield Damage(None, CHECKSUMS, f"cannot be read ({one_line(error)}); restore it from a copy")
         return
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    arrays = read_metadata(Folder(path)).arrays
     damage = [
-        Damage(None, name, reason) for name, digest in listed.items() if (reason := _file_damage(path, name, digest))
+        Damage(None, name, reason)
+        for name, digest in listed.items()
+        if (reason := _file_damage(path, name, digest, arrays))
     ]
     yield from damage
     if "zarr.json" not in listed or damage:
@@ -161,7 +179,7 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
 def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
     """Arrays that are described otherwise than a capture does, so that a reader would find other values than here."""
     arrays, sizes = read_metadata(Folder(store.path)).arrays, store.sizes
-    for name in stored_variables(store.raw, arrays):
+    for name in stored_variables(store.raw, {*arrays, *(["digest"] if STORE_ID in store.attributes else [])}):
         about, dims = arrays.get(name), VARIABLES[name].dims
         if about is None:
             yield Damage(
@@ -174,10 +192,13 @@ def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
             yield Damage(None, f"{name}/zarr.json", "describes no array that a capture writes; restore it from a copy")
 
 
-def _file_damage(path: Path, name: str, digest: str) -> str | None:
+def _file_damage(path: Path, name: str, digest: str, arrays: Mapping[str, ArrayMetadata]) -> str | None:
     file = path / name
     if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
         return "the file is missing; restore it from a copy"
+    about = None if name.endswith("zarr.json") else arrays.get(name.rpartition("/")[0])
+    if file.stat().st_size > (MOST_JSON if about is None else about.file_bytes):
+        return "is larger than it can be; restore it from a copy"
     if file_digest(file) != digest:
         return f"differs from its checksum in {CHECKSUMS}; restore it from a copy"
     return None
@@ -185,7 +206,8 @@ def _file_damage(path: Path, name: str, digest: str) -> str | None:
 
 def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
     damage: list[Damage] = []
-    small = {name: _whole(store, name, number, damage) for name in store.per_sequence}
+    checksums: Checksums = {}
+    small = {name: _whole(store, name, number, damage, checksums) for name in store.per_sequence}
     length = int(store.length[number])
     for name, own in small.items():
         dims = [dim for dim in VARIABLES[name].dims if dim != SEQUENCE]
@@ -197,7 +219,7 @@ def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
         peaks = _Peaks(store.sizes, length)
         found = peaks.arrays
         ended = True
-        for place, values in _chunks(store, name, number, damage):
+        for place, values in _chunks(store, name, number, damage, checksums):
             ended &= _ends(values, length, -2)
             if name == "final_input":
                 found = {"final_high": np.fmax.reduce(values[0]), "final_low": np.fmin.reduce(values[0])}
@@ -215,7 +237,23 @@ def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
                 stored = round_mantissa(stored, rounded)  # the peaks of rounded values are the rounded peaks
             if stored is not None and not np.array_equal(stored, values, equal_nan=values.dtype.kind == "f"):
                 damage.append(Damage(number, variable, f"differs from the peaks of {name}"))
-    return damage
+    return [*damage, *_strange(store, number, checksums, damage)]
+
+
+def _strange(store: StoreWriter, number: int, checksums: Checksums, damage: list[Damage]) -> list[Damage]:
+    """Sound variables of a sequence that were written for another sequence or store."""
+    if store.store_id is None:
+        return []
+    lost: list[Damage] = []
+    row = _whole(store, "digest", number, lost, {})
+    if row is None:
+        return lost
+    known = {item.place.partition(",")[0] for item in damage}
+    return [
+        Damage(number, name, "was captured for another sequence or store, or later changed: its digest is another")
+        for name, found in checksums.items()
+        if name not in known and int(row[DIGESTED.index(name)]) != digest(store.store_id, name, number, found)
+    ]
 
 
 def _ends(values: Array, length: int, axis: int) -> bool:
@@ -224,18 +262,23 @@ def _ends(values: Array, length: int, axis: int) -> bool:
 
 
 def _chunks(
-    store: StoreWriter, name: str, number: int, damage: list[Damage]
+    store: StoreWriter, name: str, number: int, damage: list[Damage], checksums: Checksums
 ) -> Iterator[tuple[tuple[int, ...], Array]]:
-    """Decoded chunks of one sequence of a variable, one in memory at a time; what is wrong is added to `damage`."""
+    """Decoded chunks of one sequence of a variable, one in memory at a time.
+
+    What is wrong is added to `damage`, and what stands behind each chunk to `checksums`.
+    """
+    checksums[name] = []
     grid, axis = store.grid(name), VARIABLES[name].dims.index(SEQUENCE)
     file = store.file(name, number)
     try:
         for reason in _shard_damage(file, grid):
             damage.append(Damage(number, name, reason))
             return
-        for place, data in read_chunks(file, grid):
+        for place, data in read_chunks(file, grid, store.chunk_bytes(name)):
             if place[axis] != number % grid[axis]:
                 continue
+            checksums[name].append(data[-CHECKSUM_BYTES:])
             try:
                 yield place, decode(data, VARIABLES[name].dtype, store.chunk_shape(name), compressed=store.compressed)
             except (ValueError, RuntimeError) as error:
@@ -257,13 +300,13 @@ def _shard_damage(file: Path, grid: tuple[int, ...]) -> Iterator[str]:
         yield "the file has another length than its index says"
 
 
-def _whole(store: StoreWriter, name: str, number: int, damage: list[Damage]) -> Array | None:
+def _whole(store: StoreWriter, name: str, number: int, damage: list[Damage], checksums: Checksums) -> Array | None:
     """A small array of one sequence, without the sequence dimension; None where it is damaged."""
     dims, shape = VARIABLES[name].dims, store.chunk_shape(name)
     axis, before = dims.index(SEQUENCE), len(damage)
     lengths = [length for dim, length in zip(dims, store.sizes.shape(dims), strict=True) if dim != SEQUENCE]
     result = np.empty(lengths, VARIABLES[name].dtype)
-    for place, values in _chunks(store, name, number, damage):
+    for place, values in _chunks(store, name, number, damage, checksums):
         corner = [(p * c, (p + 1) * c) for i, (p, c) in enumerate(zip(place, shape, strict=True)) if i != axis]
         result[tuple(slice(*edges) for edges in corner)] = np.squeeze(values, axis)
     return result if len(damage) == before else None

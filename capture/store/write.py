@@ -6,6 +6,7 @@ capture that was killed goes on where it stopped. No two sequences of different 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,17 +17,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError, one_line
-from capture.store.chunks import COMPRESSION, decode, encode
+from capture.errors import OutliersError, advice, one_line
+from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, OVERHEAD, decode, encode
 from capture.store.create import stored_array
-from capture.store.files import AtomicFile, remove_partials
+from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
+from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
+from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
+from capture.store.schema import (
+    COORDINATES,
+    FILL,
+    PER_SEQUENCE,
+    POSITION,
+    RAW_VARIABLES,
+    SEQUENCE,
+    SITE,
+    VARIABLES,
+    VOCABULARY,
+    Sizes,
+    mantissa_bits,
 )
-from capture.store.schema import PER_SEQUENCE, POSITION, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
 from capture.store.shards import ShardFile, read_chunks
 
 if TYPE_CHECKING:
@@ -35,8 +47,10 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    return np.asarray(stored_array(group, name)[...])
+def _read(group: zarr.Group, path: Path, name: str) -> npt.NDArray[Any]:
+    array = stored_array(group, name)
+    refuse_special(path / name, read_metadata(Folder(path)).arrays[name].file_bytes + MOST_JSON)
+    return np.asarray(array[...])
 
 
 def open_group(path: Path | str) -> zarr.Group:
@@ -51,8 +65,12 @@ def open_group(path: Path | str) -> zarr.Group:
 
     path = Path(path)
     read_metadata(Folder(path))
+    for name in (*VARIABLES, *COORDINATES, VOCABULARY, *TOKEN_TEXTS):
+        file = path / name / "zarr.json"
+        if file.exists() and not file.is_file():
+            raise OutliersError(f"{file} is no plain file; get another copy of the store")
     try:
-        return zarr.open_group(path, mode="r")
+        return zarr.open_group(path, mode="r", zarr_format=3)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutliersError(
             f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
@@ -74,6 +92,7 @@ class StoreWriter:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._root = self._root_now()
         group = open_group(self.path)
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.raw: str = self.attributes["raw"]
@@ -81,9 +100,10 @@ class StoreWriter:
         self.compressed = COMPRESSION[self.compression] is not None
         input_shape = stored_array(group, "norm_weight").shape
         sequences, positions = stored_array(group, "token_id").shape
-        sites = tuple(str(name) for name in _read(group, SITE))
+        sites = tuple(str(name) for name in self.read(SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
+        self.store_id = store_id(self.attributes) if "digest" in group else None
         self.per_sequence = tuple(name for name in PER_SEQUENCE if name in group)
 
     @cached_property
@@ -107,15 +127,39 @@ class StoreWriter:
             A chunk of it is damaged.
         """
         try:
-            return _read(open_group(self.path), name)
+            return _read(open_group(self.path), self.path, name)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
             f"{name} of {self.path} is damaged ({one_line(error)}); "
-            f"see what can be mended with: outliers verify {self.path} --repair"
+            f"see what can be mended with: {advice('verify', self.path, '--repair')}"
         )
+
+    def _root_now(self) -> bytes | None:
+        try:
+            return (self.path / "zarr.json").read_bytes()
+        except OSError:
+            return None
+
+    def is_same(self) -> bool:
+        """Whether the store that was opened still stands there; its metadata, which never change, tell."""
+        return self._root_now() == self._root
+
+    def check_same(self) -> None:
+        """Refuse to write where another store stands by now.
+
+        Raises
+        ------
+        OutliersError
+            The store was replaced or removed since it was opened.
+        """
+        if not self.is_same():
+            raise OutliersError(
+                f"{self.path} was replaced or removed while its sequences were captured, and nothing more is written "
+                "there; run the same command again with another --out"
+            )
 
     def done(self) -> npt.NDArray[np.bool_]:
         """Which sequences are captured, (sequence,) bool, as the disk says now."""
@@ -155,6 +199,10 @@ class StoreWriter:
         """Shape of one chunk of a variable."""
         return chunks_and_shards(name, self.sizes)[0]
 
+    def chunk_bytes(self, name: str) -> int:
+        """Bytes of one chunk of a variable, decoded."""
+        return math.prod(self.chunk_shape(name)) * np.dtype(VARIABLES[name].dtype).itemsize
+
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
         files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *self.per_sequence))
@@ -166,13 +214,18 @@ class StoreWriter:
         assert shards is not None
         return tuple(whole // chunk for whole, chunk in zip(shards, chunks, strict=True))
 
-    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> None:
+    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> list[bytes]:
         """Write one sequence of a small array, keeping what its shard holds of other captured sequences.
 
         Parameters
         ----------
         values : the variable's dimensions without `sequence`; as many positions as the sequence has
+
+        Returns
+        -------
+        checksums of the chunks of the sequence, as `digest` takes them
         """
+        self.check_same()
         dims = VARIABLES[name].dims
         own_dims = tuple(dim for dim in dims if dim != SEQUENCE)
         own_sizes = replace(self.sizes, positions=int(self.length[number]))
@@ -186,13 +239,15 @@ class StoreWriter:
         file = self.file(name, number)
         own = number % self._group if grid[axis] > 1 else 0
         kept = self._kept(name, number) if grid[axis] > 1 else {}
-        shard = ShardFile(self._own(file), grid)
+        shard, checksums = ShardFile(self._own(file), grid), []
         try:
             for place in np.ndindex(*grid):
                 if place[axis] == own:
                     corner = [0 if i == axis else p * c for i, (p, c) in enumerate(zip(place, chunks, strict=True))]
                     block = values[tuple(slice(low, low + c) for low, c in zip(corner, chunks, strict=True))]
-                    shard.append(place, encode(block, self.compression))
+                    encoded = encode(block, self.compression)
+                    checksums.append(encoded[-CHECKSUM_BYTES:])
+                    shard.append(place, encoded)
                 else:
                     # A sequence that is not captured yet holds fill values until its turn comes.
                     shard.append(place, kept[place] if place in kept else self._blank(name, chunks))
@@ -200,6 +255,7 @@ class StoreWriter:
         except BaseException:
             shard.discard()
             raise
+        return checksums
 
     def _kept(self, name: str, number: int) -> dict[tuple[int, ...], bytes]:
         """What a shard holds of other sequences than `number`, still encoded."""
@@ -207,20 +263,24 @@ class StoreWriter:
         if not file.exists():
             return {}
         try:
-            return {place: data for place, data in read_chunks(file, grid) if place[axis] != number % self._group}
+            return {
+                place: data
+                for place, data in read_chunks(file, grid, self.chunk_bytes(name))
+                if place[axis] != number % self._group
+            }
         except (OSError, ValueError) as error:
             start = number // self._group * self._group
             others = [n for n in range(start, start + self._group) if n != number and self.done()[n : n + 1].any()]
             if others:
                 raise OutliersError(
                     f"{file} is damaged ({error}) and holds sequences {', '.join(map(str, others))} too; "
-                    f"take them back with: outliers verify {self.path} --repair"
+                    f"take them back with: {advice('verify', self.path, '--repair')}"
                 ) from error
             return {}  # nothing that counts is lost
 
     def _blank(self, name: str, chunks: tuple[int, ...]) -> bytes:
-        fill = {"float32": np.nan, "int32": -1}[VARIABLES[name].dtype]
-        return encode(np.full(chunks, fill, dtype=VARIABLES[name].dtype), self.compression)
+        dtype = VARIABLES[name].dtype
+        return encode(np.full(chunks, FILL[dtype], dtype=dtype), self.compression)
 
     def mark_done(self, number: int, value: bool = True) -> None:
         """Set the flag of one sequence, durably.
@@ -228,8 +288,10 @@ class StoreWriter:
         Raises
         ------
         OutliersError
-            The chunk of flags that it stands in is damaged. Where it is missing, none of its sequences counts.
+            The chunk of flags that it stands in is damaged, or the store is another by now. Where the chunk is missing,
+            none of its sequences counts.
         """
+        self.check_same()
         try:
             flags = self._flags(number)
         except FileNotFoundError:
@@ -263,7 +325,9 @@ class StoreWriter:
 
     def _flags(self, number: int) -> npt.NDArray[np.bool_]:
         """The chunk of `done` that holds sequence `number`."""
-        return decode(self.file("done", number).read_bytes(), "bool", (self._group,), compressed=False)
+        return decode(
+            read_plain(self.file("done", number), self._group + OVERHEAD), "bool", (self._group,), compressed=False
+        )
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(self._own(file).parent, file.name)
@@ -280,7 +344,9 @@ class SequenceWriter:
     def __init__(self, store: StoreWriter, number: int) -> None:
         self._store = store
         self._number = number
+        store.check_same()
         self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
+        self._checksums: dict[str, dict[tuple[int, ...], bytes]] = {name: {} for name in self._shards}
         self._lock = threading.Lock()
 
     def append(self, name: str, encoded: bytes, layer: int = 0, site: int = 0) -> None:
@@ -295,6 +361,7 @@ class SequenceWriter:
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
         with self._lock:
             self._shards[name].append(place, encoded)
+            self._checksums[name][place] = encoded[-CHECKSUM_BYTES:]
 
     def finish(self, arrays: Arrays) -> None:
         """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`.
@@ -304,10 +371,15 @@ class SequenceWriter:
         wanted = self._store.per_sequence
         if not set(wanted) <= set(arrays) <= set(PER_SEQUENCE):
             raise ValueError(f"expected the arrays {', '.join(wanted)}; got {', '.join(sorted(arrays))}")
+        checksums = {name: [found[place] for place in sorted(found)] for name, found in self._checksums.items()}
         for shard in self._shards.values():
+            self._store.check_same()
             shard.commit()
         for name in wanted:
-            self._store.put_small(name, self._number, arrays[name])
+            checksums[name] = self._store.put_small(name, self._number, arrays[name])
+        if self._store.store_id is not None:
+            row = digest_row(self._store.store_id, self._number, checksums)
+            self._store.put_small("digest", self._number, row)
         self._store.mark_done(self._number)
 
     def discard(self) -> None:

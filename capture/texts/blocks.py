@@ -63,4 +63,4 @@ def token_blocks(documents: Documents, *, sequences: int, length: int) -> npt.ND
 
 def vocabulary(tokenizer: Any, token_id: npt.NDArray[np.int32]) -> dict[int, str]:
     """Text of every token that occurs, decoded by itself, for readers without the tokenizer."""
-    return {number: tokenizer.decode([number]) for number in np.unique(token_id).tolist()}
+    return {number: tokenizer.decode([number]) for number in np.unique(token_id).tolist() if number >= 0}

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError
+from capture.store.schema import SPECIAL_TOKENS
 from capture.texts.files import Record, shown
 from capture.texts.sources import Corpus
 
@@ -128,6 +129,7 @@ class Documents:
             "text_documents_empty": self._count["empty"],
             "text_boms_removed": self._count["boms"],
             "bos": self.bos,
+            SPECIAL_TOKENS: _special_numbers(self.tokenizer),
         }
 
     def _tokens(self, record: Record) -> list[int]:
@@ -198,6 +200,16 @@ def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     spelled = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, spelled)) if spelled else "(?!)")
+
+
+def _special_numbers(tokenizer: Any) -> dict[str, list[int]]:
+    """Numbers of the special tokens, as `--skip-tokens` names them."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    one = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    return {
+        **{name: [] if number is None else [int(number)] for name, number in one.items()},
+        "special": sorted({*map(int, added), *map(int, tokenizer.all_special_ids)}),
+    }
 
 
 def _may_be_ids(value: Any) -> bool:

@@ -186,7 +186,7 @@ def test_a_capture_that_fails_at_once_leaves_no_empty_store(
     def fails(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("capture.trace.trace_batch", fails)
+    monkeypatch.setattr("capture.batches.trace_batch", fails)
     out = tmp_path / "s.zarr"
     with pytest.raises((OutliersError, RuntimeError)):
         capture(str(checkpoint), out, text=str(text_file), sequences=2, length=8)
@@ -202,7 +202,7 @@ def test_a_store_that_was_there_stays_when_nothing_comes_of_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("capture.trace.trace_batch", stopped)
+        patch.setattr("capture.batches.trace_batch", stopped)
         with pytest.raises(KeyboardInterrupt):
             capture(str(checkpoint), out, text=str(text_file), sequences=2, length=8)
     assert out.is_dir()
@@ -211,7 +211,7 @@ def test_a_store_that_was_there_stays_when_nothing_comes_of_it(
         raise RuntimeError("kernel")
 
     with monkeypatch.context() as patch:
-        patch.setattr("capture.trace.trace_batch", fails)
+        patch.setattr("capture.batches.trace_batch", fails)
         with pytest.raises(RuntimeError):
             capture(str(checkpoint), out, text=str(text_file), sequences=2, length=8)
     assert out.is_dir()

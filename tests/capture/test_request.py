@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "field": "body",
     "chat": True,
     "special_tokens": "parse",
+    "documents": True,
     "sequences": 3,
     "length": 7,
     "batch_size": 2,

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ import xarray as xr
 
 torch = pytest.importorskip("torch")
 
+from analyze.cli import main  # noqa: E402
 from capture import run  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
+from capture.progress import Silence  # noqa: E402
 from capture.run import capture  # noqa: E402
 from capture.sites import columns  # noqa: E402
 from capture.sites.columns import UnreadableWeightsError  # noqa: E402
 from capture.store.verify import verify  # noqa: E402
 from capture.store.write import SequenceWriter, StoreWriter  # noqa: E402
+from tests import builders  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
@@ -49,10 +54,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def assert_same_capture(left: Path, right: Path) -> None:
     """Equal in every value and in every attribute apart from when and how they were asked for."""
     one, two = xr.open_zarr(left), xr.open_zarr(right)
-    xr.testing.assert_identical(one.drop_attrs().load(), two.drop_attrs().load())
+    left_values, right_values = (dataset.drop_attrs().drop_vars("digest") for dataset in (one, two))
+    xr.testing.assert_identical(left_values.load(), right_values.load())
     for dataset in (one, two):
-        for name in ("created", "command"):
-            del dataset.attrs[name]
+        for name in ("created", "command", "store_id"):
+            dataset.attrs.pop(name, None)
     assert one.attrs == two.attrs
 
 
@@ -143,7 +149,8 @@ def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Pa
     assert attributes["bos"] is False
     assert attributes["document_separator"] == "<end>"
     assert attributes["versions"]["torch"] == torch.__version__
-    assert {"created", "command", "attention_implementation", "sites"} <= set(attributes)
+    assert "command" not in attributes  # the words of a program that calls are its own
+    assert {"created", "attention_implementation", "sites"} <= set(attributes)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 9])
@@ -503,3 +510,42 @@ def test_resuming_with_another_reading_of_the_text_is_refused(
         rows(**{**begun, **change})
     assert snapshot(tmp_path / "s.zarr") == before
     assert StoreWriter(tmp_path / "s.zarr").done().tolist() == [True, False]
+
+
+def test_the_command_is_recorded_where_outliers_runs_and_without_secrets(
+    do: Capture, checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hf-token", "abcdefgh"])
+    assert "command" not in StoreWriter(do()).attributes
+    words = ["capture", str(checkpoint), "--out", str(tmp_path / "c.zarr"), "--text", str(text_file)]
+    assert main([*words, "--sequences", "1", "--length", "8"]) == 0
+    attributes = StoreWriter(tmp_path / "c.zarr").attributes
+    assert attributes["command"] == shlex.join(["outliers", *words, "--sequences", "1", "--length", "8"])
+    assert "abcdefgh" not in str(attributes)
+
+
+class Replacing(Silence):
+    """Puts another store in the place of the one that is captured, once its first sequence is safe."""
+
+    def __init__(self, path: Path, done: int) -> None:
+        self._path, self._done = path, done
+        self.before: dict[str, bytes] = {}
+
+    def advance(self, sequences: int, tokens: int, size: int) -> None:
+        if not self.before:
+            shutil.move(self._path, self._path.with_name("aside.zarr"))
+            shape = (5, 3, 2, 8, 24)
+            builders.on_disk(self._path, builders.random_activations(shape), raw="none", done=self._done)
+            self.before = snapshot(self._path)
+
+
+@pytest.mark.parametrize("done", [0, 2])
+@pytest.mark.parametrize("raw", ["input", "none"])
+def test_a_store_that_replaces_the_captured_one_stays_as_it_is(
+    do: Capture, tmp_path: Path, done: int, raw: str
+) -> None:
+    reporter = Replacing(tmp_path / "s.zarr", done)
+    with pytest.raises(OutliersError, match="was replaced or removed while its sequences were captured") as error:
+        do(raw=raw, reporter=reporter)
+    assert "\n" not in str(error.value)
+    assert snapshot(tmp_path / "s.zarr") == reporter.before

@@ -231,10 +231,10 @@
   const quoted = (word) => (/^[\w.@%+=:,-]+$/.test(word) ? String(word) : `'${word.replaceAll("'", "'\\''")}'`);
 
   // Whole numbers as one, or from the least to the largest.
-  const span = (values) => {
+  function span(values) {
     const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
     return low === high ? whole(low) : `${whole(low)} to ${whole(high)}`;
-  };
+  }
 
   function commandWords(store) {
     return ["outliers", "find", store.folder === null ? "STORE" : store.folder, "--magnitude", magnitudes[state.magnitude], "--layers", state.layers, "--positions", state.positions,

@@ -25,6 +25,7 @@ from analyze import (
     open_store,
     permutation_null,
     portrait,
+    quantize,
     sweep,
     view_peaks,
     walk,
@@ -159,6 +160,23 @@ def test_metrics_of_several_lengths_are_those_of_their_tokens() -> None:
             n, p = int(here["extreme_sequence"]), int(here["extreme_position"])
             assert p < LENGTH[n]
             assert np.abs(X[n, layer, site, p]).max() == np.abs(joined).max()
+
+
+def test_a_quantiser_loses_what_it_loses_on_the_tokens_that_count() -> None:
+    """Against stores of one sequence without padding: sums of squares add up, and nothing is said to be left out."""
+    names = ("int8-tensor", "int4-token", "mxfp4")
+    padded = quantize(ragged(X, LENGTH), names)
+    skipped = quantize(ragged(X, LENGTH), names, view=View(skip_first=1, skip_tokens=(11, 30)))
+    for found, tokens in ((padded, None), (skipped, (11, 30))):
+        lost, whole = np.zeros((3, 3, 2)), np.zeros((3, 2))
+        for n, end in enumerate(LENGTH):
+            rows = [p for p in range(end) if tokens is None or (p > 0 and 9 * n + p not in tokens)]
+            alone = X[n : n + 1, :, :, rows] / 2
+            squares = np.square(alone, dtype=np.float64).sum(axis=(0, 3, 4))
+            lost += quantize(builders.dataset(alone * 2, alone), names).table["error"].values * squares
+            whole += squares
+        np.testing.assert_allclose(found.table["error"].values, lost / whole, rtol=1e-6)
+        assert found.left_out == 0
 
 
 @pytest.mark.parametrize("counting", ["per-sequence", "pooled"])

@@ -15,10 +15,10 @@ from analyze import OutliersError, Quantization, View, activations, open_store, 
 from analyze.cli import main
 from analyze.quantization import quantize as module_of
 from analyze.quantization.columns import kept_shares
-from analyze.quantization.quantize import channel_maxima
 from analyze.quantization.result import side_by_side
 from analyze.quantization.schemes import scheme
 from analyze.quantization.transforms import Hadamard, random_signs, smooth_scales
+from analyze.quantization.variants import channel_maxima
 from tests import builders
 
 SHAPE = (3, 2, 2, 9, 40)
@@ -196,6 +196,23 @@ def test_rows_that_are_not_finite_are_counted_and_harm_no_other(tmp_path: Path) 
     assert rows[1]["error"] is None
     assert rows[0]["error"] == pytest.approx(np.mean([row["error"] for row in rows[2:]]))
     json.dumps(rows, allow_nan=False)
+
+
+def test_positions_that_do_not_count_count_nowhere(tmp_path: Path) -> None:
+    values = spread()
+    values[2, 1, 1, 0, 0] = np.nan
+    path = builders.on_disk(tmp_path / "l.zarr", values, values, length=np.array([9, 4, 6]))
+    found = quantize(path, ["int4-token"])
+    assert (found.tokens, found.left_out) == (19, 1)
+    for i, j in np.ndindex(2, 2):
+        parts = [values[n, i, j, :length] for n, length in enumerate((9, 4, 6))]
+        parts = [part[np.isfinite(part).all(axis=1)] for part in parts]
+        losses = [expected(part[None], "int4-token", None, np.ones(40))[0] for part in parts]
+        squares = [np.square(part, dtype=np.float64).sum() for part in parts]
+        error = np.dot(losses, squares) / np.sum(squares)
+        assert found.table["error"].values[0, i, j] == pytest.approx(error, rel=1e-6)
+    skipped = quantize(path, ["int4-token"], view=View(skip_tokens=(0, 9)))  # the first of two sequences
+    assert (skipped.tokens, skipped.left_out) == (17, 1)
 
 
 @pytest.mark.parametrize(

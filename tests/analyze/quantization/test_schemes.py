@@ -153,6 +153,7 @@ def loss(x: np.ndarray, variant: Variant, weights: np.ndarray) -> tuple[float, f
     if others:
         part = np.ascontiguousarray(y[:, others])
         result[:, others] = variant.scheme.quantised(part, np.abs(y).max())
+    assert np.array_equal(variant.applied(x, (0, 0)), variant.transform.back(result.astype(np.float32), (0, 0)))
     lost = variant.transform.back((y - result).astype(np.float32), (0, 0)).astype(np.float64) ** 2
     return float(lost.sum()), float((lost * weights.astype(np.float64) ** 2).sum()), len(kept) / x.shape[1]
 

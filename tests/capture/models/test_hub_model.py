@@ -21,7 +21,8 @@ from capture.ablation.reload import reload_model
 from capture.errors import OutliersError
 from capture.estimate import estimate
 from capture.models.commits import cached_commit
-from capture.models.load import find_source, load_config, load_model
+from capture.models.load import load_config, load_model
+from capture.models.source import find_source
 from capture.run import capture
 from tests.conftest import tiny_llama
 from tests.hub import COMMIT, connect, serving

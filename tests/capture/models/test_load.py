@@ -16,8 +16,9 @@ import huggingface_hub
 import torch
 
 from capture.errors import OutliersError
-from capture.models import load
-from capture.models.load import find_source, load_config, load_model
+from capture.models import source as sources
+from capture.models.load import load_config, load_model
+from capture.models.source import find_source
 from tests.architectures import ARCHITECTURES
 from tests.conftest import tiny_llama
 
@@ -42,13 +43,13 @@ def test_a_hub_id_is_loaded_at_its_present_commit(monkeypatch: pytest.MonkeyPatc
 
 def test_offline_a_cached_model_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refusal(OSError("no route to host")))
-    monkeypatch.setattr("capture.models.load.cached_commit", lambda *_: "c0ffee")
+    monkeypatch.setattr("capture.models.source.cached_commit", lambda *_: "c0ffee")
     assert find_source("Qwen/Qwen3-8B").arguments() == {"revision": "c0ffee", "local_files_only": True}
 
 
 def test_offline_an_unknown_model_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refusal(OSError("no route to host\nat all")))
-    with pytest.raises(OutliersError, match=r"cannot load the model gpt9 \(no route to host\)") as caught:
+    with pytest.raises(OutliersError, match=r"cannot load the model gpt9 \(no route to host at all\)") as caught:
         find_source("gpt9")
     assert "\n" not in str(caught.value)
 
@@ -62,7 +63,7 @@ def test_the_offline_model_is_the_gguf_file_of_its_package() -> None:
 
 
 def test_without_its_package_the_offline_model_is_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: Info)
     assert find_source("smollm2-135m").model == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -87,7 +88,7 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
 
 def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(OutliersError, match="cannot load the model") as caught:
+    with pytest.raises(OutliersError, match=r"config\.json cannot be read") as caught:
         load_config(str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -160,7 +161,7 @@ def test_a_missing_tokenizer_is_told_apart(checkpoint: Path, tmp_path: Path) -> 
     folder = copied(checkpoint, tmp_path / "m")
     for file in folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(OutliersError, match="cannot load the tokenizer of the model"):
+    with pytest.raises(OutliersError, match="has no tokenizer; expected its files beside the weights"):
         load_model(str(folder))
 
 

@@ -19,6 +19,7 @@ pytest.importorskip("torch")
 from analyze.answers.find import find_outliers
 from analyze.cli import main
 from analyze.question.criteria import Criteria
+from capture.errors import OutliersError
 from capture.models.cache import cached_repository, removal_of
 from capture.recipes import run
 from capture.recipes.process import StepError
@@ -267,6 +268,28 @@ def test_what_only_leaves_out_is_still_compared(
         run_recipe(read_recipe(folder / "r.toml"), out, only=["nothing"])
 
 
+def test_a_store_that_was_replaced_is_asked_again_whatever_its_times(
+    folder: Path, tmp_path: Path, commands: Commands, finished: Path
+) -> None:
+    out = tmp_path / "out"
+    store = out / "llama.zarr"
+    shutil.copytree(finished, store)
+    words = ["run", str(folder / "r.toml"), "--out", str(out), "--only", "llama"]
+    assert main(words) == 0
+    assert commands.names() == ["find", "compare"]
+    shutil.rmtree(store)
+    with contextlib.chdir(folder):
+        capture("random:llama.json", store, text="words.txt", sequences=2, length=16)
+    for file in store.rglob("*"):
+        os.utime(file, (0, 0))
+    assert main(words) == 0
+    assert commands.names() == ["find", "compare"]
+    answer = json.loads((out / "found" / "llama.study.json").read_text())
+    assert answer["store_id"] == StoreWriter(store).store_id != StoreWriter(finished).store_id
+    assert main(words) == 0
+    assert commands.names() == []
+
+
 def test_it_stops_at_a_failure_where_that_is_asked(folder: Path, tmp_path: Path, commands: Commands) -> None:
     commands.failing["capture"] = StepError("capture was ended by SIGKILL, most likely for want of memory")
     words = ["run", str(folder / "r.toml"), "--out", str(tmp_path / "out")]
@@ -442,3 +465,61 @@ def test_the_offline_recipe_in_real_processes(tmp_path: Path) -> None:
     assert (
         "$ outliers capture random:tiny/qwen3-moe.json --out" in (tmp_path / "out/logs/tiny-qwen3-moe.txt").read_text()
     )
+
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").write_text("")
+raise RuntimeError
+"""
+
+
+@pytest.fixture
+def hostile(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A recipe beside a model folder whose own code it wants to be run; the code leaves a file called `ran`."""
+    model = folder / "mine"
+    model.mkdir()
+    (model / "code.py").write_text(CODE)
+    classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (model / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": classes}))
+    (folder / "r.toml").write_text(f'{RECIPE}\n[[models]]\nmodel = "mine"\nname = "mine"\ntrust_remote_code = true\n')
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return folder
+
+
+def ran(*folders: Path) -> bool:
+    return any(list(folder.rglob("ran")) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    "options", [["--dry-run"], ["--dry-run", "--trust-remote-code"], [], ["--only", "mine"]], ids=" ".join
+)
+def test_a_recipe_alone_runs_no_code(
+    options: list[str], hostile: Path, tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", str(hostile / "r.toml"), "--out", str(tmp_path / "out"), *options])
+    assert not ran(tmp_path)
+    assert code == 2  # one of the models cannot be had
+    told = capsys.readouterr()
+    if options[:1] == ["--dry-run"]:
+        assert "not known before its own code runs" in told.out
+        assert "would fail (absent)" in told.err
+    else:
+        assert "asks to run the code that mine brings along, and a recipe cannot allow that" in told.err
+        assert told.err.count("\n") == 1
+    assert commands.run == []
+
+
+def test_python_needs_the_permission_too(hostile: Path, tmp_path: Path, commands: Commands) -> None:
+    recipe = read_recipe(hostile / "r.toml")
+    with pytest.raises(OutliersError, match="a recipe cannot allow that"):
+        run_recipe(recipe, tmp_path / "out")
+    run_recipe(recipe, tmp_path / "out", only=["llama"])
+    assert not ran(tmp_path)
+
+
+def test_the_permission_reaches_those_that_the_recipe_names(hostile: Path, tmp_path: Path, commands: Commands) -> None:
+    commands.failing["capture"] = StepError("not here")
+    run_recipe(read_recipe(hostile / "r.toml"), tmp_path / "out", trust_remote_code=True)
+    trusted = ["--trust-remote-code" in words for words in commands.run if words[0] == "capture"]
+    assert trusted == [False, False, False, True]
