@@ -148,6 +148,7 @@ class Request:
         named = self.revision
         if named is not None and len(named) > 6 and str(had.get("model_revision")).startswith(named):
             had["model_revision_name"] = named  # the commit itself
+        had.setdefault("placement", self.sites)  # not recorded by older stores; the sites themselves are compared
         unnamed = {"field": default_field(self.chat), "revision": "main"}  # what None stands for, then and now
         told = []
         for name, option in OPTIONS.items():

@@ -113,7 +113,8 @@ def test_the_field_of_a_store_is_compared_also_where_none_is_named() -> None:
         recorded = {**attributes, "text_field": had, "text_chat": chat}
         request = Request("m", text="x.jsonl", field=asked, chat=chat)
         assert request.differences(recorded, sizes, None) == told
-    old = {key: value for key, value in attributes.items() if key not in ("text_field", "text_chat")}
+    old = {key: value for key, value in attributes.items() if key not in ("text_field", "text_chat", "placement")}
+    assert Request("m", text="x.jsonl", sites="ln_attn=a.{}").differences(old, sizes, None) == []
     assert Request("m", text="x.jsonl").differences(old, sizes, None) == []
     assert Request("m", text="x.jsonl", chat=True).differences(old, sizes, None) == [
         "chat (False in the store, True asked for)"
