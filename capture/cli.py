@@ -235,6 +235,8 @@ def verify_command(
     typer.echo(
         f"{store} is sound{whole}: {result.done} of {result.sequences} sequences captured, every chunk read back"
     )
+    if result.unchecked is not None:
+        typer.echo(f"not checked: {result.unchecked}")
 
 
 def run_command(

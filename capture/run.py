@@ -177,7 +177,7 @@ def capture(
             with _told(store, loaded.model, batch_size):
                 capture_sequences(loaded, placed, store, mine, batch_size, reporter)
         except Exception:
-            if begun and part == (1, 1) and not store.done().any():
+            if begun and part == (1, 1) and store.is_same() and not store.done().any():
                 remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
             raise
     return out

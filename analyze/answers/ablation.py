@@ -20,6 +20,9 @@ from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
 from analyze.types import Counts, Float64
 from capture.errors import OutliersError, one_line
+from capture.store.identity import STORE_ID, store_id
+from capture.store.location import Folder
+from capture.store.metadata import read_metadata
 from capture.store.schema import ABLATION
 
 SITE_CHOICES: Final = ("ln_attn", "ln_mlp", "both")
@@ -149,6 +152,7 @@ class Ablation(Shown):
             "repeats": self.repeats,
             "seed": self.seed,
             "criteria": self.criteria.to_dict(),
+            **({STORE_ID: name} if (name := store_id(self.attributes)) is not None else {}),
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -256,11 +260,15 @@ def read_ablations(store: Path | str) -> list[Ablation]:
     Raises
     ------
     OutliersError
-        A record is damaged, or of a newer release.
+        A record is damaged, of a newer release, or of another store.
     """
     folder = Path(store) / ABLATION
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".")) if folder.is_dir() else []
     found = [read_ablation(file) for file in files]
+    if found:
+        owner = read_metadata(Folder(Path(store)))
+        for file, ablation in zip(files, found, strict=True):
+            refuse_foreign(file, ablation, owner.attributes, owner.arrays["norm_weight"].shape[-1])
     return sorted(found, key=lambda ablation: (len(ablation.features), ablation.site, str(ablation.criteria)))
 
 
@@ -279,3 +287,23 @@ def read_ablation(file: Path) -> Ablation:
             f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
             "run outliers ablate again"
         ) from error
+
+
+def refuse_foreign(file: Path, ablation: Ablation, attributes: Mapping[str, Any], hidden_size: int) -> None:
+    """Refuse the record of another store.
+
+    Parameters
+    ----------
+    file : where the record is
+    attributes, hidden_size : of the store that it lies in
+
+    Raises
+    ------
+    OutliersError
+        It is one.
+    """
+    if store_id(ablation.attributes) != store_id(attributes) or ablation.hidden_size != hidden_size:
+        raise OutliersError(
+            f"{file} is the record of another store, not of the one that it lies in; move it away, and run "
+            "outliers ablate again"
+        )

@@ -140,6 +140,13 @@ class Archive:
         """Size of the archive."""
         return self._size
 
+    def root_mark(self) -> str | None:
+        """Size and time of the archive; empty where it is gone, None where it is on a server."""
+        try:
+            return None if self.remote else self._around.mark(self._file)
+        except OSError:
+            return ""
+
     def fingerprint(self) -> str | None:
         """Digest of the directory, which has a checksum of each entry, and of what tells a new file of this name."""
         mark = self._around.mark(self._file)

@@ -16,12 +16,15 @@ from capture.errors import OutliersError
 from capture.store.chunks import COMPRESSION, LEVEL
 from capture.store.drafts import draft_folder
 from capture.store.files import file_digest, sync_folder
+from capture.store.identity import STORE_ID, new_store_id
 from capture.store.layout import KEYS, chunks_and_shards
 from capture.store.lengths import lengths_flaw
 from capture.store.metadata import MOST_CHUNKS, MOST_SEQUENCES
 from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
+    DIGESTED,
+    FILL,
     FINAL_PEAKS,
     FORMAT,
     FORMAT_VERSION,
@@ -100,13 +103,15 @@ def create(
             attributes={
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
+                STORE_ID: new_store_id(),
                 "raw": raw,
                 "compression": compression,
                 **attributes,
             },
         )
-        for name in stored_variables(raw, {*present, *FINAL_PEAKS}):
+        for name in stored_variables(raw, {*present, *FINAL_PEAKS, "digest"}):
             _create_variable(group, name, sizes, compression)
+        group["digest"].update_attributes({"variables": list(DIGESTED)})
         for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
             _create_labels(group, name, labels, name, COORDINATES[name].description)
         _fill(group, "done", np.zeros(sizes.sequences, bool))  # so that a flag that is not there is damage too
@@ -181,7 +186,7 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
                 typesize=np.dtype(variable.dtype).itemsize,
             ),
         )
-    fill: Any = {"float32": np.nan, "int32": -1, "bool": False}[variable.dtype]
+    fill: Any = FILL[variable.dtype]
     group.create_array(
         name,
         shape=sizes.shape(variable.dims),

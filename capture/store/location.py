@@ -49,6 +49,9 @@ class Location(Protocol):
     def size(self) -> int | None:
         """Size of everything that is here; None where that takes many questions."""
 
+    def root_mark(self) -> str | None:
+        """What tells another store in this place, at the cost of no journey; None where it takes one."""
+
     def fingerprint(self) -> str | None:
         """Digest of what tells this content from any other at little cost; None where nothing tells it for sure."""
 
@@ -145,6 +148,13 @@ class Folder:
         """Size and time of a file."""
         status = (self.path / key).stat()
         return f"{status.st_size} {status.st_mtime_ns}"
+
+    def root_mark(self) -> str:
+        """Size and time of the metadata of the group, which never change; empty where they are gone."""
+        try:
+            return self.mark("zarr.json")
+        except OSError:
+            return ""
 
     def fingerprint(self) -> str:
         """Digest of the metadata, and of name, size and time of each file of the arrays."""

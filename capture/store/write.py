@@ -18,15 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError, advice, one_line
-from capture.store.chunks import COMPRESSION, OVERHEAD, decode, encode
+from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, OVERHEAD, decode, encode
 from capture.store.create import stored_array
 from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
+from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
 from capture.store.location import Folder
 from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
 from capture.store.schema import (
     COORDINATES,
+    FILL,
     PER_SEQUENCE,
     POSITION,
     RAW_VARIABLES,
@@ -90,6 +92,7 @@ class StoreWriter:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._root = self._root_now()
         group = open_group(self.path)
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.raw: str = self.attributes["raw"]
@@ -100,6 +103,7 @@ class StoreWriter:
         sites = tuple(str(name) for name in self.read(SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
+        self.store_id = store_id(self.attributes) if "digest" in group else None
         self.per_sequence = tuple(name for name in PER_SEQUENCE if name in group)
 
     @cached_property
@@ -132,6 +136,30 @@ class StoreWriter:
             f"{name} of {self.path} is damaged ({one_line(error)}); "
             f"see what can be mended with: {advice('verify', self.path, '--repair')}"
         )
+
+    def _root_now(self) -> bytes | None:
+        try:
+            return (self.path / "zarr.json").read_bytes()
+        except OSError:
+            return None
+
+    def is_same(self) -> bool:
+        """Whether the store that was opened still stands there; its metadata, which never change, tell."""
+        return self._root_now() == self._root
+
+    def check_same(self) -> None:
+        """Refuse to write where another store stands by now.
+
+        Raises
+        ------
+        OutliersError
+            The store was replaced or removed since it was opened.
+        """
+        if not self.is_same():
+            raise OutliersError(
+                f"{self.path} was replaced or removed while its sequences were captured, and nothing more is written "
+                "there; run the same command again with another --out"
+            )
 
     def done(self) -> npt.NDArray[np.bool_]:
         """Which sequences are captured, (sequence,) bool, as the disk says now."""
@@ -186,13 +214,18 @@ class StoreWriter:
         assert shards is not None
         return tuple(whole // chunk for whole, chunk in zip(shards, chunks, strict=True))
 
-    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> None:
+    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> list[bytes]:
         """Write one sequence of a small array, keeping what its shard holds of other captured sequences.
 
         Parameters
         ----------
         values : the variable's dimensions without `sequence`; as many positions as the sequence has
+
+        Returns
+        -------
+        checksums of the chunks of the sequence, as `digest` takes them
         """
+        self.check_same()
         dims = VARIABLES[name].dims
         own_dims = tuple(dim for dim in dims if dim != SEQUENCE)
         own_sizes = replace(self.sizes, positions=int(self.length[number]))
@@ -206,13 +239,15 @@ class StoreWriter:
         file = self.file(name, number)
         own = number % self._group if grid[axis] > 1 else 0
         kept = self._kept(name, number) if grid[axis] > 1 else {}
-        shard = ShardFile(self._own(file), grid)
+        shard, checksums = ShardFile(self._own(file), grid), []
         try:
             for place in np.ndindex(*grid):
                 if place[axis] == own:
                     corner = [0 if i == axis else p * c for i, (p, c) in enumerate(zip(place, chunks, strict=True))]
                     block = values[tuple(slice(low, low + c) for low, c in zip(corner, chunks, strict=True))]
-                    shard.append(place, encode(block, self.compression))
+                    encoded = encode(block, self.compression)
+                    checksums.append(encoded[-CHECKSUM_BYTES:])
+                    shard.append(place, encoded)
                 else:
                     # A sequence that is not captured yet holds fill values until its turn comes.
                     shard.append(place, kept[place] if place in kept else self._blank(name, chunks))
@@ -220,6 +255,7 @@ class StoreWriter:
         except BaseException:
             shard.discard()
             raise
+        return checksums
 
     def _kept(self, name: str, number: int) -> dict[tuple[int, ...], bytes]:
         """What a shard holds of other sequences than `number`, still encoded."""
@@ -243,8 +279,8 @@ class StoreWriter:
             return {}  # nothing that counts is lost
 
     def _blank(self, name: str, chunks: tuple[int, ...]) -> bytes:
-        fill = {"float32": np.nan, "int32": -1}[VARIABLES[name].dtype]
-        return encode(np.full(chunks, fill, dtype=VARIABLES[name].dtype), self.compression)
+        dtype = VARIABLES[name].dtype
+        return encode(np.full(chunks, FILL[dtype], dtype=dtype), self.compression)
 
     def mark_done(self, number: int, value: bool = True) -> None:
         """Set the flag of one sequence, durably.
@@ -252,8 +288,10 @@ class StoreWriter:
         Raises
         ------
         OutliersError
-            The chunk of flags that it stands in is damaged. Where it is missing, none of its sequences counts.
+            The chunk of flags that it stands in is damaged, or the store is another by now. Where the chunk is missing,
+            none of its sequences counts.
         """
+        self.check_same()
         try:
             flags = self._flags(number)
         except FileNotFoundError:
@@ -306,7 +344,9 @@ class SequenceWriter:
     def __init__(self, store: StoreWriter, number: int) -> None:
         self._store = store
         self._number = number
+        store.check_same()
         self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
+        self._checksums: dict[str, dict[tuple[int, ...], bytes]] = {name: {} for name in self._shards}
         self._lock = threading.Lock()
 
     def append(self, name: str, encoded: bytes, layer: int = 0, site: int = 0) -> None:
@@ -321,6 +361,7 @@ class SequenceWriter:
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
         with self._lock:
             self._shards[name].append(place, encoded)
+            self._checksums[name][place] = encoded[-CHECKSUM_BYTES:]
 
     def finish(self, arrays: Arrays) -> None:
         """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`.
@@ -330,10 +371,15 @@ class SequenceWriter:
         wanted = self._store.per_sequence
         if not set(wanted) <= set(arrays) <= set(PER_SEQUENCE):
             raise ValueError(f"expected the arrays {', '.join(wanted)}; got {', '.join(sorted(arrays))}")
+        checksums = {name: [found[place] for place in sorted(found)] for name, found in self._checksums.items()}
         for shard in self._shards.values():
+            self._store.check_same()
             shard.commit()
         for name in wanted:
-            self._store.put_small(name, self._number, arrays[name])
+            checksums[name] = self._store.put_small(name, self._number, arrays[name])
+        if self._store.store_id is not None:
+            row = digest_row(self._store.store_id, self._number, checksums)
+            self._store.put_small("digest", self._number, row)
         self._store.mark_done(self._number)
 
     def discard(self) -> None:
