@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.hub_server import connect, serving  # noqa: E402
+from tests.hub import connect, serving  # noqa: E402
 
 from capture.errors import OutliersError  # noqa: E402
 from capture.estimate import estimate  # noqa: E402
