@@ -225,6 +225,9 @@ class Stage:
         positional = 0
         while rest:
             word = rest.pop(0)
+            if word == "--revision":  # the stand-in is no model of the hub
+                rest.pop(0)
+                continue
             if word.startswith("--"):
                 given.append(word)
                 if word not in flags:
@@ -237,6 +240,8 @@ class Stage:
     def value(self, command: str, option: str, value: str) -> str:
         if option == "--sites" and "=" in value:
             return SITES
+        if command == "weight" and option == "--feature":  # the planted one comes from the embedding
+            return "0"
         if option == "--scales-from":
             return self.readable(value)
         if command == "transition" and ":" in value:  # a fit with permutations for every cell

@@ -157,7 +157,7 @@ def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Pa
 def test_batch_size_changes_no_value_beyond_noise(do: Capture, tmp_path: Path, batch_size: int) -> None:
     one = xr.open_zarr(do())
     many = xr.open_zarr(do(out=tmp_path / "b.zarr", batch_size=batch_size))
-    for name in one.data_vars:
+    for name in set(one.data_vars) - {"digest"}:  # which names its own store
         np.testing.assert_allclose(many[name], one[name], rtol=1e-4, atol=1e-4, err_msg=str(name))
 
 
