@@ -8,7 +8,7 @@ from typing import Final
 
 from capture.errors import OutliersError
 from capture.models.load import DTYPES, load_config
-from capture.pipeline import HOST_BUFFERS
+from capture.pipeline import host_buffers, writing_threads
 from capture.progress import Reporter
 from capture.store.chunks import COMPRESSION
 from capture.store.schema import (
@@ -98,7 +98,8 @@ def estimate(
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     matrix = length * placed.hidden_size
     vocabulary = int(config.get_text_config().vocab_size)
-    working = batch_size * (length * vocabulary + 2 * matrix) + HOST_BUFFERS * matrix
+    buffers = host_buffers(writing_threads("cpu"))
+    working = batch_size * (length * vocabulary + 2 * matrix) + buffers * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
         model_facts(network).total_parameters * _DTYPE_BYTES[chosen],

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import importlib.metadata
 import os
 import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,13 +27,11 @@ from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
 from capture.store.output import output_path
-from capture.store.schema import RAW_VARIABLES, Sizes
+from capture.store.schema import Sizes
 from capture.store.write import StoreWriter
 
 if TYPE_CHECKING:
-    from capture.pipeline import Pipeline
     from capture.sites.place import SiteMap
-    from capture.trace import Batch
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
 
@@ -143,8 +139,10 @@ def capture(
     _check_same(store, sizes, {**attributes, "raw": raw, "compression": compression}, token_id, weight)
     if len(mine):
         check_free_space(out, round(needed * (1 - store.done()[mine.start : mine.stop].mean())))
+    from capture.loop import capture_sequences
+
     with _told(store, loaded.model, batch_size):
-        _capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        capture_sequences(loaded, placed, store, mine, batch_size, reporter)
     return out
 
 
@@ -299,80 +297,6 @@ def _check_same(
 def _brief(value: Any) -> str:
     told = repr(value)
     return told if len(told) < 80 else told[:77] + "..."
-
-
-class _BatchWriter:
-    """The sequences of one batch on their way to the disk.
-
-    Parameters
-    ----------
-    store, pipeline : where the activations go, and through what
-    numbers : the sequences of the batch; those that are captured already are not written again
-    """
-
-    def __init__(
-        self, store: StoreWriter, pipeline: Pipeline, numbers: Sequence[int], done: npt.NDArray[np.bool_]
-    ) -> None:
-        self._store, self._pipeline = store, pipeline
-        self._numbers = numbers
-        self._writers = {row: store.sequence(number) for row, number in enumerate(numbers) if not done[number]}
-        self._writes: list[Future[None]] = []
-
-    def sink(self, name: str, layer: int, site: int, values: Any) -> None:
-        """Take the (sequence, position, feature) tensor of one site."""
-        for row, writer in self._writers.items():
-            write = functools.partial(writer.append, name, layer=layer, site=site)
-            self._writes.append(self._pipeline.submit(values[row], write))
-
-    def finish(self, batch: Batch, reporter: Reporter) -> None:
-        """Wait for the activations, then make each sequence durable and set its `done`."""
-        for write in self._writes:
-            write.result()
-        for row, writer in self._writers.items():
-            writer.finish(batch.sequence(row))
-            reporter.advance(1, self._store.sizes.positions, self._store.sequence_bytes(self._numbers[row]))
-
-    def discard(self) -> None:
-        """Remove what is not durable."""
-        for writer in self._writers.values():
-            writer.discard()
-
-
-def _capture_sequences(
-    loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
-) -> None:
-    from capture.pipeline import Pipeline, writing_threads
-    from capture.trace import trace_batch
-
-    done = store.done()
-    # A batch that was half done runs whole again: which blocks go through the model together must not depend on where
-    # a capture was interrupted, for the last bits of the values can.
-    batches = [mine[begin : begin + batch_size] for begin in range(0, len(mine), batch_size)]
-    batches = [batch for batch in batches if not done[list(batch)].all()]
-    reporter.start(len(mine), int(done[list(mine)].sum()))
-    wanted = frozenset(RAW_VARIABLES[store.raw])
-    device = loaded.model.device.type
-    current: list[_BatchWriter] = []
-    try:
-        # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.
-        with (
-            Pipeline(store.compression, writing_threads(device), in_rounds=device == "cpu") as pipeline,
-            ThreadPoolExecutor(1) as finisher,
-        ):
-            finishing: Future[None] | None = None
-            for numbers in batches:
-                writer = _BatchWriter(store, pipeline, numbers, done)
-                current = [*current[-1:], writer]
-                batch = trace_batch(loaded.traced, placed, store.token_id[list(numbers)], writer.sink, wanted)
-                pipeline.flush()
-                if finishing is not None:
-                    finishing.result()
-                finishing = finisher.submit(writer.finish, batch, reporter)
-            if finishing is not None:
-                finishing.result()
-    finally:
-        for writer in current:
-            writer.discard()
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ capture that was killed goes on where it stopped. No two sequences of different 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError
-from capture.store.chunks import COMPRESSION, decode, encode
+from capture.store.chunks import COMPRESSION, decode, encode, encode_pieces
 from capture.store.create import stored_array
 from capture.store.files import AtomicFile, remove_partials
 from capture.store.layout import chunks_and_shards, sequences_per_group
@@ -24,6 +24,7 @@ from capture.store.location import Folder
 from capture.store.metadata import (
     read_metadata,
 )
+from capture.store.planes import Piece
 from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
 from capture.store.shards import ShardFile, read_chunks
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import zarr
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Chunks = dict[tuple[int, ...], bytes | list[Piece]]
 
 
 def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
@@ -163,26 +165,42 @@ class StoreWriter:
         ----------
         values : the variable's dimensions without `sequence`
         """
+        self.put_chunks(name, number, self.encode_small(name, number, values))
+
+    def encode_small(self, name: str, number: int, values: npt.NDArray[Any]) -> Chunks:
+        """The encoded chunks of one sequence of a small array; parameters as of `put_small`."""
         dims = VARIABLES[name].dims
         expected = tuple(length for dim, length in zip(dims, self.sizes.shape(dims), strict=True) if dim != SEQUENCE)
         if values.shape != expected:
             raise ValueError(f"{name} of one sequence has shape {values.shape}, and the store expects {expected}")
         values = np.expand_dims(values.astype(VARIABLES[name].dtype, copy=False), dims.index(SEQUENCE))
-        chunks, _ = chunks_and_shards(name, self.sizes)
-        grid, axis = self.grid(name), dims.index(SEQUENCE)
-        file = self.file(name, number)
-        own = number % self._group if grid[axis] > 1 else 0
-        kept = self._kept(name, number) if grid[axis] > 1 else {}
-        shard = ShardFile(self._own(file), grid)
+        chunks, axis = self.chunk_shape(name), dims.index(SEQUENCE)
+        encoded: Chunks = {}
+        for place in self.places(name, number):
+            corner = [0 if i == axis else p * c for i, (p, c) in enumerate(zip(place, chunks, strict=True))]
+            block = values[tuple(slice(low, low + c) for low, c in zip(corner, chunks, strict=True))]
+            encoded[place] = encode_pieces(block, self.compression)
+        return encoded
+
+    def places(self, name: str, number: int) -> list[tuple[int, ...]]:
+        """Where in its shard the chunks of one sequence of a small array stand."""
+        grid, axis = self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
+        return [place for place in np.ndindex(*grid) if place[axis] == number % grid[axis]]
+
+    def put_chunks(self, name: str, number: int, encoded: Chunks) -> None:
+        """Write the encoded chunks of one sequence of a small array, as `put_small`.
+
+        Parameters
+        ----------
+        encoded : what stands at each of `places`
+        """
+        grid, axis = self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
+        whole: Chunks = {**(self._kept(name, number) if grid[axis] > 1 else {}), **encoded}
+        shard = ShardFile(self._own(self.file(name, number)), grid)
         try:
             for place in np.ndindex(*grid):
-                if place[axis] == own:
-                    corner = [0 if i == axis else p * c for i, (p, c) in enumerate(zip(place, chunks, strict=True))]
-                    block = values[tuple(slice(low, low + c) for low, c in zip(corner, chunks, strict=True))]
-                    shard.append(place, encode(block, self.compression))
-                else:
-                    # A sequence that is not captured yet holds fill values until its turn comes.
-                    shard.append(place, kept[place] if place in kept else self._blank(name, chunks))
+                # A sequence that is not captured yet holds fill values until its turn comes.
+                shard.append(place, whole[place] if place in whole else self._blank(name, self.chunk_shape(name)))
             shard.commit()
         except BaseException:
             shard.discard()
@@ -261,36 +279,52 @@ class StoreWriter:
 class SequenceWriter:
     """Everything of one sequence, on its way to the disk.
 
-    Raw matrices are appended in any order, by any thread; `finish` writes the rest and sets `done`.
+    Raw matrices and small arrays are handed over in any order, by any thread; `finish` makes them durable and sets
+    `done`.
     """
 
     def __init__(self, store: StoreWriter, number: int) -> None:
         self._store = store
         self._number = number
         self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
-        self._lock = threading.Lock()
+        self._small: dict[str, Chunks] = {name: {} for name in PER_SEQUENCE}
 
-    def append(self, name: str, encoded: bytes, layer: int = 0, site: int = 0) -> None:
+    def append(self, name: str, encoded: bytes | Sequence[Piece], layer: int = 0, site: int = 0) -> None:
         """Append one encoded (position, feature) matrix of a raw variable.
 
         Parameters
         ----------
         name : `norm_input`, `norm_output` or `final_input`
-        encoded : what `capture.store.chunks.encode` made of the float32 matrix
+        encoded : what `capture.store.chunks` made of the float32 matrix
         layer, site : indices; not used for `final_input`
         """
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
-        with self._lock:
-            self._shards[name].append(place, encoded)
+        self._shards[name].append(place, encoded)
 
-    def finish(self, arrays: Arrays) -> None:
-        """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`."""
-        if set(arrays) != set(PER_SEQUENCE):
-            raise ValueError(f"expected the arrays {', '.join(PER_SEQUENCE)}; got {', '.join(sorted(arrays))}")
-        for shard in self._shards.values():
-            shard.commit()
-        for name, values in arrays.items():
-            self._store.put_small(name, self._number, values)
+    def keep_peak(self, encoded: list[Piece], signal: int) -> None:
+        """Keep the encoded `position_peak` of one signal until `finish`; signals are counted as in `schema.SIGNALS`."""
+        self._small["position_peak"][self._store.places("position_peak", self._number)[signal]] = encoded
+
+    def keep(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Encode a small array (one of `schema.PER_SEQUENCE`, without `sequence`) and keep it until `finish`."""
+        self._small[name] = self._store.encode_small(name, self._number, values)
+
+    def finish(self) -> None:
+        """Commit the raw shards, write the small arrays, set `done`.
+
+        Raises
+        ------
+        ValueError
+            A small array was not handed over.
+        """
+        for name, encoded in self._small.items():
+            if sorted(encoded) != self._store.places(name, self._number):
+                raise ValueError(f"{name} of sequence {self._number} was not handed over")
+        with ThreadPoolExecutor(len(self._shards) + len(self._small)) as pool:  # one wait for the disk, not one each
+            files = [pool.submit(shard.commit) for shard in self._shards.values()]
+            files += [pool.submit(self._store.put_chunks, name, self._number, own) for name, own in self._small.items()]
+        for file in files:
+            file.result()
         self._store.mark_done(self._number)
 
     def discard(self) -> None:
@@ -318,7 +352,9 @@ def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
                 continue
             for layer, site in np.ndindex(*values.shape[:2]):
                 writer.append(name, encode(values[layer, site], store.compression), layer, site)
-        writer.finish({name: arrays[name] for name in PER_SEQUENCE})
+        for name in PER_SEQUENCE:
+            writer.keep(name, arrays[name])
+        writer.finish()
     except BaseException:
         writer.discard()
         raise
