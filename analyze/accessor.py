@@ -13,6 +13,7 @@ from capture.store.schema import (
     FEATURE,
     FORMAT,
     LAYER,
+    OPTIONAL,
     POSITION,
     RAW_VARIABLES,
     SEQUENCE,
@@ -144,11 +145,11 @@ def checked(dataset: xr.Dataset) -> xr.Dataset:
         )
     refuse_newer("this store", version)
     # Activations may be dropped, and what needs them says so; everything else must be there.
-    optional = {*RAW_VARIABLES["both"], "norm_bias"}
-    missing = [name for name in stored_variables("none", bias=False) if name not in dataset]
+    optional = {*RAW_VARIABLES["both"], *OPTIONAL}
+    missing = [name for name in stored_variables("none") if name not in dataset]
     if missing:
         raise OutliersError(f"this Dataset has no variable {', '.join(missing)}; expected a whole store")
-    for name in (*stored_variables("none", bias=False), *(name for name in optional if name in dataset)):
+    for name in (*stored_variables("none"), *(name for name in optional if name in dataset)):
         expected = VARIABLES[name]
         if dataset[name].dims != expected.dims or dataset[name].dtype != np.dtype(expected.dtype):
             found = f"{dataset[name].dtype} ({', '.join(map(str, dataset[name].dims))})"

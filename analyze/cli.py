@@ -12,6 +12,7 @@ import typer
 from analyze import commands
 from capture.cli import register as register_capture
 from capture.errors import OutliersError
+from capture.store.privacy import running
 
 app = typer.Typer(
     name="outliers",
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.main(args=words, prog_name="outliers", complete_var=_COMPLETION, standalone_mode=False)
         return 0
     try:
-        with command.make_context("outliers", words) as context:
+        with running(words), command.make_context("outliers", words) as context:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as stop:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capture.ablation.command import ablate_command
+from capture.ablation.weight_command import weight_command
 from capture.environment import prepare
 from capture.errors import OutliersError
+from capture.quantization.command import quantize_command
 from capture.store.output import output_path
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ def register(app: typer.Typer) -> None:
     app.command("sites")(sites_command)
     app.command("estimate")(estimate_command)
     app.command("verify")(verify_command)
+    app.command("quantize")(quantize_command)
     app.command("ablate")(ablate_command)
+    app.command("weight")(weight_command)
     app.command("run")(run_command)
 
 
@@ -54,8 +58,8 @@ def parse_part(part: str) -> tuple[int, int]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks.")]
-Length = Annotated[int, typer.Option(help="Tokens in each block.")]
+SequencesOption = Annotated[int, typer.Option("--sequences", help="Number of token blocks; of documents the most.")]
+Length = Annotated[int, typer.Option(help="Tokens in each block; documents are cut behind so many.")]
 BatchSize = Annotated[int, typer.Option(help="Blocks that go through the model together.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
 Raw = Annotated[str, typer.Option(help="Activations to keep: input, output, both, or none for peaks alone.")]
@@ -74,8 +78,21 @@ def capture_command(
     out: Annotated[Path, typer.Option(help="Folder of the store to make or to go on with.", show_default=False)],
     text: Annotated[
         str,
-        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or a .txt, .jsonl, .jsonl.gz or .parquet file."),
+        typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or .txt, .jsonl, .json.gz, .parquet files."),
     ] = "fineweb-edu",
+    field: Annotated[
+        str | None,
+        typer.Option(help="Of records: text, or lists of token ids.", show_default="text, or messages with --chat"),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Documents are messages, for the tokenizer's own chat template.")
+    ] = False,
+    special_tokens: Annotated[
+        str, typer.Option(help="Where text spells a special token: text keeps it text, parse makes it the token.")
+    ] = "text",
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Each document is a sequence of its own, not part of joined blocks.")
+    ] = False,
     sequences: SequencesOption = 16,
     length: Length = 2048,
     batch_size: BatchSize = 1,
@@ -83,7 +100,9 @@ def capture_command(
     device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
     raw: Raw = "input",
     part: Annotated[str, typer.Option(help="I/K: capture only the I-th of K disjoint shares.")] = "1/1",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing store, once the new one is finished.")
+    ] = False,
     bos: Annotated[
         bool | None,
         typer.Option("--bos/--no-bos", help="A BOS token first in each block.", show_default="as the tokenizer does"),
@@ -96,34 +115,22 @@ def capture_command(
 
     Example: outliers capture smollm2-135m --text python-docs --length 1024 --out data/smollm2.zarr
     """
+    options = locals()
     prepare()
     from capture.progress import Display
+    from capture.request import Request
     from capture.run import capture
     from capture.store.write import StoreWriter
 
+    request = Request.among(options)
+    replaces = overwrite and out.exists()
     try:
         with Display() as display:
-            capture(
-                model,
-                out,
-                text=text,
-                sequences=sequences,
-                length=length,
-                batch_size=batch_size,
-                dtype=dtype,
-                device=device,
-                raw=raw,
-                part=parse_part(part),
-                overwrite=overwrite,
-                bos=bos,
-                compression=compression,
-                sites=sites,
-                trust_remote_code=trust_remote_code,
-                reporter=display,
-            )
+            share = parse_part(part)
+            capture(out=out, part=share, overwrite=overwrite, reporter=display, **request.arguments(capture))
     except KeyboardInterrupt:
-        how = "without --overwrite goes on" if overwrite else "goes on"
-        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command {how}", err=True)
+        there = f"; {out} is still the earlier store" if replaces else ""
+        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command goes on{there}", err=True)
         raise typer.Exit(130) from None
     done = StoreWriter(out).done()
     if done.all():
@@ -174,22 +181,13 @@ def estimate_command(
 
     Example: outliers estimate smollm2-135m --sequences 16 --length 1024
     """
+    options = locals()
     prepare()
     from capture.estimate import estimate
     from capture.progress import Display
+    from capture.request import Request
 
-    found = estimate(
-        model,
-        sequences=sequences,
-        length=length,
-        batch_size=batch_size,
-        dtype=dtype,
-        raw=raw,
-        compression=compression,
-        sites=sites,
-        trust_remote_code=trust_remote_code,
-        reporter=Display(),
-    )
+    found = estimate(**Request.among(options).arguments(estimate), reporter=Display())
     if json_:
         typer.echo(json.dumps(asdict(found), indent=1))
         return
@@ -220,6 +218,8 @@ def verify_command(
     result = verify(store, repair=repair)
     for damage in result.damage:
         typer.echo(str(damage))
+    for name in result.strangers:
+        typer.echo(f"no file of the store, and never shared: {name!r}")
     if result.damage:
         redo = sorted({damage.sequence for damage in result.damage if damage.sequence is not None})
         advice = (
@@ -248,6 +248,12 @@ def run_command(
     clean_cache: Annotated[
         bool, typer.Option("--clean-cache", help="Remove a model from the hub's cache once its store is verified.")
     ] = False,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Allow the code of those models of which the recipe says that it has to run."
+        ),
+    ] = False,
 ) -> None:
     """Capture and analyse a list of models; the same command goes on where an earlier one stopped.
 
@@ -258,9 +264,11 @@ def run_command(
     from capture.recipes.forecast import check_room, forecast
     from capture.recipes.process import terminate_like_ctrl_c
     from capture.recipes.recipe import read_recipe
-    from capture.recipes.run import run_recipe
+    from capture.recipes.run import check_permission, run_recipe
 
     read = read_recipe(recipe)
+    if not dry_run:
+        check_permission(read, only or (), trust_remote_code)
     folder = output_path(recipe.stem if out is None else out)
     forecasts = forecast(read, folder, Display(), only or ())
     if dry_run:
@@ -281,6 +289,7 @@ def run_command(
             only=only or (),
             keep_going=keep_going,
             clean_cache=clean_cache,
+            trust_remote_code=trust_remote_code,
             tell=lambda line: typer.echo(line, err=True),
         )
     except KeyboardInterrupt:

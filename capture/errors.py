@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+# Behind :// or the :/ that a path makes of it, up to an @ before the next slash.
+_USER: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s@]*(?:@[^/\s@]*)*@")
+
 
 class OutliersError(Exception):
     """Something that the user can mend, told in one line: what was wrong, what was expected, what to do.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with 2. A password in a URL is not repeated.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_passwords(message))
+
+
+def without_passwords(text: str) -> str:
+    """A text with `...` for the user and password of every URL in it."""
+    return _USER.sub(r"\1...@", text)
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, to stand within a line of ours: its first line, or else its class."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return " ".join(first.split())[:most]

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from capture.errors import OutliersError
-from capture.models.load import DTYPES, load_config
+from capture.models.limits import check_length, text_config
+from capture.models.load import load_config
 from capture.pipeline import host_buffers, writing_threads
 from capture.progress import Reporter
-from capture.store.chunks import COMPRESSION
+from capture.request import Request
 from capture.store.schema import (
     PER_SEQUENCE,
-    RAW_CHOICES,
     RAW_VARIABLES,
     SEQUENCE,
     VARIABLES,
@@ -29,16 +28,6 @@ _UNCOMPRESSED_BYTES: Final = 4.0
 _ARRAY_BYTES: Final = 2_900  # metadata of one array, which stand in its folder and at the root
 _SITE_BYTES: Final = 330  # one row of the table of sites
 _DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def check_request(sequences: int, length: int, batch_size: int, raw: str, compression: str) -> None:
-    """Refuse numbers that are too small and words that are not known."""
-    for flag, value, least in (("--sequences", sequences, 1), ("--length", length, 2), ("--batch-size", batch_size, 1)):
-        if value < least:
-            raise OutliersError(f"{flag} {value} is too small; expected {least} or more")
-    for flag, chosen, choices in (("--raw", raw, RAW_CHOICES), ("--compression", compression, tuple(COMPRESSION))):
-        if chosen not in choices:
-            raise OutliersError(f"{flag} {chosen} is not known; expected one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -83,23 +72,23 @@ def estimate(
     OutliersError
         The model is unknown or is no decoder, or a choice is not known.
     """
+    Request.among(locals())  # refuses what it cannot be
     from capture.models.meta import meta_model
     from capture.sites.facts import model_facts
     from capture.sites.place import parse_overrides, sites_from_config
 
-    check_request(sequences, length, batch_size, raw, compression)
-    if dtype not in DTYPES:
-        raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
     config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
+    check_length(config, length)
     network = meta_model(config, trust_remote_code=trust_remote_code)
     placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
     matrix = length * placed.hidden_size
-    vocabulary = int(config.get_text_config().vocab_size)
-    buffers = host_buffers(writing_threads("cpu"))
-    working = batch_size * (length * vocabulary + 2 * matrix) + buffers * matrix
+    vocabulary = int(text_config(config).vocab_size)
+    threads = writing_threads("cpu")
+    # Beside the buffers, each thread holds what it has compressed.
+    working = batch_size * (length * vocabulary + 2 * matrix) + (host_buffers(threads) + threads) * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
         model_facts(network).total_parameters * _DTYPE_BYTES[chosen],
@@ -129,6 +118,6 @@ def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", s
         measured = _COMPRESSED_BYTES if name in RAW_VARIABLES[raw] else _COMPRESSED_PEAK_BYTES
         each = _UNCOMPRESSED_BYTES if compression == "none" else measured[dtype]
         one_sequence += each * math.prod(n for dim, n in zip(dims, sizes.shape(dims), strict=True) if dim != SEQUENCE)
-    metadata = (len(stored_variables(raw, bias=False)) + 2) * _ARRAY_BYTES
+    metadata = (len(stored_variables(raw)) + 2) * _ARRAY_BYTES
     metadata += sizes.layers * len(sizes.sites) * (_SITE_BYTES + 4 * sizes.features)  # with the norm's own weight
     return metadata + round(one_sequence * (sizes.sequences if sequences is None else sequences))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from capture.store.chunks import encode_pieces, widen_halves
+from capture.store.lengths import padded
 from capture.store.planes import Piece
 
 Write = Callable[[list[Piece]], None]
@@ -45,10 +46,16 @@ def _halves(matrix: torch.Tensor) -> npt.NDArray[np.uint16]:
     return matrix.view(torch.int16).numpy().view(np.uint16)
 
 
-def encoded(matrix: torch.Tensor, compression: str) -> list[Piece]:
-    """The pieces of the chunk that holds the float32 of a CPU tensor's values; else as `widen`."""
-    values = _halves(matrix) if matrix.dtype == torch.bfloat16 else widen(matrix)
-    return encode_pieces(values, compression)
+def encoded(matrix: torch.Tensor, compression: str, positions: int | None = None) -> list[Piece]:
+    """The pieces of the chunk that holds the float32 of a (position, feature) CPU tensor's values; else as `widen`.
+
+    Parameters
+    ----------
+    positions : rows of the chunk, NaN behind those of the matrix; None for as many
+    """
+    if positions is not None and positions != len(matrix):
+        return encode_pieces(padded(widen(matrix), positions), compression)
+    return encode_pieces(_halves(matrix) if matrix.dtype == torch.bfloat16 else widen(matrix), compression)
 
 
 def writing_threads(device: str) -> int:
@@ -78,14 +85,17 @@ class Pipeline:
     ----------
     compression : as `capture.store.chunks.COMPRESSION`
     threads : number of compressing and writing threads
+    positions : rows of a matrix in the store; one with fewer has NaN behind its end. None leaves matrices as they are
     in_rounds : for a model that computes on the same cores. Each of its steps waits for the slowest of its threads, so
         that one thread beside them costs as much as all of them standing still. The buffers then fill before any is
         worked on, and `submit` waits while all threads empty them; the last round needs `flush`. PyTorch's threads spin
         for milliseconds once they have nothing to do, so that few long rounds are better than many.
     """
 
-    def __init__(self, compression: str, threads: int, *, in_rounds: bool = False) -> None:
-        self._compression = compression
+    def __init__(
+        self, compression: str, threads: int, *, positions: int | None = None, in_rounds: bool = False
+    ) -> None:
+        self._compression, self._positions = compression, positions
         self._in_rounds = in_rounds
         self._round: list[Future[None]] = []
         self._begun = threading.Event()
@@ -100,7 +110,7 @@ class Pipeline:
 
     def submit(self, matrix: torch.Tensor, write: Write) -> Future[None]:
         """Have `write` called with the encoded pieces of a (position, feature) matrix."""
-        return self.carry(matrix, lambda values: write(encoded(values, self._compression)))
+        return self.carry(matrix, lambda values: write(encoded(values, self._compression, self._positions)))
 
     def carry(self, values: torch.Tensor, use: Callable[[torch.Tensor], None]) -> Future[None]:
         """Copy a tensor off its device and have a thread call `use` with the copy, which is lent for the call alone."""

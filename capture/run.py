@@ -7,9 +7,6 @@ import errno
 import importlib.metadata
 import os
 import platform
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,22 +15,31 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.corpus import Corpus, adds_bos, open_corpus, token_blocks, vocabulary
 from capture.errors import OutliersError
-from capture.estimate import check_request, store_bytes
-from capture.models.load import Loaded, load_model
+from capture.estimate import store_bytes
+from capture.models.limits import check_length
+from capture.models.load import Loaded, describe_model
 from capture.progress import Reporter, Silence
+from capture.request import Request
 from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
 from capture.store.output import output_path
+from capture.store.privacy import command_line
+from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import Sizes
 from capture.store.write import StoreWriter
+from capture.texts.blocks import vocabulary
+from capture.texts.documents import Documents
+from capture.texts.sources import open_corpus
+from capture.texts.whole import block_sequences, document_sequences
 
 if TYPE_CHECKING:
     from capture.sites.place import SiteMap
 
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "zarr", "numcodecs", "numpy", "outlier-features")
+
+_LESS: Final = "use fewer --sequences, a smaller --length, or --raw none"
 
 # What may differ between the runs that fill one store: when, by what and how it was asked for.
 _CIRCUMSTANCES: Final = frozenset({"created", "command", "versions", "device"})
@@ -44,6 +50,10 @@ def capture(
     out: Path | str,
     *,
     text: str = "fineweb-edu",
+    field: str | None = None,
+    chat: bool = False,
+    special_tokens: str = "text",
+    documents: bool = False,
     sequences: int = 16,
     length: int = 2048,
     batch_size: int = 1,
@@ -66,14 +76,17 @@ def capture(
     ----------
     model : Hugging Face id, local folder, `.gguf` file, or `smollm2-135m`
     out : folder of the store
-    text : as for `capture.corpus.open_corpus`
-    sequences, length : number of token blocks, and tokens in each
-    batch_size : blocks that go through the model together; no effect on values beyond floating-point noise
+    text, field : source of documents, and their field, as for `capture.texts.sources.open_corpus`
+    chat, special_tokens : how documents become tokens, as for `capture.texts.documents.Documents`
+    documents : make each document a sequence of its own, instead of cutting all of them joined into blocks
+    sequences, length : number of token blocks, and tokens in each; of documents the most
+    batch_size : sequences that go through the model together, if they are equally long; no effect on values beyond
+        floating-point noise
     dtype, device : as for `capture.models.load.load_model`
     raw : activations to keep: `input`, `output`, `both`, or `none` for peaks alone
     part : (i, k), capture only the i-th of k disjoint shares, counted from 1
-    overwrite : replace an existing store
-    bos : put a BOS first in each block; None does what the tokenizer does by itself
+    overwrite : replace an existing store, which stays until its successor is finished
+    bos : put a BOS first in each sequence; None does what the tokenizer does by itself
     compression : `fast`, `small` or `none`
     sites : placement to use where the probe cannot see it, as for `capture.sites.place.parse_overrides`
     trust_remote_code : run the model code that a checkpoint brings along
@@ -88,61 +101,85 @@ def capture(
     OutliersError
         The request cannot be carried out; nothing that exists is changed.
     """
+    request = Request.among(locals())
     out = output_path(out)
-    check_request(sequences, length, batch_size, raw, compression)
     _check_part(part, overwrite)
+    settle(out)
     _check_target(out, part, overwrite)
     reporter = Silence() if reporter is None else reporter
-    corpus = open_corpus(text, reporter)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter)
+    corpus = open_corpus(text, field=field, chat=chat, reporter=reporter)
+    _check_request(request, out, overwrite, corpus.sha256)
+    described = describe_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
+    )
+    if described.config is not None:
+        check_length(described.config, length)
+    how: dict[str, Any] = {"bos": bos, "chat": chat, "special_tokens": special_tokens}
+    texts = Documents(corpus, described.tokenizer, most=length + 1 if documents else sequences * length, **how)
+    read = (document_sequences if documents else block_sequences)(texts, sequences=sequences, length=length)
+    token_id = read.token_id
+    loaded = described.load()
+    check_length(loaded.model.config, length)
 
-    from capture.sites.blocks import refuse_lookahead
+    from capture.batches import capture_sequences
+    from capture.sites.columns import variables_of_weights
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
+    from capture.sites.trial import refuse_lookahead, refuse_untakeable
 
     placed = find_sites(loaded.model, None if sites is None else parse_overrides(sites))
     if not refuse_lookahead(loaded.model):
         reporter.warn("the model computes values that are not finite; they are captured and counted as they are")
-    use_bos = adds_bos(loaded.tokenizer) if bos is None else bos
-    token_id = token_blocks(corpus, loaded.tokenizer, sequences=sequences, length=length, bos=use_bos)
-    _check_length(loaded, length)
-    sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    refuse_untakeable(loaded.model, placed, token_id, read.longest)
+    sizes = Sizes(len(token_id), placed.layers, placed.names, token_id.shape[1], placed.hidden_size)
     weight, bias = _parameters(loaded.model, placed, sizes)
     attributes = {
         **loaded.attributes,
         **model_facts(_described(loaded), trust_remote_code=trust_remote_code).as_attributes(),
         **_site_attributes(placed),
-        **_text_attributes(corpus, loaded.tokenizer, use_bos),
+        **texts.attributes(),
+        **read.attributes,
         **_circumstances(loaded),
     }
-    mine = part_sequences(sequences, *part)
-    needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, len(mine))
-    if overwrite or not os.path.lexists(out):
-        check_free_space(out, needed)
-        # Another part may create the store in the same moment: then this one joins it.
-        with (
-            contextlib.nullcontext() if overwrite else contextlib.suppress(StoreExistsError),
-            _set_aside(out, overwrite),
-        ):
-            create(
-                out,
-                sizes,
-                raw=raw,
-                attributes=attributes,
-                token_id=token_id,
-                norm_weight=weight,
-                norm_bias=bias,
-                vocabulary=vocabulary(loaded.tokenizer, token_id),
-                compression=compression,
-            )
-    store = StoreWriter(out)
-    _check_same(store, sizes, {**attributes, "raw": raw, "compression": compression}, token_id, weight)
-    if len(mine):
-        check_free_space(out, round(needed * (1 - store.done()[mine.start : mine.stop].mean())))
-    from capture.loop import capture_sequences
-
-    with _told(store, loaded.model, batch_size):
-        capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+    mine = part_sequences(sizes.sequences, *part)
+    full = -(-int(read.length[mine.start : mine.stop].sum()) // sizes.positions)  # as many if none ended early
+    needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, full)
+    place = successor_path(out) if overwrite and os.path.lexists(out) else out
+    wanted = {**attributes, "raw": raw, "compression": compression}
+    if place != out and os.path.lexists(place) and not _goes_on(place, sizes, wanted, token_id, weight):
+        remove_store(place)
+    with replacing(out, place):
+        begun = not os.path.lexists(place)
+        if begun:
+            check_free_space(place, needed, "the capture", _LESS)
+            columns, left_out = variables_of_weights(loaded.model, placed, reporter)
+            # Another part may create the store in the same moment: then this one joins it.
+            with contextlib.suppress(StoreExistsError):
+                create(
+                    place,
+                    sizes,
+                    raw=raw,
+                    attributes={**attributes, **left_out},
+                    token_id=token_id,
+                    norm_weight=weight,
+                    norm_bias=bias,
+                    **columns,
+                    length=read.stored_length,
+                    vocabulary=vocabulary(loaded.tokenizer, token_id),
+                    compression=compression,
+                )
+        store = StoreWriter(place)
+        _check_same(store, sizes, wanted, token_id, weight)
+        if len(mine):
+            left = round(needed * (1 - store.done()[mine.start : mine.stop].mean()))
+            check_free_space(place, left, "the capture", _LESS)
+        try:
+            with _told(store, loaded.model, batch_size):
+                capture_sequences(loaded, placed, store, mine, batch_size, reporter)
+        except Exception:
+            if begun and part == (1, 1) and not store.done().any():
+                remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
+            raise
     return out
 
 
@@ -166,6 +203,7 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
             f"{out} exists already and is no store that can be gone on with ({error}); choose another --out"
         ) from error
     if overwrite:
+        check_replaceable(out)
         return
     done = store.done()
     # With parts, another part may have finished the store; then this one has simply nothing left to do.
@@ -176,30 +214,11 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
         )
 
 
-@contextlib.contextmanager
-def _set_aside(out: Path, overwrite: bool) -> Iterator[None]:
-    """Move a store that is to be replaced out of the way, and remove it once its successor stands."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.replaced.partial")
-    existed = overwrite and out.exists()
-    if existed:
-        os.rename(out, aside)
-    try:
-        yield
-    except BaseException:
-        if existed:
-            os.rename(aside, out)
-        raise
-    if existed:
-        shutil.rmtree(aside)
-
-
-def _check_length(loaded: Loaded, length: int) -> None:
-    config = loaded.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)
-    if isinstance(longest, int) and length > longest:
-        raise OutliersError(
-            f"--length {length} is longer than the {longest} positions that the model knows; use a smaller one"
-        )
+def _check_request(request: Request, out: Path, overwrite: bool, text_sha256: str | None) -> None:
+    """Refuse to go on with a store that was asked for otherwise, before minutes go into loading a model."""
+    if os.path.lexists(out) and not overwrite:
+        store = StoreWriter(out)
+        _refuse_differences(store, request.differences(store.attributes, store.sizes, text_sha256))
 
 
 def _parameters(
@@ -241,24 +260,15 @@ def _site_attributes(placed: SiteMap) -> dict[str, Any]:
     }
 
 
-def _text_attributes(corpus: Corpus, tokenizer: Any, bos: bool) -> dict[str, Any]:
-    return {
-        "text_source": corpus.source,
-        "text_revision": corpus.revision,
-        "text_sha256": corpus.sha256,
-        "bos": bos,
-        "document_separator": tokenizer.eos_token,
-    }
-
-
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
+    command = command_line()
     return {
         "device": str(loaded.model.device),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         },
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **({} if command is None else {"command": command}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -270,7 +280,7 @@ def _check_same(
     token_id: npt.NDArray[np.int32],
     weight: npt.NDArray[np.float32],
 ) -> None:
-    """Refuse to go on with a store of another request, naming what differs."""
+    """Refuse to go on with a store of another model, or of another outcome of the same request."""
     ignored = set(_CIRCUMSTANCES)
     if attributes["text_sha256"] is not None and attributes["text_sha256"] == store.attributes.get("text_sha256"):
         ignored.add("text_source")  # the same file by another path
@@ -279,7 +289,7 @@ def _check_same(
     differences = [
         f"{name} ({_brief(store.attributes.get(name))} in the store, {_brief(value)} asked for)"
         for name, value in attributes.items()
-        if name not in ignored and store.attributes.get(name) != value
+        if name not in ignored and name in store.attributes and store.attributes[name] != value
     ]
     if store.sizes != sizes:
         differences.append(f"sizes ({store.sizes} in the store, {sizes} asked for)")
@@ -287,11 +297,24 @@ def _check_same(
         differences.append("tokens (the text or the tokenizer is another)")
     elif not np.array_equal(store.read("norm_weight"), weight):
         differences.append("norm weights (the model is another)")
+    _refuse_differences(store, differences)
+
+
+def _refuse_differences(store: StoreWriter, differences: list[str]) -> None:
     if differences:
         raise OutliersError(
             f"{store.path} exists already and was begun with another request; it differs in {'; '.join(differences)}; "
             "repeat the request that began it, choose another --out, or pass --overwrite"
         )
+
+
+def _goes_on(place: Path, *request: Any) -> bool:
+    """Whether what an earlier --overwrite left unfinished is of this request, as `_check_same` has it."""
+    try:
+        _check_same(StoreWriter(place), *request)
+    except OutliersError:
+        return False
+    return True
 
 
 def _brief(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from nnsight import Envoy
 
 from capture.errors import OutliersError
 from capture.store.schema import SIGNALS
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 Sink = Callable[[str, int, int, torch.Tensor], None]
 """Called with (variable, layer, site index, tensor of shape (sequence, position, feature) on the model's device)."""
 
-_NLL_POSITIONS = {"cpu": 32, "cuda": 512}
+_NLL_POSITIONS = {"cpu": 32, "cuda": 256}
 """Positions whose logits are widened to float32 at once: few enough to stay in a processor's cache; so many that a GPU
 computes longer than it takes to be told to."""
 
@@ -157,12 +159,14 @@ class Batch:
     ----------
     extremes : (sequence, signal, 2, layer, site, feature), `layer_low` and `layer_high`, in the model's dtype. Unless
         the trace was careful, values that are not finite say that these peaks are wrong.
+    final_extremes : (sequence, 2, feature), `final_low` and `final_high`, likewise
     position_peaks : of each signal, (sequence, position, feature), in the model's dtype
     nonfinite_count : (sequence, signal, layer, site) int32
     nll : (sequence, position) float32
     """
 
     extremes: torch.Tensor
+    final_extremes: torch.Tensor
     position_peaks: tuple[torch.Tensor, ...]
     nonfinite_count: torch.Tensor
     nll: torch.Tensor
@@ -200,6 +204,7 @@ def trace_batch(
     names = {name: index for index, name in enumerate(sites.names)}
     peaks = [Peaks(sites.layers, len(names), careful=careful) for _ in SIGNALS]
     losses: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []
     failures: list[Exception | KeyboardInterrupt] = []
 
     def take(layer: int, site: int, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -216,13 +221,15 @@ def trace_batch(
         in_order = sites.sites  # nnsight cannot trace a block that begins with `try`
         try:
             for site in in_order:
-                module = traced.get(site.module)
+                module = envoy(traced, site.module)
                 before = read_input(module, site)
                 after = before if site.kind == "none" else module.output
                 take(site.layer, names[site.name], shaped(before, site), shaped(after, site))
+            for _ in tracer.iter[sites.final.call : sites.final.call + 1]:
+                final = shaped(read_input(envoy(traced, sites.final.module), sites.final), sites.final)
+            last.extend(extremes(final)[:2] if careful else _bounds(final))
             if "final_input" in wanted:
-                final = read_input(traced.get(sites.final.module), sites.final)
-                sink("final_input", 0, 0, shaped(final, sites.final))
+                sink("final_input", 0, 0, final)
             losses.append(token_nll(traced.output.logits, tokens))
         except (Exception, KeyboardInterrupt) as error:  # GreenletExit is nnsight's own way out and must pass
             failures.append(error)
@@ -232,10 +239,20 @@ def trace_batch(
     with torch.inference_mode():
         return Batch(
             _stacked([own.extremes for own in peaks]),
+            torch.stack(last, dim=1),
             tuple(own.position_peak for own in peaks),
             _stacked([own.nonfinite_count for own in peaks]).int(),
             losses[0],
         )
+
+
+def envoy(traced: NNsight, path: str) -> Any:
+    """Nnsight's stand-in of a module, also of one whose name nnsight serves on every module (BERT's `output`)."""
+    found: Any = traced
+    for name in path.split("."):
+        taken = inspect.isdatadescriptor(getattr(Envoy, name, None))
+        found = found.get(f"{Envoy.OVERLOAD_PREFIX}{name}" if taken else name)
+    return found
 
 
 def read_input(module: Any, site: Site) -> Any:

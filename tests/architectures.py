@@ -128,6 +128,7 @@ def _llama(model_type: str, rounding: str = "normalized", **settings: Any) -> Ar
     return Architecture(_llama_like(model_type, **settings), "model.layers.{}", _PRE_NORM, "model.norm", 0.0, rounding)
 
 
+_BERT = _two("attention.self", "attention.self", "intermediate", "intermediate", "none")
 _NEOX = {key: value for key, value in _LLAMA.items() if key not in ("num_key_value_heads", "head_dim")}
 _GPT2_SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -151,6 +152,12 @@ _VISION: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
+
+
+def _bert(model_type: str, name: str, final: str, **settings: Any) -> Architecture:
+    """A decoder of BERT's family."""
+    config = _config(model_type, **{**_NEOX, "pad_token_id": 0, "is_decoder": True, **settings})
+    return Architecture(config, name + ".encoder.layer.{}", _BERT, final, final_kind="none")
 
 
 def _wrapped(model_type: str, text: Callable[[], Any], vision: str, **settings: Any) -> Callable[[], Any]:
@@ -416,6 +423,100 @@ ARCHITECTURES: dict[str, Architecture] = {
         _GEMMA,
         _TEXT_NORM,
         offset=1.0,
+    ),
+    # The residual stream is the norm's own output, scaled: the norms come after the sublayers, as in OPT-350m.
+    "minimax": Architecture(
+        _llama_like(
+            "minimax",
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            layer_types=["linear_attention", "full_attention"],
+            block_size=16,
+            linear_attn_alpha_factor=3.5,
+            full_attn_alpha_factor=3.5,
+            mlp_alpha_factor=3.5,
+        ),
+        "model.layers.{}",
+        _POST_NORM,
+        "model.norm",
+        rounding="normalized",
+        final_kind="rms",
+    ),
+    # Two mixers beside each other, of which the attention reads a multiple of the norm's output.
+    "falcon_h1": Architecture(
+        _llama_like(
+            "falcon_h1",
+            mamba_d_ssm=64,
+            mamba_n_heads=4,
+            mamba_d_head=16,
+            mamba_d_state=8,
+            mamba_n_groups=1,
+            mamba_chunk_size=8,
+            attention_in_multiplier=0.5,
+        ),
+        "model.layers.{}",
+        {
+            "ln_attn": Expected("input_layernorm", "rms", ("mamba", "self_attn")),
+            "ln_mlp": Expected("pre_ff_layernorm", "rms", ("feed_forward",)),
+        },
+        "model.final_layernorm",
+        rounding="normalized",
+    ),
+    # A residual stream in float32 that is cast before each norm.
+    "zaya": Architecture(
+        _llama_like("zaya", num_experts=4, num_experts_per_tok=1, moe_intermediate_size=32),
+        "model.layers.{}",
+        _PRE_NORM,
+        "model.norm",
+        rounding="normalized",
+    ),
+    # Each block is a single sublayer.
+    "nemotron_h": Architecture(
+        _llama_like(
+            "nemotron_h",
+            num_hidden_layers=4,
+            layers_block_type=["linear_attention", "moe", "full_attention", "mlp"],
+            mamba_num_heads=4,
+            mamba_head_dim=16,
+            ssm_state_size=8,
+            n_groups=1,
+            chunk_size=8,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            moe_shared_expert_intermediate_size=32,
+        ),
+        "model.layers.{}",
+        {"ln_block": Expected("norm", "rms", ("mixer",))},
+        "model.norm_f",
+    ),
+    # The last norm runs before the first block too.
+    "nanochat": Architecture(_llama_like("nanochat"), "model.layers.{}", _PRE_NORM, "model.norm"),
+    "gpt_neox_japanese": Architecture(
+        _config("gpt_neox_japanese", **_NEOX, intermediate_multiple_size=2),
+        "gpt_neox_japanese.layers.{}",
+        _two("input_layernorm", "attention", "post_attention_layernorm", "mlp", "layer"),
+        "gpt_neox_japanese.final_layer_norm",
+    ),
+    # BERT and its kin as decoders: norms behind the sublayers, inside the modules that add.
+    "bert": _bert("bert", "bert", "cls"),
+    "roberta": _bert("roberta", "roberta", "lm_head"),
+    "electra": _bert("electra", "electra", "generator_predictions", embedding_size=HIDDEN),
+    "roformer": _bert("roformer", "roformer", "cls", embedding_size=HIDDEN),
+    "xmod": _bert("xmod", "roberta", "lm_head", languages=["en_XX"], default_language="en_XX"),
+    "git": Architecture(
+        lambda: transformers.AutoConfig.for_model("git", **_NEOX, vision_config=_VISION),
+        "git.encoder.layer.{}",
+        _BERT,
+        "output",
+        final_kind="none",
+    ),
+    # Norms before the sublayers, the first inside the attention's wrapper.
+    "megatron_bert": Architecture(
+        _config("megatron-bert", **_NEOX, is_decoder=True),
+        "bert.encoder.layer.{}",
+        _two("attention.ln", "attention.self", "ln", "intermediate", "layer"),
+        "bert.encoder.ln",
     ),
     "mistral3": Architecture(
         _wrapped("mistral3", _llama_like("mistral"), "pixtral"), _TEXT_LAYERS, _PRE_NORM, _TEXT_NORM, 0.0, "normalized"

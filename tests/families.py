@@ -52,6 +52,19 @@ def family(
     return stores
 
 
+def training(folder: Path) -> list[Path]:
+    """Checkpoints of one run, on disk; features 0 and 1 begin to reach 12 with the third of them."""
+    return [
+        builders.on_disk(
+            folder / f"{steps}.zarr",
+            activations(LAYERS, POSITIONS // 2, magnitude=12 if steps >= 1000 else 1, seed=steps),
+            raw="none",
+            attributes={"model_id": "planted/run", "model_revision": f"step{steps}-tokens{steps / 100:g}B"},
+        )
+        for steps in (0, 100, 1000, 5000)
+    ]
+
+
 def step(u: float) -> float:
     """30% of layers below 6.7B and 90% from there on."""
     return 0.9 if u >= np.log10(6.7e9) - 1e-9 else 0.3

@@ -1,5 +1,6 @@
-"""A stand-in for the Hugging Face Hub: the part of its HTTP API that an upload and a reader use, over `http.server`.
+"""A stand-in for the Hugging Face Hub: the part of its API that uploads, readers and models use, over `http.server`.
 
+Datasets are held in memory; models are folders, one for each revision, and are only read.
 Files are `regular` (in the commit) or `lfs` by size, as on the Hub. A client with Xet sends the large ones to the
 content-addressed storage: what comes there is counted, not put together again, so that only their digests are known.
 """
@@ -16,10 +17,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 TOKEN = "hf_writer"
+COMMIT = "c0ffee" + "0" * 34
+"""Of the branch `main` of every model."""
 
 
 @dataclass
@@ -47,7 +53,13 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server holds, and what it was asked."""
+    """What the server holds, and what it was asked.
+
+    Parameters
+    ----------
+    models : commit and folder of every revision, by its name, for each model
+    fault : from method and path to a status, or a status and headers, to answer with; None to serve
+    """
 
     url: str = ""
     large: int = 10**9
@@ -56,7 +68,8 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     cas_bytes: int = 0
     organisations: tuple[str, ...] = ("org",)
-    fault: Callable[[str, str], int | None] = lambda method, path: None
+    models: dict[str, dict[str, tuple[str, Path]]] = field(default_factory=dict)
+    fault: Callable[[str, str], int | tuple[int, dict[str, str]] | None] = lambda method, path: None
 
     def asked(self, method: str, part: str) -> int:
         """How many requests of this method had this in their path."""
@@ -78,6 +91,22 @@ def running(**settings: Any) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving(folder: Path, name: str, **revisions: tuple[str, Path]) -> Iterator[Hub]:
+    """A Hub that serves a folder as the branch `main` of a model, and others as other revisions."""
+    with running(models={name: {"main": (COMMIT, folder), **revisions}}) as hub:
+        yield hub
+
+
+def connect(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `huggingface_hub` take this server for the hub, and a folder for its cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,9 +141,10 @@ class _Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         path, query = unquote(split.path), parse_qs(split.query)
         self.hub.requests.append((self.command, path))
-        status = self.hub.fault(self.command, path)
-        if status is not None:
-            self._answer(status, {"error": f"fault {status}"}, X_Error_Message=f"fault {status}")
+        fault = self.hub.fault(self.command, path)
+        if fault is not None:
+            status, headers = fault if isinstance(fault, tuple) else (fault, {"X-Error-Message": f"fault {fault}"})
+            self._answer(status, {"error": f"fault {status}"}, **headers)
             return
         parts = path.strip("/").split("/")
         if parts[0] == "lfs":
@@ -125,6 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._validate(json.loads(body))
         elif self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}"):
             self._answer(401, {"error": "Invalid user token."}, X_Error_Message="Invalid user token.")
+        elif parts[:2] == ["api", "models"]:
+            self._model("/".join(parts[2:4]), parts[4:5], "/".join(parts[5:]))
+        elif len(parts) > 4 and parts[2] == "resolve":
+            self._model("/".join(parts[:2]), [parts[3]], "/".join(parts[4:]))
         elif path == "/api/whoami-v2":
             known = self.headers.get("Authorization") is not None
             self._answer(200 if known else 401, {"name": "writer", "type": "user"} if known else {"error": "who?"})
@@ -140,6 +174,31 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": "no such path"})
 
     do_GET = do_HEAD = do_POST = do_PUT = _handle
+
+    def _model(self, name: str, place: list[str], rest: str) -> None:
+        """A question about a model (its commit, its files), or one of its files."""
+        revisions = self.hub.models.get(name)
+        if revisions is None:
+            self._answer(404, X_Error_Code="RepoNotFound")
+            return
+        asked = place[0] if place else "main"
+        if place in (["revision"], ["tree"]):
+            asked, _, rest = rest.partition("/")
+        known = {**revisions, **{commit: (commit, folder) for commit, folder in revisions.values()}}
+        if asked not in known:
+            self._answer(404, X_Error_Code="RevisionNotFound", X_Error_Message=f"Invalid rev id: {asked}")
+            return
+        commit, folder = known[asked]
+        if place in ([], ["revision"]):
+            self._answer(200, {"id": name, "sha": commit})
+        elif place == ["tree"] and not rest:
+            files = [(file.name, File(file.read_bytes(), file.stat().st_size)) for file in sorted(folder.iterdir())]
+            self._answer(200, [self._entry(path, file) for path, file in files])
+        elif place != ["tree"] and (folder / rest).is_file():
+            content = (folder / rest).read_bytes()
+            self._answer(200, content, ETag=f'"{File(content, len(content)).git}"', X_Repo_Commit=commit)
+        else:
+            self._answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
 
     def _validate(self, asked: dict[str, Any]) -> None:
         import yaml

@@ -68,8 +68,13 @@ def nearest_bfloat16(value: float) -> float:
     return math.copysign(math.inf, value) if abs(nearest) >= 2.0**128 else nearest
 
 
-def in_view(x: np.ndarray, criterion: Criteria) -> np.ndarray:
-    """The values that count, in their unit, by loops: (sequence, layer, site, position, feature)."""
+def in_view(x: np.ndarray, criterion: Criteria, counts: np.ndarray | None = None) -> np.ndarray:
+    """The values that count, in their unit, by loops: (sequence, layer, site, position, feature); NaN where none does.
+
+    `counts` (sequence, position) says which positions of the whole store do, before `skip_first`.
+    """
+    if counts is not None:
+        x = np.where(counts[:, None, None, :, None], x, np.float32(np.nan))
     if criterion.rounding == "bfloat16":
         x = np.array([nearest_bfloat16(float(value)) for value in x.ravel()], np.float32).reshape(x.shape)
     sequences = range(x.shape[0]) if criterion.sequences is None else criterion.sequences
@@ -90,10 +95,14 @@ def in_view(x: np.ndarray, criterion: Criteria) -> np.ndarray:
     return result
 
 
-def oracle(x: np.ndarray, criterion: Criteria) -> dict[tuple[int | None, int], tuple[float, float, float]]:
+def oracle(
+    x: np.ndarray, criterion: Criteria, counts: np.ndarray | None = None
+) -> dict[tuple[int | None, int], tuple[float, float, float]]:
     """Outliers as {(sequence, feature): (L, S, largest magnitude)}, hit by hit from the definitions."""
-    x = in_view(x, criterion)
+    counts = np.ones((x.shape[0], x.shape[3]), bool) if counts is None else counts
+    x = in_view(x, criterion, counts)
     numbers = criterion.sequences if criterion.sequences is not None else range(x.shape[0])
+    totals = [int(counts[n, criterion.skip_first :].sum()) for n in numbers]
     with np.errstate(over="ignore"):
         limit = np.float32(criterion.magnitude)
     groups: list[tuple[int | None, list[int]]] = (
@@ -119,7 +128,10 @@ def oracle(x: np.ndarray, criterion: Criteria) -> dict[tuple[int | None, int], t
                                 position_places.add((n, p))
             units = x.shape[1] * (1 if criterion.layer_unit == "layer" else x.shape[2])
             share_of_layers = len(layer_places) / units
-            share_of_positions = len(position_places) / (len(members) * x.shape[3])
+            total = sum(totals[n] for n in members)
+            if total == 0:
+                continue
+            share_of_positions = len(position_places) / total
             if share_of_layers >= criterion.layers and share_of_positions >= criterion.positions:
                 found[name, f] = (share_of_layers, share_of_positions, largest)
     return found

@@ -46,13 +46,16 @@ QUICK = {
     "compare": {"--resamples": "20"},
     "estimate": {"--sequences": "3", "--length": "24"},
     "null": {"--repeats": "2"},
+    "weight": {"--sequences": "2", "--repeats": "2"},
+    "trajectory": {"--resamples": "20"},
     "transition": {"--repeats": "99"},
 }
 LIBRARIES = {  # without which a command cannot be run: those of the analysis alone are enough for the others
-    **dict.fromkeys(("capture", "sites", "estimate", "run", "ablate"), ("torch",)),
+    **dict.fromkeys(("capture", "sites", "estimate", "run", "ablate", "weight"), ("torch",)),
     "hf://": ("huggingface_hub",),
     "s3://": ("obstore", "moto", "boto3"),
     "https://": ("obstore",),
+    "--perplexity": ("torch",),
 }
 NOT_RUN: dict[str, str] = {}
 """Commands, as they are printed, that no stand-in can be had for, and why."""
@@ -145,7 +148,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for norm in (block.input_layernorm, block.post_attention_layernorm):
                 norm.weight[PLANTED] = 2
     network.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -182,6 +187,8 @@ class Stage:
         self.store: Path = request.getfixturevalue("store")
         self.pushed: set[str] = set()
         shutil.copy(request.getfixturevalue("words"), folder / "words.txt")
+        record = {"input_ids": [3, 4, 5] * 9, "messages": [{"role": "user", "content": "alpha " * 30}]}
+        (folder / "words.jsonl").write_text(f"{json.dumps(record)}\n" * 5)
 
     def run(self, piece: Piece) -> None:
         """Run a piece, or fail with where it stands."""
@@ -189,7 +196,7 @@ class Stage:
             if piece.python:
                 if self.possible(piece.text):
                     text = re.sub(
-                        r'"([^"\n]+\.zarr(?:\.zip)?)"', lambda name: f'"{self.readable(name[1])}"', piece.text
+                        r'"([^"\n*]+\.zarr(?:\.zip)?)"', lambda name: f'"{self.readable(name[1])}"', piece.text
                     )
                     exec(compile(text, piece.where, "exec"), {})
             elif piece.text not in NOT_RUN and self.possible(piece.text):
@@ -200,7 +207,7 @@ class Stage:
         needed = [
             library
             for key, libraries in LIBRARIES.items()
-            if (key in command if "://" in key else command.startswith(f"outliers {key} "))
+            if (command.startswith(f"outliers {key} ") if key.isalpha() else key in command)
             for library in libraries
         ]
         if "https://" in command and shutil.which("nginx", path="/usr/bin:/usr/sbin") is None:
@@ -213,6 +220,8 @@ class Stage:
         assert name in COMMANDS, f"no command is called {name}"
         flags = {flag for option in COMMANDS[name].params if getattr(option, "is_flag", False) for flag in option.opts}
         given, options = [name], dict(QUICK.get(name, {}))
+        if {"--field", "--chat"} & set(rest):
+            options["--text"] = "words.jsonl"
         positional = 0
         while rest:
             word = rest.pop(0)
@@ -228,6 +237,8 @@ class Stage:
     def value(self, command: str, option: str, value: str) -> str:
         if option == "--sites" and "=" in value:
             return SITES
+        if option == "--scales-from":
+            return self.readable(value)
         if command == "transition" and ":" in value:  # a fit with permutations for every cell
             return GRIDS[option]
         return VALUES.get(option, value)
@@ -244,6 +255,9 @@ class Stage:
         if "*" in word and not glob.glob(word):
             if command == "transition":  # a step needs eight models of different sizes
                 for path in families.family(families.step, self.folder):
+                    path.rename(word.replace("*", path.stem))
+            elif command == "trajectory":  # checkpoints of one run
+                for path in families.training(self.folder):
                     path.rename(word.replace("*", path.stem))
             else:
                 self.provide(word.replace("*", "one"))

@@ -21,7 +21,7 @@ def test_each_command_has_an_example_and_helps_with_every_option(name: str) -> N
 @pytest.mark.parametrize(
     ("begun", "place", "expected"),
     [
-        ("outliers fi", 1, ["find"]),
+        ("outliers fin", 1, ["find"]),
         ("outliers find s.zarr --preset ", 4, ["study", "dettmers"]),
         ("outliers sweep s.zarr --scale r", 4, ["rms"]),
     ],

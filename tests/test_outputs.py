@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -24,9 +25,15 @@ WRITERS = {
     "report": ["report", "none.zarr", "--out"],
     "compare": ["compare", "none.zarr", "--out"],
     "transition": ["transition", "none.zarr", "--out"],
+    "trajectory csv": ["trajectory", "none.zarr", "--csv"],
+    "trajectory plot": ["trajectory", "none.zarr", "--plot"],
     "sweep csv": ["sweep", "none.zarr", "--magnitude", "6", "--csv"],
     "sweep plot": ["sweep", "none.zarr", "--magnitude", "6", "--plot"],
     "metrics csv": ["metrics", "none.zarr", "--csv"],
+    "fits csv": ["fits", "none.zarr", "--csv"],
+    "quantize csv": ["quantize", "none.zarr", "--csv"],
+    "quantize plot": ["quantize", "none.zarr", "--plot"],
+    "fits plot": ["fits", "none.zarr", "--plot"],
     "show": ["show", "none.zarr", "--feature", "1", "--plot"],
     "map": ["map", "none.zarr", "--plot"],
     "walk": ["walk", "none.zarr", "--feature", "1", "--plot"],
@@ -84,7 +91,7 @@ def test_the_home_folder_is_meant_in_python_too(store: Path, tmp_path: Path, mon
     found = {path.name for path in home.iterdir()}
     assert {"s.zarr.zip", "copy.zarr", "report.html", "table.csv", "figure.png", "study"} <= found
     assert not (tmp_path / "~").exists()
-    assert compare([home / "copy.zarr"], resamples=20).rows
+    assert compare([home / "copy.zarr"], resamples=20).rows()
 
 
 @pytest.mark.parametrize("kind", ["store", "archive", "folder", "no folder"])
@@ -114,3 +121,39 @@ def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> Non
     tmp_path.chmod(0o500)
     with pytest.raises(OutliersError, match="Permission denied"):
         output_file(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["sweep", "--magnitude", "1:3:1", "--csv"], "a.csv"),
+        (["sweep", "--magnitude", "1:3:1", "--plot"], "a.svg"),
+        (["metrics", "--csv"], "a.csv"),
+        (["map", "--plot"], "a.png"),
+        (["report", "--out"], "a.html"),
+        (["compare", "--out"], "folder/dense.md"),
+    ],
+)
+def test_a_full_disk_leaves_what_stood_there(
+    words: list[str],
+    name: str,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = tmp_path / name
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("the good one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    given = target.parent if words[0] == "compare" else target
+    assert main([words[0], str(store), *words[1:], str(given)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in told[-1]
+    assert target.read_text() == "the good one"
+    assert [path for path in target.parent.iterdir() if path.suffix == ".partial"] == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,13 +46,18 @@ def loaded(request: pytest.FixtureRequest, single: Loaded) -> Loaded:
     return Loaded(model, NNsight(model), single.tokenizer, {**single.attributes, "compute_dtype": "bfloat16"})
 
 
+def described(loaded: Loaded) -> Callable[..., Any]:
+    """Stands in for `describe_model` where the weights are in memory already."""
+    return lambda *_, **__: SimpleNamespace(config=None, tokenizer=loaded.tokenizer, load=lambda: loaded)
+
+
 @pytest.fixture(scope="module")
 def store(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two blocks of 96 tokens, captured by the command line with the model that is loaded already."""
     out = tmp_path_factory.mktemp("real") / "s.zarr"
     words = ["--text", "python-docs", "--sequences", "2", "--length", "96", "--raw", "both"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "load_model", lambda *_, **__: loaded)
+        patch.setattr(run, "describe_model", described(loaded))
         assert main(["capture", "smollm2-135m", "--out", str(out), *words]) == 0
     return out
 
@@ -135,8 +142,8 @@ def test_norm_inputs_are_saturated_and_norm_outputs_hold_almost_none(
 
 
 def test_outliers_hurt_far_more_than_others(single: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (run, reload):
-        monkeypatch.setattr(module, "load_model", lambda *_, **__: single)
+    monkeypatch.setattr(run, "describe_model", described(single))
+    monkeypatch.setattr(reload, "load_model", lambda *_, **__: single)
     out = tmp_path / "s.zarr"
     words = ["--text", "python-docs", "--sequences", "1", "--length", "64", "--raw", "none"]
     assert main(["capture", "smollm2-135m", "--out", str(out), *words]) == 0

@@ -339,7 +339,7 @@ def test_a_strangers_cached_view_changes_no_answer(
         find_outliers(path, criteria)
     assert find_outliers(path, criteria) == truth
     assert truth.count == 0
-    assert [row["count"] for row in sweep(path, criteria, [50.0]).rows] == [0]
+    assert [row["count"] for row in sweep(path, criteria, [50.0]).rows()] == [0]
 
 
 def test_a_flipped_bit_of_a_cached_view_is_an_error(path: Path) -> None:
@@ -512,11 +512,11 @@ def test_texts_of_tokens_that_lie(tmp_path: Path) -> None:
 
 def test_nothing_of_a_store_is_imported_or_unpickled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What zarr would look up by name is never reached, and NumPy unpickles nothing."""
-    truth = sweep(path, Criteria(skip_first=1), [1.0]).rows
+    truth = sweep(path, Criteria(skip_first=1), [1.0]).rows()
     monkeypatch.setattr("zarr.registry.get_codec_class", lambda *_: pytest.fail("a codec was looked up"))
     find_outliers(path, Criteria(skip_first=1))
     (file,) = cache_folder().glob("*.npz")
     content = io.BytesIO()
     np.savez(content, critical=np.array([{"a": 1}], dtype=object))
     file.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
-    assert sweep(path, Criteria(skip_first=1), [1.0]).rows == truth
+    assert sweep(path, Criteria(skip_first=1), [1.0]).rows() == truth

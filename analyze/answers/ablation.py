@@ -6,32 +6,33 @@ and with the SHA-256 of its own content, so that no flipped bit passes.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
+from analyze.answers.records import sealed, unsealed
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
-from capture.errors import OutliersError
-from capture.store.schema import FOLDER
+from analyze.types import Counts, Float64
+from capture.errors import OutliersError, one_line
+from capture.store.files import read_plain
+from capture.store.schema import ABLATION
 
 SITE_CHOICES: Final = ("ln_attn", "ln_mlp", "both")
 _FORMAT: Final = "outlier-features ablation"
 _VERSION: Final = 1
 _INTERVAL: Final = (0.025, 0.975)
+_LARGEST: Final = 2**26  # bytes of a record
 _LISTED: Final = 12  # features that a line of text names
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Shown):
     """One causal test: a model with its outlier features, without them, and without as many random others.
 
     The first dimension of the arrays is the variant: 0 the model as it is, 1 without the outlier features, from 2 on
@@ -44,7 +45,7 @@ class Ablation:
     features : the outlier features
     random_features : those of each repeat, as many
     hidden_size : width of the model
-    positions : tokens in each sequence; the first sequences of the store were run
+    positions : tokens in each sequence, the most where they differ; the first sequences of the store were run
     seed : where the randomness of the control starts
     top1 : (variant, sequence, layer), mean over heads and queries of the largest attention probability, the features
         taken away in that layer alone; NaN where a layer has no softmax attention, or `site` leaves attention as it is
@@ -52,6 +53,7 @@ class Ablation:
         away in all layers together
     nll : (variant, sequence), mean negative log-likelihood over positions >= 1 in nats, likewise
     attributes : circumstances: model, dtype, device, versions, time, command
+    lengths : (sequence,) int64, tokens in each sequence where they differ; None where all have `positions`
     """
 
     criteria: Criteria
@@ -65,6 +67,7 @@ class Ablation:
     next_top1: Float64 = field(repr=False)
     nll: Float64 = field(repr=False)
     attributes: Mapping[str, Any] = field(repr=False)
+    lengths: Counts | None = field(default=None, repr=False)
 
     @property
     def sequences(self) -> int:
@@ -85,7 +88,9 @@ class Ablation:
     def perplexities(self) -> Float64:
         """(variant,): exp of the mean negative log-likelihood over all sequences, as for the store itself."""
         with np.errstate(over="ignore"):
-            return np.asarray(np.exp(self.nll.mean(axis=1)))
+            if self.lengths is None:
+                return np.asarray(np.exp(self.nll.mean(axis=1)))
+            return np.asarray(np.exp(np.average(self.nll, axis=1, weights=self.lengths - 1)))
 
     def row(self) -> dict[str, float]:
         """The figures that papers print.
@@ -116,23 +121,28 @@ class Ablation:
             }
         return row
 
-    def layer_rows(self) -> list[dict[str, int | float | None]]:
+    def rows(self) -> list[dict[str, Any]]:
         """One row a layer: `layer`, and the means over sequences `top1_with`, `top1_without` and `top1_random`."""
         return [
             {
                 "layer": layer,
-                "top1_with": _jsonable(values[0]),
-                "top1_without": _jsonable(values[1]),
-                "top1_random": _jsonable(values[2:].mean()),
+                "top1_with": float(values[0]),
+                "top1_without": float(values[1]),
+                "top1_random": float(values[2:].mean()),
             }
             for layer, values in enumerate(self.layer_top1.T)
         ]
 
+    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The layers that have an attention to show."""
+        attended = [row for row in self.rows() if not math.isnan(row["top1_with"])]
+        return [("attention top-1, features set to zero in one layer at a time", attended)]
+
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers ablate --json` prints: strict JSON, null for what is not a finite number."""
         return {
-            **{name: _jsonable(value) for name, value in self.row().items()},
-            "layers": self.layer_rows(),
+            **jsonable(self.row()),
+            "layers": jsonable(self.rows()),
             "site": self.site,
             "features": list(self.features),
             "hidden_size": self.hidden_size,
@@ -172,12 +182,9 @@ class Ablation:
             )
         return rows
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:38} {value}" for name, value in self.summary())
-
     def dump(self) -> str:
         """Text of the file that `load` reads."""
-        arrays = {name: _nested(getattr(self, name)) for name in ("top1", "next_top1", "nll")}
+        arrays = {name: jsonable(getattr(self, name)) for name in ("top1", "next_top1", "nll")}
         content = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -189,9 +196,10 @@ class Ablation:
             "hidden_size": self.hidden_size,
             "positions": self.positions,
             "seed": self.seed,
+            **({} if self.lengths is None else {"lengths": self.lengths.tolist()}),
             **arrays,
         }
-        return _text(content)
+        return sealed(content)
 
     @classmethod
     def load(cls, text: str) -> Self:
@@ -202,14 +210,7 @@ class Ablation:
         ValueError
             The text is not, to the last bit, what `dump` wrote, or does not hang together.
         """
-        content = json.loads(text)
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError("it is no record of an ablation")
-        if content.get("version") != _VERSION:
-            raise ValueError(f"it has version {content.get('version')}, and this release reads {_VERSION}")
-        content.pop("sha256", None)
-        if _text(content) != text:
-            raise ValueError("it does not match its checksum")
+        content = unsealed(text, _FORMAT, _VERSION)
         try:
             found = cls(
                 criteria=Criteria(**content["criteria"]),
@@ -220,6 +221,7 @@ class Ablation:
                 positions=int(content["positions"]),
                 seed=int(content["seed"]),
                 attributes=dict(content["attributes"]),
+                lengths=np.array(content["lengths"], np.int64) if "lengths" in content else None,
                 **{name: np.array(content[name], np.float64) for name in ("top1", "next_top1", "nll")},
             )
         except (KeyError, TypeError, OutliersError) as error:
@@ -235,6 +237,7 @@ class Ablation:
             or 0 in found.top1.shape
             or found.nll.shape != (variants, found.top1.shape[1])
             or found.next_top1.shape != found.nll.shape
+            or (found.lengths is not None and (found.lengths.shape != found.nll.shape[1:] or found.lengths.min() < 2))
             or len(found.top1) != variants
         ):
             raise ValueError("its parts do not fit together")
@@ -257,7 +260,7 @@ def read_ablations(store: Path | str) -> list[Ablation]:
     OutliersError
         A record is damaged, or of a newer release.
     """
-    folder = Path(store) / FOLDER
+    folder = Path(store) / ABLATION
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".")) if folder.is_dir() else []
     found = [read_ablation(file) for file in files]
     return sorted(found, key=lambda ablation: (len(ablation.features), ablation.site, str(ablation.criteria)))
@@ -272,29 +275,18 @@ def read_ablation(file: Path) -> Ablation:
         It cannot be read, is damaged, or is of a newer release.
     """
     try:
-        return Ablation.load(file.read_bytes().decode())
+        return Ablation.load(read_plain(file, _LARGEST).decode())
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise OutliersError(
-            f"{file} is damaged or of a newer release ({reason}); restore it from a copy, or remove it and run "
-            "outliers ablate again"
+            f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
+            "run outliers ablate again"
         ) from error
 
 
-def _text(content: dict[str, Any]) -> str:
-    plain = json.dumps(content, allow_nan=False, ensure_ascii=False, sort_keys=True)
-    return json.dumps(
-        {"sha256": sha256(plain.encode()).hexdigest(), **content},
-        allow_nan=False,
-        ensure_ascii=False,
-        sort_keys=True,
-        indent=1,
-    )
-
-
-def _nested(values: Float64) -> Any:
-    return json.loads(json.dumps(values.tolist()), parse_constant=lambda _: None)
-
-
-def _jsonable(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def is_ablation(file: Path) -> bool:
+    """Whether a file is a sound record."""
+    try:
+        read_ablation(file)
+    except OutliersError:
+        return False
+    return True

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 
+from analyze.peaks.counted import lengths
 from analyze.question.criteria import Criteria
 from analyze.reading.lazy import loaded
-from capture.store.schema import POSITION, SEQUENCE, SIGNAL
+from analyze.types import Float64
+from capture.store.schema import SEQUENCE, SIGNAL
 
-ROUNDED: Final = "activations have {} mantissa bits; stored peaks and plain views are exact"
+ROUNDED_NOTE: Final = "activations have {} mantissa bits; stored peaks and plain views are exact"
 """What a reader is told of a store whose activations were rounded when it was packed."""
 
 
-def mean_fraction(hits: int, total: int, count: int) -> float:
-    """Mean share of hits over `count` outliers with `total` places each, from an exact sum; NaN where count is 0."""
-    return hits / (total * count) if count else math.nan
+def mean_fraction(hits: Iterable[tuple[int, int]], count: int) -> float:
+    """Mean share of hits over `count` outliers; NaN where there is none.
+
+    Parameters
+    ----------
+    hits : for some of the outliers at a time their number of hits, and how many places each of them has
+    count : all outliers
+    """
+    return math.fsum(n / (total * count) for total, n in by_total(hits).items()) if count else math.nan
+
+
+def by_total(hits: Iterable[tuple[Any, int]]) -> dict[int, Any]:
+    """Exact sums of hits by the number of places that they are out of: the fewest quotients that a mean can have."""
+    sums: dict[int, Any] = {}
+    for n, total in hits:
+        if total:
+            sums[total] = sums[total] + n if total in sums else n
+    return sums
 
 
 def perplexity(store: xr.Dataset, criteria: Criteria) -> float:
@@ -26,14 +44,20 @@ def perplexity(store: xr.Dataset, criteria: Criteria) -> float:
 
     NaN where the store cannot say: a single position, or a likelihood that is not a number.
     """
-    nll = store["nll"]
-    if criteria.sequences is not None:
-        nll = nll.isel({SEQUENCE: list(criteria.sequences)})
-    values = loaded(nll.isel({POSITION: slice(1, None)})).astype(np.float64)
+    values = np.concatenate(losses(store, criteria.sequences))
     if values.size == 0:
         return math.nan
     with np.errstate(over="ignore"):
         return float(np.exp(values.mean()))
+
+
+def losses(store: xr.Dataset, sequences: Sequence[int] | None = None) -> list[Float64]:
+    """Negative log-likelihoods of each sequence, from position 1 to its end, float64; of all sequences where None."""
+    nll, ends = store["nll"], lengths(store)
+    if sequences is not None:
+        nll, ends = nll.isel({SEQUENCE: list(sequences)}), ends[list(sequences)]
+    values = loaded(nll).astype(np.float64)
+    return [row[1:end] for row, end in zip(values, ends, strict=True)]
 
 
 def nonfinite_count(store: xr.Dataset, criteria: Criteria) -> int:

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED, mean_fraction, nonfinite_count, perplexity
+from analyze.answers.facts import ROUNDED_NOTE, mean_fraction, nonfinite_count, perplexity
+from analyze.display.shown import Shown
 from analyze.display.text import jsonable, percent
 from analyze.peaks.groups import Group, of_groups
 from analyze.peaks.lookup import view_peaks
@@ -44,7 +44,7 @@ class Outlier:
 
 
 @dataclass(frozen=True)
-class Outliers:
+class Outliers(Shown):
     """What a criterion finds in a store.
 
     Parameters
@@ -83,7 +83,6 @@ class Outliers:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers find --json` prints: strict JSON, null for what is not a finite number."""
-        rows = [{name: jsonable(value) for name, value in vars(row).items()} for row in self.features]
         result = {
             "count": self.count,
             "distinct_features": self.distinct_features,
@@ -93,7 +92,7 @@ class Outliers:
             "mean_position_fraction": jsonable(self.mean_position_fraction),
             "perplexity": jsonable(self.perplexity),
             "criteria": self.criteria.to_dict(),
-            "features": rows,
+            "features": jsonable(self.rows()),
         }
         if self.nonfinite_count:
             result["nonfinite_count"] = self.nonfinite_count
@@ -117,27 +116,14 @@ class Outliers:
         if self.nonfinite_count:
             rows.append(("not finite", f"{self.nonfinite_count:,} values are NaN or infinite; a NaN never hits"))
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
         if self.saturated:
             rows.append(("saturated", "over half of the width qualifies: the criterion tells features apart no longer"))
         return rows
 
-    def __str__(self) -> str:
-        lines = [f"{name:18} {value}" for name, value in self.summary()]
-        for row in self.features[:10]:
-            place = "" if row.sequence is None else f"sequence {row.sequence}, "
-            lines.append(
-                f"  {place}feature {row.feature}: L {percent(row.layer_fraction)}, S {percent(row.position_fraction)}, "
-                f"max {row.max_magnitude:.4g}, critical {row.critical_magnitude:.4g}"
-            )
-        if len(self.features) > 10:
-            lines.append(f"  and {len(self.features) - 10:,} more")
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        return stack(facts(self.summary()), rows([vars(row) for row in self.features]))
+    def rows(self) -> list[dict[str, Any]]:
+        """One record an outlier, the fields of `Outlier`."""
+        return [dict(vars(row)) for row in self.features]
 
 
 def find_outliers(
@@ -164,13 +150,12 @@ def find_outliers(
         (row for part in found for row in part.rows),
         key=lambda row: (-row.critical_magnitude, -1 if row.sequence is None else row.sequence, row.feature),
     )
-    layer_hits, position_hits = (sum(getattr(part, name) for part in found) for name in ("layer_hits", "position_hits"))
     return Outliers(
         count=len(rows),
         distinct_features=len({row.feature for row in rows}),
         hidden_size=peaks.sizes[FEATURE],
-        mean_layer_fraction=mean_fraction(layer_hits, found[0].layer_units, len(rows)),
-        mean_position_fraction=mean_fraction(position_hits, found[0].positions, len(rows)),
+        mean_layer_fraction=mean_fraction(((part.layer_hits, part.layer_units) for part in found), len(rows)),
+        mean_position_fraction=mean_fraction(((part.position_hits, part.positions) for part in found), len(rows)),
         perplexity=perplexity(store, criteria),
         nonfinite_count=nonfinite_count(store, criteria),
         criteria=criteria,
@@ -190,7 +175,7 @@ class _Found:
 
 def _find(group: Group, criteria: Criteria) -> _Found:
     limit = threshold(criteria.magnitude)
-    units, positions = group.layer.shape[1], group.position.shape[1]
+    units, positions = group.layer.shape[1], group.positions
     layer_hits = np.count_nonzero(group.layer >= limit, axis=1)
     position_hits = np.count_nonzero(group.position >= limit, axis=1)
     found = np.flatnonzero(
@@ -198,7 +183,7 @@ def _find(group: Group, criteria: Criteria) -> _Found:
         & (position_hits >= required_hits(criteria.positions, positions))
     )
     layer, position = group.layer[found], group.position[found]
-    critical = critical_magnitude(layer, position, criteria.layers, criteria.positions)
+    critical = critical_magnitude(layer, position, criteria.layers, criteria.positions, positions)
     rows = [
         Outlier(
             sequence=group.sequence,
@@ -228,7 +213,7 @@ def critical_magnitudes(
     Returns
     -------
     (sequence, feature) float32, or (feature,) where pooled; +inf where both fractions are 0, -inf where a feature has
-    too few numbers (all others NaN)
+    too few numbers (all others NaN), or no position of the sequence counts
 
     Raises
     ------
@@ -238,11 +223,7 @@ def critical_magnitudes(
     store = as_dataset(store)
     criteria = (Criteria() if criteria is None else criteria).resolve(store)
     peaks = view_peaks(store, criteria, use_cache=use_cache, progress=progress)
-
-    def critical(group: Group) -> npt.NDArray[np.float32]:
-        return critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions)
-
-    parts = list(of_groups(critical, peaks, criteria))
+    parts = list(of_groups(lambda group: group.critical(criteria), peaks, criteria))
     attributes = {"long_name": "critical magnitude", "criterion": str(criteria)}
     if criteria.counting == "pooled":
         return xr.DataArray(
@@ -254,9 +235,5 @@ def critical_magnitudes(
 
 def critical_by_feature(peaks: xr.Dataset, criteria: Criteria) -> Float32:
     """Critical magnitudes of all features from the peaks of a view: (sequence, feature), one row where pooled."""
-    parts = of_groups(
-        lambda group: critical_magnitude(group.layer, group.position, criteria.layers, criteria.positions),
-        peaks,
-        criteria,
-    )
+    parts = of_groups(lambda group: group.critical(criteria), peaks, criteria)
     return np.concatenate(list(parts)).reshape(-1, peaks.sizes[FEATURE])

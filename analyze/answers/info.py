@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from analyze.display.text import strict
+from analyze.answers.facts import losses
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable, plain, size
+from analyze.peaks.counted import lengths
 from analyze.reading.lazy import loaded
 from analyze.reading.open import open_store
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE
 
 
 @dataclass(frozen=True)
-class Info:
+class Info(Shown):
     """Facts of a store.
 
     Parameters
@@ -25,6 +28,8 @@ class Info:
     complete : whether every sequence is captured
     sequences, done : sequences planned and captured
     layers, positions, features : lengths of the dimensions
+    tokens : positions of all sequences together
+    shortest : positions of the shortest sequence
     sites : names of the sites
     raw : which activations are kept
     perplexity : exp of the mean negative log-likelihood of the captured sequences; NaN if unknown
@@ -40,6 +45,8 @@ class Info:
     layers: int
     sites: tuple[str, ...]
     positions: int
+    tokens: int
+    shortest: int
     features: int
     raw: str
     perplexity: float
@@ -49,8 +56,6 @@ class Info:
 
     def summary(self) -> list[tuple[str, str]]:
         """Names and values for a reader, without the attributes."""
-        from analyze.display.text import size
-
         unfinished = f"unfinished: {self.done} of {self.sequences} sequences are done; "
         rows = [
             (
@@ -60,7 +65,12 @@ class Info:
                 else unfinished + "run the same outliers capture command again to finish it",
             ),
             ("format version", str(self.format_version)),
-            ("sequences", f"{self.sequences:,} of {self.positions:,} positions"),
+            (
+                "sequences",
+                f"{self.sequences:,} of {self.positions:,} positions"
+                if self.shortest == self.positions
+                else f"{self.sequences:,} of {self.shortest:,} to {self.positions:,} positions, {self.tokens:,} in all",
+            ),
             ("layers", f"{self.layers} with sites {', '.join(self.sites)}"),
             ("features", f"{self.features:,}"),
             ("activations kept", self.raw),
@@ -69,22 +79,18 @@ class Info:
         ]
         return rows + [(f"not finite, {name}", f"{count:,} values") for name, count in self.nonfinite.items() if count]
 
-    @property
-    def known(self) -> dict[str, Any]:
+    def rows(self) -> list[dict[str, Any]]:
         """Attributes that are worth a line: without those that are null, or told by `summary`, or a table."""
         told = ("format", "format_version", "raw", "sites")
-        return {name: value for name, value in self.attributes.items() if value is not None and name not in told}
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, stack
-
-        return stack(facts(self.summary()), facts(self.known.items(), caption="attributes"))
+        return [
+            {"attribute": name, "value": plain(value)}
+            for name, value in self.attributes.items()
+            if value is not None and name not in told
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers info --json` prints: strict JSON."""
-        result = {**vars(self), "sites": list(self.sites)}
-        result["perplexity"] = None if not math.isfinite(self.perplexity) else self.perplexity
-        result["attributes"] = strict(self.attributes)
+        result: dict[str, Any] = jsonable(vars(self))
         return result
 
 
@@ -107,9 +113,10 @@ def store_info(path: Path | str) -> Info:
     counts = np.zeros(len(SIGNALS), np.int64)
     nll = np.empty(0)
     if len(captured):
-        part = store[["nonfinite_count", "nll"]].isel(sequence=captured)
-        counts = loaded(part["nonfinite_count"].sum(dim=(SEQUENCE, LAYER, SITE), dtype=np.int64))
-        nll = loaded(part["nll"].isel(position=slice(1, None))).astype(np.float64)
+        part = store["nonfinite_count"].isel(sequence=captured)
+        counts = loaded(part.sum(dim=(SEQUENCE, LAYER, SITE), dtype=np.int64))
+        nll = np.concatenate(losses(store, captured.tolist()))
+    each = lengths(store)
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(nll.mean())) if nll.size else math.nan
     return Info(
@@ -120,6 +127,8 @@ def store_info(path: Path | str) -> Info:
         layers=store.sizes[LAYER],
         sites=tuple(str(site) for site in store[SITE].values),
         positions=store.sizes[POSITION],
+        tokens=int(each.sum()),
+        shortest=int(each.min()),
         features=store.sizes[FEATURE],
         raw=str(store.attrs["raw"]),
         perplexity=perplexity,

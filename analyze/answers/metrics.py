@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.peaks.lookup import view_peaks
+from analyze.peaks.counted import counted_positions, refuse_none
 from analyze.peaks.stream import stream_matrices
 from analyze.question.units import scale_unit
 from analyze.question.view import View
@@ -46,6 +46,8 @@ class MatrixStatistics:
     squares, count : (feature,) float64 and int64, sum of squares over positions, and number of finite values
     ratio_sum, ratio_count : sum over positions of largest over median magnitude, and number of positions in it
     channel : (feature,) float32, largest magnitude; NaN without a finite value
+    token_ratio : (position,) float64, largest magnitude of each position over the median of these; NaN where one is
+        not known, or the median is zero
     """
 
     median: float = field(metadata=_OWN)
@@ -59,6 +61,7 @@ class MatrixStatistics:
     ratio_sum: float = field(metadata=_SUM)
     ratio_count: int = field(metadata=_SUM)
     channel: Float32 = field(metadata=_MOST)
+    token_ratio: npt.NDArray[np.float64] = field(metadata=_OWN)
 
 
 def matrix_statistics(matrix: Float32, sink_ratio: float = SINK_RATIO) -> MatrixStatistics:
@@ -68,6 +71,12 @@ def matrix_statistics(matrix: Float32, sink_ratio: float = SINK_RATIO) -> Matrix
     whole = bool(finite.all())
     if not whole:
         magnitudes[~finite] = np.nan
+        told = np.flatnonzero(finite.any(axis=1))
+        if 0 < len(told) < len(matrix):  # positions that do not count may be most, and say nothing
+            found = matrix_statistics(matrix[told], sink_ratio)
+            ratio = np.full(len(matrix), np.nan)
+            ratio[told] = found.token_ratio
+            return replace(found, position=int(told[found.position]), token_ratio=ratio)
     median = scale_unit(matrix, "median")
     rows = np.fmax.reduce(magnitudes, axis=1)
     position = -1 if np.isnan(rows).all() else int(np.nanargmax(rows))
@@ -91,7 +100,14 @@ def matrix_statistics(matrix: Float32, sink_ratio: float = SINK_RATIO) -> Matrix
         ratio_sum=float(ratios.sum()),
         ratio_count=int(usable.sum()),
         channel=np.fmax.reduce(magnitudes, axis=0),
+        token_ratio=_over_median(rows),
     )
+
+
+def _over_median(rows: Float32) -> npt.NDArray[np.float64]:
+    """Magnitudes in units of their median; NaN where that is zero."""
+    middle = scale_unit(rows, "median")
+    return np.where(middle > 0, rows, np.nan) / np.float64(middle if middle > 0 else 1)
 
 
 def _row_medians(magnitudes: Float32) -> npt.NDArray[np.float64]:
@@ -140,6 +156,8 @@ def layer_metrics(
     `extreme_sequence`, `extreme_position`, `extreme_feature`, `extreme_token_id` : where the largest magnitude is; -1
         where there is none
     `extreme_token_text` : its text, where the store keeps the text of tokens
+    `token_ratio` (sequence, position) : largest over layers and sites of the largest magnitude of a position over the
+        median of these (Chen et al. 2024, PrefixQuant, arXiv 2410.05265); NaN where the position does not count
 
     Raises
     ------
@@ -150,20 +168,23 @@ def layer_metrics(
     view = (View() if view is None else view).view.resolve(store)
     if view.scale != "absolute":
         raise OutliersError(f"scale is {view.scale!r}; metrics are defined on the values themselves: expected absolute")
+    counted = counted_positions(store, view)
+    refuse_none(counted)
     frame = view.select(store)
     shape = (frame.sizes[LAYER], frame.sizes[SITE])
     totals: dict[tuple[int, int], dict[str, Any]] = {}
     statistics = partial(matrix_statistics, sink_ratio=sink_ratio)
+    ratio = np.full(counted.shape, np.nan)
     for n, layer, site, found in stream_matrices(store, view, statistics, progress):
         _add(totals, (layer, site), n, found)
-    positions = frame.sizes[SEQUENCE] * frame.sizes[POSITION]
+        np.fmax(ratio[n], found.token_ratio, out=ratio[n])
     token_id = loaded(frame["token_id"])
     columns: dict[str, npt.NDArray[Any]] = {}
     channels = np.empty((*shape, frame.sizes[FEATURE]), np.float32)
     for place in np.ndindex(*shape):
         total = totals[place]
         channels[place] = total["channel"]
-        row = _row(total, positions, sink_share)
+        row = _row(total, int(counted.sum()), sink_share)
         n, p = total["sequence"], total["position"]
         row["extreme_sequence"] = int(frame[SEQUENCE].values[n]) if n >= 0 else -1
         row["extreme_position"] = int(frame[POSITION].values[p]) if p >= 0 else -1
@@ -172,12 +193,13 @@ def layer_metrics(
         for name, value in row.items():
             columns.setdefault(name, np.empty(shape, np.int64 if isinstance(value, int) else np.float64))[place] = value
     data: dict[str, Any] = {name: ((LAYER, SITE), values) for name, values in columns.items()}
+    data["token_ratio"] = ((SEQUENCE, POSITION), ratio)
     data["channel_maxima"] = ((LAYER, SITE, FEATURE), channels)
     if texts := token_texts(store):
         found_texts = [texts.get(number, "") for number in columns["extreme_token_id"].ravel().tolist()]
         strings = np.array(found_texts, dtype=np.dtypes.StringDType()).reshape(shape)
         data["extreme_token_text"] = ((LAYER, SITE), strings)
-    coordinates = {dim: frame[dim] for dim in (LAYER, SITE, FEATURE)}
+    coordinates = {dim: frame[dim] for dim in (SEQUENCE, LAYER, SITE, POSITION, FEATURE)}
     return xr.Dataset(data, coords=coordinates, attrs={"signal": view.signal})
 
 
@@ -225,48 +247,4 @@ def metric_rows(metrics: xr.Dataset) -> list[dict[str, Any]]:
         {"layer": int(layer), "site": str(site), **{name: values[name][i][j] for name in names}}
         for i, layer in enumerate(metrics[LAYER].values)
         for j, site in enumerate(metrics[SITE].values)
-    ]
-
-
-def extreme_tokens(store: Store, view: View | None = None, count: int = 10) -> list[dict[str, Any]]:
-    """Tokens that carry the largest magnitudes of a view, largest first; from peaks alone where the view is plain.
-
-    Parameters
-    ----------
-    store : path, or Dataset from `open_store` or one that you chunked yourself
-    view : which values count; everything, on norm inputs, where None
-    count : how many tokens
-
-    Returns
-    -------
-    list of `sequence`, `position`, `token_id`, `feature`, `magnitude`; one entry a token, at its largest feature; with
-    `token_text` where the store keeps the text of tokens
-
-    Raises
-    ------
-    OutliersError
-        As `view_peaks`.
-    """
-    store = as_dataset(store)
-    view = (View() if view is None else view).view.resolve(store)
-    peaks = view_peaks(store, view)
-    token_id = loaded(view.select(store[["token_id"]])["token_id"])
-    texts = token_texts(store)
-    found: list[tuple[float, int, int, int]] = []
-    for n in range(peaks.sizes[SEQUENCE]):
-        magnitudes = loaded(peaks["position_peak"].isel({SEQUENCE: n}))
-        rows = np.fmax.reduce(magnitudes, axis=1)
-        ranked = np.argsort(-np.nan_to_num(rows, nan=-np.inf), kind="stable")[:count]
-        known = [int(p) for p in ranked if not np.isnan(rows[p])]
-        found += [(-float(rows[p]), n, p, int(np.nanargmax(magnitudes[p]))) for p in known]
-    return [
-        {
-            "sequence": int(peaks[SEQUENCE].values[n]),
-            "position": int(peaks[POSITION].values[p]),
-            "token_id": int(token_id[n, p]),
-            **({"token_text": texts.get(int(token_id[n, p]), "")} if texts else {}),
-            "feature": f,
-            "magnitude": -magnitude,
-        }
-        for magnitude, n, p, f in sorted(found)[:count]
     ]

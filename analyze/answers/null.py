@@ -11,6 +11,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.answers.find import find_outliers
+from analyze.display.shown import Shown
+from analyze.peaks.counted import counted_positions
 from analyze.peaks.stream import stream_matrices
 from analyze.peaks.threads import in_threads
 from analyze.question.criteria import Criteria
@@ -28,7 +30,7 @@ _INTERVAL = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
-class Null:
+class Null(Shown):
     """Outliers found beside those found after permutation.
 
     Parameters
@@ -67,11 +69,6 @@ class Null:
     def p_fewer(self) -> float:
         """Share of permutations with at most this count: small where hits crowd into few features."""
         return float(1 + np.count_nonzero(self.null_counts <= self.count)) / (1 + self.repeats)
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts
-
-        return facts(self.summary())
 
     def summary(self) -> list[tuple[str, str]]:
         """Names and values for a reader."""
@@ -138,10 +135,11 @@ def permutation_null(
     criteria = (Criteria() if criteria is None else criteria).resolve(store)
     found = find_outliers(store, criteria, progress=progress)
     hits = _hits(store, criteria, progress)
+    counted = counted_positions(store, criteria).sum(axis=1, dtype=np.int64)
     width = store.sizes[FEATURE]
 
     def repeat(number: int) -> tuple[int, int]:
-        return _permuted(hits, criteria, width, seed, number)
+        return _permuted(hits, counted, criteria, width, seed, number)
 
     counts = np.empty((repeats, 2), np.int64)
     for number, result in enumerate(in_threads(repeat, range(repeats))):
@@ -167,8 +165,8 @@ def _count(matrix: Float32, magnitude: float, scale: str) -> Hits:
     return hits
 
 
-def _permuted(hits: Hits, criteria: Criteria, width: int, seed: int, number: int) -> tuple[int, int]:
-    """Outliers and distinct features after one permutation."""
+def _permuted(hits: Hits, counted: Hits, criteria: Criteria, width: int, seed: int, number: int) -> tuple[int, int]:
+    """Outliers and distinct features after one permutation; `counted` positions of each sequence count."""
     sequences, layers, sites, positions = hits.shape
     units = layers * (sites if criteria.layer_unit == "site" else 1)
     count, distinct = 0, np.zeros(width, bool)
@@ -186,11 +184,11 @@ def _permuted(hits: Hits, criteria: Criteria, width: int, seed: int, number: int
             pooled_layers |= layer_hit
             pooled_positions += position_hit.sum(axis=0)
         else:
-            outlier = _enough(layer_hit.sum(axis=0), position_hit.sum(axis=0), criteria, units, positions)
+            outlier = _enough(layer_hit.sum(axis=0), position_hit.sum(axis=0), criteria, units, int(counted[n]))
             count += int(outlier.sum())
             distinct |= outlier
     if criteria.counting == "pooled":
-        distinct = _enough(pooled_layers.sum(axis=0), pooled_positions, criteria, units, sequences * positions)
+        distinct = _enough(pooled_layers.sum(axis=0), pooled_positions, criteria, units, int(counted.sum()))
         count = int(distinct.sum())
     return count, int(distinct.sum())
 

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from analyze.answers.facts import by_total
 from analyze.answers.sweep_steps import BINS, Steps, histogram, hit_steps, ranked_histogram, read_steps, write_steps
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.peaks import cache
 from analyze.peaks.groups import Group, of_groups
 from analyze.peaks.lookup import view_peaks
@@ -19,18 +21,15 @@ from analyze.question.checks import check_fraction, check_magnitude
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import Limits, kth_largest, required_hits, tails, threshold
 from analyze.reading.open import as_dataset
-from analyze.types import Progress, Store
+from analyze.types import Counts, Float32, Progress, Store
 from capture.errors import OutliersError
 from capture.store.schema import FEATURE
-
-Float32 = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.int64]
 
 _BAND = 2**17  # peaks handled at once: all that is made of them stays in a processor's cache
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Shown):
     """Counts for every combination of thresholds.
 
     Parameters
@@ -48,7 +47,12 @@ class Sweep:
     hidden_size: int
     critical: dict[tuple[float, float], Float32] = field(repr=False)
 
-    @property
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values for a reader."""
+        c = self.criteria
+        view = f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}"
+        return [("swept", view), ("width", f"{self.hidden_size:,}")]
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a combination, magnitudes fastest."""
         axes = [self.table[name].values.tolist() for name in ("magnitude", "layers", "positions")]
@@ -67,14 +71,7 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers sweep --json` prints: strict JSON."""
-        return {"hidden_size": self.hidden_size, "criteria": self.criteria.to_dict(), "rows": all_jsonable(self.rows)}
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        c = self.criteria
-        view = f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}"
-        return stack(facts([("swept", view), ("width", f"{self.hidden_size:,}")]), rows(self.rows))
+        return {"hidden_size": self.hidden_size, "criteria": self.criteria.to_dict(), "rows": jsonable(self.rows())}
 
 
 def sweep(
@@ -129,13 +126,7 @@ def sweep(
     # Groups are whole sequences, or the features of all sequences in order: either way rows of `width` features.
     best = counted.critical.reshape(*counted.critical.shape[:2], -1, width).max(axis=2)
     count, distinct = _passing(counted.critical, thresholds), _passing(best, thresholds)
-    means = [
-        _means(hits, total, count)
-        for hits, total in (
-            (counted.layer_hits, counted.layer_units),
-            (counted.position_hits, counted.positions),
-        )
-    ]
+    means = [_means(hits, count) for hits in (counted.layer_hits, counted.position_hits)]
     table = xr.Dataset(
         {
             "count": _array(count, place, "outliers, summed over sequences unless pooled"),
@@ -161,7 +152,7 @@ def _from_steps(
     limits: Float32,
     use_cache: bool,
     progress: Progress | None,
-) -> _Part | None:
+) -> _Counted | None:
     """Counts from kept step functions, made if need be; None where they cannot be kept."""
     if not use_cache or len(chosen["layers"]) * len(chosen["positions"]) > 1:
         return None
@@ -176,14 +167,16 @@ def _from_steps(
             return None
         write_steps(store, key, steps)
     hits = [kind.at(limits)[None, None] for kind in (steps.layer, steps.position)]
-    return _Part(steps.critical.reshape(1, 1, -1), hits[0], hits[1], steps.layer_units, steps.positions)
+    return _Counted(steps.critical.reshape(1, 1, -1), {steps.layer_units: hits[0]}, {steps.positions: hits[1]})
 
 
 def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
-    """Step functions of a pair of fractions; None where the peaks have too many bits."""
+    """Step functions of a pair of fractions; None where the peaks have too many bits, or shares different totals."""
+    if criteria.counting == "per-sequence" and len(np.unique(peaks["counted"])) > 1:
+        return None
 
     def of_group(group: Group) -> tuple[Float32, Counts, Counts, tuple[int, int]] | None:
-        units, positions = group.layer.shape[1], group.position.shape[1]
+        units, positions = group.layer.shape[1], group.positions
         by_layer = kth_largest(group.layer, (required_hits(criteria.layers, units),))[0]
         critical, counts = ranked_histogram(group.position, required_hits(criteria.positions, positions), by_layer)
         layer = None if counts is None else histogram(group.layer, critical)
@@ -201,26 +194,33 @@ def _steps(peaks: xr.Dataset, criteria: Criteria) -> Steps | None:
     return Steps(np.concatenate(critical), hit_steps(totals[0]), hit_steps(totals[1]), units, positions)
 
 
-def _from_peaks(peaks: xr.Dataset, criteria: Criteria, chosen: dict[str, list[float]], thresholds: Float32) -> _Part:
+def _from_peaks(peaks: xr.Dataset, criteria: Criteria, chosen: dict[str, list[float]], thresholds: Float32) -> _Counted:
     """Counts from the peaks of every group."""
     limits = Limits(thresholds)
 
     def count(group: Group) -> _Part:
-        return _count(group.layer, group.position, chosen["layers"], chosen["positions"], limits)
+        return _count(group, chosen["layers"], chosen["positions"], limits)
 
     parts = list(of_groups(count, peaks, criteria))
-    return _Part(
+    return _Counted(
         np.concatenate([part.critical for part in parts], axis=-1),
-        np.sum([part.layer_hits for part in parts], axis=0),
-        np.sum([part.position_hits for part in parts], axis=0),
-        parts[0].layer_units,
-        parts[0].positions,
+        by_total((part.layer_hits, part.layer_units) for part in parts),
+        by_total((part.position_hits, part.positions) for part in parts),
     )
 
 
 @dataclass(frozen=True)
+class _Counted:
+    """All groups: critical magnitudes, and hits of outliers by the number of places that they are out of."""
+
+    critical: Float32
+    layer_hits: dict[int, Counts]
+    position_hits: dict[int, Counts]
+
+
+@dataclass(frozen=True)
 class _Part:
-    """Some groups: critical magnitudes (layers, positions, feature), hits of outliers (layers, positions, limit)."""
+    """A group: critical magnitudes (layers, positions, feature), hits of outliers (layers, positions, limit)."""
 
     critical: Float32
     layer_hits: Counts
@@ -229,9 +229,10 @@ class _Part:
     positions: int
 
 
-def _count(layer: Float32, position: Float32, layers: list[float], positions: list[float], limits: Limits) -> _Part:
+def _count(group: Group, layers: list[float], positions: list[float], limits: Limits) -> _Part:
+    layer, position = group.layer, group.position
     by_layer = kth_largest(layer, tuple(required_hits(a, layer.shape[1]) for a in layers))
-    by_position = kth_largest(position, tuple(required_hits(b, position.shape[1]) for b in positions))
+    by_position = kth_largest(position, tuple(required_hits(b, group.positions) for b in positions))
     critical = np.minimum(by_layer[:, None], by_position[None])
     # A feature is an outlier at the first `passed` limits.
     passed = np.searchsorted(limits.values, critical, side="right")
@@ -252,7 +253,7 @@ def _count(layer: Float32, position: Float32, layers: list[float], positions: li
             per_feature = tails(counts)
             for j, k in np.ndindex(len(layers), len(positions)):
                 total[j, k] += np.where(np.arange(bins - 1) < passed[j, k, chosen, None], per_feature, 0).sum(axis=0)
-    return _Part(critical, hits[0], hits[1], layer.shape[1], position.shape[1])
+    return _Part(critical, hits[0], hits[1], layer.shape[1], group.positions)
 
 
 def _passing(critical: Float32, limits: Float32) -> Counts:
@@ -264,9 +265,10 @@ def _passing(critical: Float32, limits: Float32) -> Counts:
     return result
 
 
-def _means(hits: Counts, total: int, count: Counts) -> npt.NDArray[np.float64]:
+def _means(hits: dict[int, Counts], count: Counts) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(hits / (total * count), dtype=np.float64)
+        means: npt.NDArray[np.float64] = np.sum([part / (total * count) for total, part in hits.items()], axis=0)
+    return means
 
 
 def _array(values: npt.NDArray[Any], place: npt.NDArray[np.intp], description: str) -> xr.DataArray:

@@ -19,9 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyze.peaks import cache
-
-Float32 = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.int64]
+from analyze.types import Counts, Float32
 
 _DROPPED: Final = 13
 BINS: Final = 2 ** (32 - _DROPPED)

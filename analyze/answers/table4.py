@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from analyze.answers.find import Outlier, Outliers, find_outliers
+from analyze.display.shown import Shown
+from analyze.display.text import cell, jsonable, percent
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_matrices
 from analyze.question.criteria import Criteria
@@ -23,7 +25,7 @@ from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
 
 
 @dataclass(frozen=True)
-class DettmersTable:
+class DettmersTable(Shown):
     """One row of Table 4.
 
     Parameters
@@ -48,17 +50,22 @@ class DettmersTable:
     largest_median: float
     criteria: Criteria
 
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts
-        from analyze.display.text import cell
-
-        return facts((name.replace("_", " "), cell("", value)) for name, value in self.to_dict().items())
-
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON."""
-        result = {**vars(self), "criteria": self.criteria.to_dict()}
-        result["quartiles"] = None if self.quartiles is None else list(self.quartiles)
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
+        result: dict[str, Any] = jsonable({**vars(self), "criteria": self.criteria.to_dict()})
+        return result
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Names and values for a reader."""
+        quartiles = "-" if self.quartiles is None else " / ".join(f"{value:.4g}" for value in self.quartiles)
+        pairs = [
+            ("Table 4 of Dettmers et al.", str(self.criteria)),
+            ("outliers, one-sided", f"{self.outliers:,}, {self.one_sided:,}"),
+            ("layers, positions", f"{percent(self.layers)}, {percent(self.positions)}"),
+            ("most common outlier", f"{self.most_common}, quartiles of its hits {quartiles}"),
+            ("largest outlier", f"{self.largest}, median magnitude of its hits {cell('', self.largest_median)}"),
+        ]
+        return pairs if self.outliers else pairs[:2]
 
 
 def dettmers_table(

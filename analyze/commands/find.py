@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.commands.output import print_json
+from analyze.commands.output import print_json, print_or_json
 
 if TYPE_CHECKING:
-    from analyze.answers.find import Outliers
     from analyze.question.criteria import Criteria
+
+_MOST_SHOWN: Final = 20
 
 
 @asks_for_criteria()
@@ -19,7 +20,7 @@ def find(
     store: StorePath,
     criteria: Criteria,
     all_conventions: Annotated[
-        bool, typer.Option("--all-conventions", help="One row for each signal, counting, layer unit, and first token.")
+        bool, typer.Option("--all-conventions", help="One row for each signal, counting, unit, and tokens left out.")
     ] = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
@@ -43,50 +44,19 @@ def find(
 
     with running(scheduler, workers), shown("reading activations") as progress:
         found = find_outliers(store, criteria, progress=progress)
-    if json_:
-        print_json(found.to_dict())
-    else:
-        print_found(found)
+    print_or_json(found, json_, _MOST_SHOWN)
 
 
 def _print_rows(rows: list[dict[str, Any]], criteria: Any, json_: bool) -> None:
     if json_:
-        from analyze.display.text import all_jsonable
+        from analyze.display.text import jsonable
 
-        print_json({"criteria": criteria.to_dict(), "rows": all_jsonable(rows)})
+        print_json({"criteria": criteria.to_dict(), "rows": jsonable(rows)})
     else:
         from analyze.display.tables import print_rows
 
         print_rows(
-            rows,
+            [{**row, "skip_tokens": ", ".join(map(str, row["skip_tokens"]))} for row in rows],
             f"|x| >= {criteria.magnitude:g} in at least {criteria.layers * 100:g}% of layer units "
             f"and at {criteria.positions * 100:g}% of positions",
         )
-
-
-def print_found(found: Outliers) -> None:
-    """The criterion in words, the counts, and the strongest features."""
-    from rich.table import Table
-
-    from analyze.display.tables import MOST_ROWS, console, print_facts
-
-    out = console()
-    print_facts(found.summary())
-    if not found.features:
-        return
-    table = Table(title=None, box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("sequence", "feature", "L%", "S%", "max |x|", "critical |x|"):
-        table.add_column(name, justify="right")
-    for row in found.features[:MOST_ROWS]:
-        table.add_row(
-            "all" if row.sequence is None else str(row.sequence),
-            str(row.feature),
-            f"{row.layer_fraction:.1%}",
-            f"{row.position_fraction:.1%}",
-            f"{row.max_magnitude:.4g}",
-            f"{row.critical_magnitude:.4g}",
-        )
-    out.print()
-    out.print(table)
-    if len(found.features) > MOST_ROWS:
-        out.print(f"and {len(found.features) - MOST_ROWS:,} more; --json lists them all")

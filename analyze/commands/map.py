@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.commands.output import print_json
+from analyze.commands.output import print_or_json
 
 if TYPE_CHECKING:
-    from analyze.portraits.map import FeatureMap
     from analyze.question.criteria import Criteria
 
 
@@ -45,16 +44,4 @@ def map(
         from analyze.portraits.figures import map_figure
 
         save(map_figure(found), plot)
-    if json_:
-        print_json(found.to_dict())
-    else:
-        print_map(found)
-
-
-def print_map(found: FeatureMap) -> None:
-    """One row a feature, the strongest first."""
-    from analyze.display.tables import print_facts, print_rows
-
-    print_facts(found.summary())
-    print()
-    print_rows(found.rows)
+    print_or_json(found, json_)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from analyze.answers.table4 import DettmersTable
     from analyze.question.criteria import Criteria
 
+Row = dict[str, Any]
+
 
 @asks_for_criteria(preset="dettmers", without=("counting", "scale"))
 def metrics(
@@ -26,8 +28,9 @@ def metrics(
 
     Example: outliers metrics data/smollm2.zarr --signal input
     """
-    from analyze.answers.metrics import extreme_tokens, layer_metrics, metric_rows
+    from analyze.answers.metrics import layer_metrics, metric_rows
     from analyze.answers.table4 import dettmers_table
+    from analyze.answers.tokens import extreme_tokens, outlier_tokens
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
     from analyze.reading.open import as_dataset
@@ -36,43 +39,42 @@ def metrics(
         output_file(csv)
     with running(scheduler, workers), shown("reading activations") as progress:
         data = as_dataset(store)
-        rows = metric_rows(layer_metrics(data, criteria, progress=progress))
+        metrics = layer_metrics(data, criteria, progress=progress)
         table = dettmers_table(data, criteria, progress=progress)
-        tokens = extreme_tokens(data, criteria)
+        tokens, outlying = extreme_tokens(data, criteria), outlier_tokens(data, metrics)
+    rows = metric_rows(metrics)
     if csv is not None:
         from analyze.display.tables import write_csv
 
         write_csv(csv, rows)
     if json_:
-        from analyze.display.text import all_jsonable
+        from analyze.display.text import jsonable
 
         print_json(
             {
                 "signal": criteria.signal,
-                "layers": all_jsonable(rows),
+                "layers": jsonable(rows),
                 "dettmers": table.to_dict(),
-                "extreme_tokens": all_jsonable(tokens),
+                "extreme_tokens": jsonable(tokens),
+                "outlier_tokens": jsonable(outlying),
             }
         )
     else:
-        print_metrics(rows, table, tokens)
+        print_metrics(rows, table, tokens, outlying)
 
 
-def print_metrics(rows: list[dict[str, Any]], table: DettmersTable, tokens: list[dict[str, Any]]) -> None:
-    """Layer by layer, then Table 4, then the tokens with the largest magnitudes."""
-    from analyze.display.tables import print_facts, print_rows
-    from analyze.display.text import cell
+def print_metrics(rows: list[Row], table: DettmersTable, tokens: list[Row], outlying: list[Row]) -> None:
+    """Layer by layer, then Table 4, then the tokens with the largest magnitudes, and those worth leaving out."""
+    from analyze.display.tables import print_result, print_rows
 
     print_rows(rows)
-    quartiles = "-" if table.quartiles is None else " / ".join(f"{value:.4g}" for value in table.quartiles)
-    facts = [
-        ("Table 4 of Dettmers et al.", str(table.criteria)),
-        ("outliers, one-sided", f"{table.outliers:,}, {table.one_sided:,}"),
-        ("layers, positions", f"{cell('fraction', table.layers)}, {cell('fraction', table.positions)}"),
-        ("most common outlier", f"{table.most_common}, quartiles of its hits {quartiles}"),
-        ("largest outlier", f"{table.largest}, median magnitude of its hits {cell('', table.largest_median)}"),
-    ]
     print()
-    print_facts(facts if table.outliers else facts[:2])
+    print_result(table)
     print()
     print_rows(tokens, title="tokens with the largest magnitudes")
+    if outlying:
+        print()
+        print_rows(outlying, title="worth leaving out: over 64 times as large as the median token (PrefixQuant)")
+        words = ",".join(str(row["token_id"]) for row in outlying if row["positions"] > row["first"])
+        options = ["--skip-first 1"] * any(row["first"] for row in outlying) + [f"--skip-tokens {words}"] * bool(words)
+        print("leave them out with: " + " ".join(options))

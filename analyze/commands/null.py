@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.commands.output import print_json
+from analyze.commands.output import print_or_json
 
 if TYPE_CHECKING:
-    from analyze.answers.null import Null
     from analyze.question.criteria import Criteria
 
 
@@ -34,14 +33,4 @@ def null(
 
     with running(scheduler, workers), shown("reading and permuting") as progress:
         result = permutation_null(store, criteria, repeats=repeats, seed=seed, progress=progress)
-    if json_:
-        print_json(result.to_dict())
-    else:
-        print_null(result)
-
-
-def print_null(result: Null) -> None:
-    """Found, and found by chance."""
-    from analyze.display.tables import print_facts
-
-    print_facts(result.summary())
+    print_or_json(result, json_)

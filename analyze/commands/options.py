@@ -57,6 +57,14 @@ LayerRange = Annotated[str | None, typer.Option(help="FIRST:STOP; STOP is left o
 Sites = Annotated[str | None, typer.Option(help="Names, separated by commas.", show_default="all")]
 Sequences = Annotated[str | None, typer.Option(help="Indices such as 0,2,5:8.", show_default="all")]
 SkipFirst = Annotated[int | None, typer.Option(help="Positions at the start that do not count.", show_default="0")]
+SkipTokens = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=_words("bos", "eos", "special"),
+        help="Tokens that do not count: bos, eos, special, numbers.",
+        show_default="none",
+    ),
+]
 Scale = Annotated[
     str | None,
     typer.Option(
@@ -79,12 +87,12 @@ Workers = Annotated[int | None, typer.Option(help="Worker processes to start her
 Csv = Annotated[Path | None, typer.Option(help="Write the rows to this file.", show_default=False)]
 
 
-def criteria_of(preset: str | None, **settings: Any) -> Criteria:
+def criteria_of(preset: str | None = None, **settings: Any) -> Criteria:
     """Criteria of a preset with every setting that was given on top."""
     from analyze.question.criteria import Criteria
 
     given = {name: value for name, value in settings.items() if value is not None}
-    for name, parse in (("layer_range", layer_range), ("sequences", sequences)):
+    for name, parse in (("layer_range", layer_range), ("sequences", sequences), ("skip_tokens", tokens)):
         if name in given:
             given[name] = parse(given[name])
     if "sites" in given:
@@ -105,6 +113,7 @@ _CRITERIA: Final[dict[str, Any]] = {
     "sites": Sites,
     "sequences": Sequences,
     "skip_first": SkipFirst,
+    "skip_tokens": SkipTokens,
     "scale": Scale,
     "rounding": Rounding,
 }
@@ -115,30 +124,38 @@ def asks_for_criteria(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of criteria in the place of its parameter `criteria`.
 
+    Where the command has a parameter of an option's name, as for a range of magnitudes, that one stands in its place
+    and is the command's own affair.
+
     Parameters
     ----------
     preset : the preset that holds where none is given
     without : options that the command has not
     """
-    options = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=preset if name == "preset" else None, annotation=kind
-        )
-        for name, kind in _CRITERIA.items()
-        if name not in without
-    ]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         # `Criteria` is a name for type checkers alone: importing it costs what help and completion need not wait for.
         hints = get_type_hints(command, localns={"Criteria": object}, include_extras=True)
+        own = {
+            name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+            for name, parameter in inspect.signature(command).parameters.items()
+        }
+        shared = {
+            name: inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=preset if name == "preset" else None, annotation=kind
+            )
+            for name, kind in _CRITERIA.items()
+            if name not in (*without, *own)
+        }
+        options = [own.get(name) or shared[name] for name in _CRITERIA if name in own or name in shared]
         parameters: list[inspect.Parameter] = []
-        for name, parameter in inspect.signature(command).parameters.items():
-            own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-            parameters += options if name == "criteria" else [own]
+        for name, parameter in own.items():
+            if name not in _CRITERIA:
+                parameters += options if name == "criteria" else [parameter]
 
         @functools.wraps(command)
         def run(**words: Any) -> None:
-            chosen = {option.name: words.pop(option.name) for option in options}
+            chosen = {name: words.pop(name) for name in shared}
             command(criteria=criteria_of(**chosen), **words)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -194,6 +211,12 @@ def layer_range(text: str) -> tuple[int, int]:
 def sequences(text: str) -> tuple[int, ...]:
     """Indices of sequences."""
     return indices(text, "sequences")
+
+
+def tokens(text: str) -> tuple[int | str, ...]:
+    """Numbers and words of `bos,198`."""
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
 def indices(text: str, name: str) -> tuple[int, ...]:

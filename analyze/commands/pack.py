@@ -23,18 +23,28 @@ def pack(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    keep_paths: Annotated[
+        bool, typer.Option("--keep-paths", help="Hand on paths of this machine whole, not their last part alone.")
+    ] = False,
 ) -> None:
     """Pack a store into one file that is readable in place; the same store gives the same bytes.
 
     Example: outliers pack data/smollm2.zarr --out smollm2.zarr.zip --peaks-only
     """
     from analyze.commands.progress import shown
-    from analyze.display.text import size
+    from analyze.display.text import plain, size
     from analyze.sharing.pack import pack as run
 
     with shown("reading back") as progress:
         packed = run(
-            store, out, peaks_only=peaks_only, mantissa_bits=mantissa_bits, overwrite=overwrite, progress=progress
+            store,
+            out,
+            peaks_only=peaks_only,
+            mantissa_bits=mantissa_bits,
+            overwrite=overwrite,
+            keep_paths=keep_paths,
+            progress=progress,
+            report=lambda line: typer.echo(plain(line), err=True),
         )
     kept = "peaks, tokens and losses" if peaks_only else "everything"
     if mantissa_bits is not None:

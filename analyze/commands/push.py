@@ -31,13 +31,16 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show page, files and bytes; leave the network alone.")
     ] = False,
+    keep_paths: Annotated[
+        bool, typer.Option("--keep-paths", help="Hand on paths of this machine whole, not their last part alone.")
+    ] = False,
 ) -> None:
     """Upload a store with a page about it; the same command goes on where an upload stopped.
 
     Example: outliers push data/smollm2.zarr hf://datasets/ORG/NAME --license cc-by-4.0 --dry-run
     """
     from analyze.commands.progress import shown
-    from analyze.display.text import size
+    from analyze.display.text import plain, size
     from analyze.sharing.card import UNKNOWN, picture_name
     from analyze.sharing.push import push as run
 
@@ -50,8 +53,9 @@ def push(
             private=private,
             overwrite=overwrite,
             dry_run=dry_run,
+            keep_paths=keep_paths,
             progress=progress,
-            report=lambda line: typer.echo(line, err=True),
+            report=lambda line: typer.echo(plain(line), err=True),
         )
     card = pushed.card
     if dry_run:

@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analyze.commands import options
-from analyze.commands.options import (
-    Counting,
-    Json,
-    LayerRange,
-    Layers,
-    LayerUnit,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Scheduler,
-    Sequences,
-    Sites,
-    SkipFirst,
-    Workers,
-    criteria_of,
-)
+from analyze.commands.options import Json, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
 
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
 
+
+@asks_for_criteria()
 def report(
     stores: Annotated[
         list[str],
         typer.Argument(metavar="STORE...", help="Stores: folders, .zarr.zip files, or URLs.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.", show_default=False)],
-    preset: Preset = None,
+    criteria: Criteria,
     magnitude: Annotated[
         str | None,
         typer.Option(help="Magnitudes to offer: START:STOP:STEP or a list.", show_default="as many as fit"),
     ] = None,
-    layers: Layers = None,
-    positions: Positions = None,
     signal: Annotated[
         str | None, typer.Option(help="input or output: embed this one alone.", show_default="both")
     ] = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
     budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
     scheduler: Scheduler = None,
     workers: Workers = None,
@@ -63,20 +42,8 @@ def report(
 
     Example: outliers report data/smollm2.zarr --out report.html
     """
-    criteria = criteria_of(
-        preset,
-        signal=signal,
-        layers=layers,
-        positions=positions,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
+    if signal is not None:
+        criteria = replace(criteria, signal=signal)  # type: ignore[arg-type]  # a word that it does not know is refused
     magnitudes = None if magnitude is None else options.numbers(magnitude, "magnitude")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.commands.output import print_json
+from analyze.commands.output import print_or_json
 
 if TYPE_CHECKING:
-    from analyze.portraits.portrait import Portrait
     from analyze.question.criteria import Criteria
 
 
@@ -24,6 +23,9 @@ def show(
         int | None, typer.Option(help="Sequence whose layers and positions are mapped.", show_default="the strongest")
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many of the strongest tokens to list.")] = 10,
+    with_origin: Annotated[
+        bool, typer.Option("--origin", help="Say too which sublayer first writes it, at which token, and how it fades.")
+    ] = False,
     criteria: Criteria,
     scheduler: Scheduler = None,
     workers: Workers = None,
@@ -43,27 +45,12 @@ def show(
     from analyze.portraits.portrait import portrait
 
     with running(scheduler, workers), shown("reading activations") as progress:
-        found = portrait(store, feature, criteria, sequence=sequence, tokens=tokens, progress=progress)
+        found = portrait(
+            store, feature, criteria, sequence=sequence, tokens=tokens, with_origin=with_origin, progress=progress
+        )
     if plot is not None:
         from analyze.display.figures import save
         from analyze.portraits.figures import portrait_figure
 
         save(portrait_figure(found), plot)
-    if json_:
-        print_json(found.to_dict())
-    else:
-        print_portrait(found)
-
-
-def print_portrait(found: Portrait) -> None:
-    """The feature in words, by sequence, by layer, and its strongest tokens."""
-    from analyze.display.tables import print_facts, print_rows
-
-    print_facts(found.summary())
-    for title, rows in (
-        ("by sequence", list(found.sequences)),
-        ("smallest and largest value over sequences and positions", found.layer_rows),
-        ("tokens with the largest magnitudes", list(found.tokens)),
-    ):
-        print()
-        print_rows(rows, title)
+    print_or_json(found, json_)

@@ -9,48 +9,30 @@ import typer
 
 from analyze.commands import options
 from analyze.commands.options import (
-    Counting,
     Csv,
     Json,
-    LayerRange,
-    LayerUnit,
     Many,
     ManyLayers,
     ManyPositions,
-    Preset,
-    Rounding,
-    Scale,
     Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
     StorePath,
     Workers,
-    criteria_of,
+    asks_for_criteria,
 )
-from analyze.commands.output import print_json
+from analyze.commands.output import print_or_json
 from capture.store.output import output_file
 
 if TYPE_CHECKING:
-    from analyze.answers.sweep import Sweep
+    from analyze.question.criteria import Criteria
 
 
+@asks_for_criteria()
 def sweep(
     store: StorePath,
-    preset: Preset = None,
+    criteria: Criteria,
     magnitude: Many = None,
     layers: ManyLayers = None,
     positions: ManyPositions = None,
-    signal: Signal = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
@@ -61,18 +43,6 @@ def sweep(
 
     Example: outliers sweep data/smollm2.zarr --magnitude 1:40:0.5 --plot sweep.svg
     """
-    criteria = criteria_of(
-        preset,
-        signal=signal,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
     chosen = [
         None if text is None else options.numbers(text, name)
         for name, text in (("magnitude", magnitude), ("layers", layers), ("positions", positions))
@@ -92,21 +62,10 @@ def sweep(
     if csv is not None:
         from analyze.display.tables import write_csv
 
-        write_csv(csv, result.rows)
+        write_csv(csv, result.rows())
     if plot is not None:
         from analyze.answers.sweep_figure import sweep_figure
         from analyze.display.figures import save
 
         save(sweep_figure(result), plot)
-    if json_:
-        print_json(result.to_dict())
-    else:
-        print_sweep(result)
-
-
-def print_sweep(result: Sweep) -> None:
-    """One row a combination of thresholds."""
-    from analyze.display.tables import print_rows
-
-    c = result.criteria
-    print_rows(result.rows, title=f"norm {c.signal}, scale {c.scale}, layer unit {c.layer_unit}; {c.conventions()}")
+    print_or_json(result, json_)

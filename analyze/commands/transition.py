@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analyze.commands import options
-from analyze.commands.options import (
-    Counting,
-    Json,
-    LayerRange,
-    LayerUnit,
-    Many,
-    ManyLayers,
-    Positions,
-    Preset,
-    Rounding,
-    Scale,
-    Scheduler,
-    Sequences,
-    Signal,
-    Sites,
-    SkipFirst,
-    Workers,
-    criteria_of,
-)
+from analyze.commands.options import Json, Many, ManyLayers, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
 from capture.store.output import output_path
 
+if TYPE_CHECKING:
+    from analyze.question.criteria import Criteria
 
+
+@asks_for_criteria()
 def transition(
+    *,
     stores: Annotated[
         list[str] | None,
         typer.Argument(
@@ -47,19 +35,9 @@ def transition(
         typer.Option(help="Change point known before these data, such as 6.7e9.", show_default="searched for"),
     ] = None,
     absent: Annotated[str, typer.Option(help="A model without outliers: zero or drop.")] = "zero",
-    preset: Preset = None,
+    criteria: Criteria,
     magnitude: Many = None,
     layers: ManyLayers = None,
-    positions: Positions = None,
-    signal: Signal = None,
-    counting: Counting = None,
-    layer_unit: LayerUnit = None,
-    layer_range: LayerRange = None,
-    sites: Sites = None,
-    sequences: Sequences = None,
-    skip_first: SkipFirst = None,
-    scale: Scale = None,
-    rounding: Rounding = None,
     repeats: Annotated[
         int | None, typer.Option(help="Random permutations and samples.", show_default="9999, 1999 for a grid's cell")
     ] = None,
@@ -84,20 +62,8 @@ def transition(
         for name, text in (("magnitude", magnitude), ("layers", layers))
         if text is not None
     }
-    criteria = criteria_of(
-        preset,
-        **{name: values[0] for name, values in grids.items() if len(values) == 1},
-        positions=positions,
-        signal=signal,
-        counting=counting,
-        layer_unit=layer_unit,
-        layer_range=layer_range,
-        sites=sites,
-        sequences=sequences,
-        skip_first=skip_first,
-        scale=scale,
-        rounding=rounding,
-    )
+    single: dict[str, Any] = {name: values[0] for name, values in grids.items() if len(values) == 1}
+    criteria = replace(criteria, **single)
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
     from analyze.transitions.grid import GRID_REPEATS, transition_grid

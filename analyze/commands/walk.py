@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from analyze.commands import options
 from analyze.commands.options import Json, Scheduler, StorePath, Workers
-from analyze.commands.output import print_json
-
-if TYPE_CHECKING:
-    from analyze.portraits.walk import Walk
+from analyze.commands.output import print_or_json
 
 
 def walk(
@@ -62,36 +59,4 @@ def walk(
         from analyze.portraits.walk_figure import walk_figure
 
         save(walk_figure(found), plot)
-    if json_:
-        print_json(found.to_dict())
-    else:
-        print_walk(found)
-
-
-def print_walk(found: Walk) -> None:
-    """The three matrices, and the feature at every norm."""
-    from analyze.display.tables import print_facts, print_rows
-
-    print_facts(found.summary())
-    for name in ("before", "contribution", "after"):
-        print()
-        rows = [
-            {"position": p, **{f"feature {f}": value for f, value in zip(found.features, values, strict=True)}}
-            for p, values in zip(found.positions, getattr(found, name).tolist(), strict=True)
-        ]
-        print_rows(
-            rows, {"before": "the stream", "contribution": "+ contribution", "after": "= the stream after"}[name]
-        )
-    print()
-    layers, sites = found.stream["layer"].values.tolist(), found.stream["site"].values.tolist()
-    print_rows(
-        [
-            {
-                "layer": "" if layer < 0 else str(layer),
-                "site": site,
-                **{f"position {p}": value for p, value in zip(found.positions, values, strict=True)},
-            }
-            for layer, site, values in zip(layers, sites, found.stream.values.tolist(), strict=True)
-        ],
-        f"feature {found.feature} at every norm",
-    )
+    print_or_json(found, json_)

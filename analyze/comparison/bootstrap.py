@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.comparison.hits import Bools, Counts, Hits
+from analyze.comparison.hits import Bools, Hits
 from analyze.question.ranks import required_hits
+from analyze.types import Counts, Float64
 from capture.errors import OutliersError
 
-Float64 = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
 LEVEL: Final = 0.95
@@ -85,14 +85,23 @@ def tally(hits: Hits, weights: Counts) -> Resampled:
     """
     if hits.criteria.counting == "per-sequence":
         outliers, layer_hits, position_hits = per_sequence(hits)
-        totals = [weights @ (np.where(outliers, values, 0).sum(axis=1)) for values in (layer_hits, position_hits)]
+        totals = [np.where(outliers, values, 0).sum(axis=1) for values in (layer_hits, position_hits)]
         count = weights @ outliers.sum(axis=1)
-        return Resampled(count, _means(totals[0], hits.units, count), _means(totals[1], hits.positions, count))
-    positions = hits.positions * hits.sequences
-    least = [required_hits(hits.criteria.layers, hits.units), required_hits(hits.criteria.positions, positions)]
-    # No resample has more hits than all sequences' units together, or the best sequence drawn every time.
+        by_layer = _means(weights @ totals[0], hits.units, count)
+        # As few quotients as there are different lengths; a mean over no outlier is NaN.
+        shares = [
+            _means(weights[:, same] @ totals[1][same], length, count)
+            for length in np.unique(hits.positions[hits.positions > 0])
+            for same in [hits.positions == length]
+        ]
+        return Resampled(count, by_layer, np.sum(shares, axis=0, dtype=np.float64))
+    positions = weights @ hits.positions
+    least_layers = required_hits(hits.criteria.layers, hits.units)
+    least = _required(hits.criteria.positions, positions)
+    # No resample has more hits than all sequences' units together, or a larger share than the best of its sequences.
     union = np.bitwise_or.reduce(hits.layer, axis=0)
-    able = (_ones(union) >= least[0]) & (hits.position.max(axis=0) * hits.sequences >= least[1])
+    best = np.max(hits.position / np.maximum(hits.positions, 1)[:, None], axis=0)
+    able = (_ones(union) >= least_layers) & (best >= hits.criteria.positions)
     bits, counts = hits.layer[:, able], hits.position[:, able]
     result = np.zeros((3, len(weights)), np.int64)
     step = max(1, _WORDS_AT_ONCE // max(1, bits[0].size))
@@ -103,7 +112,7 @@ def tally(hits: Hits, weights: Counts) -> Resampled:
             drawn = part[:, n] > 0
             units[drawn] |= bits[n]
         layer_hits, position_hits = _ones(units), part @ counts
-        outliers = (layer_hits >= least[0]) & (position_hits >= least[1])
+        outliers = (layer_hits >= least_layers) & (position_hits >= least[start : start + step, None])
         for row, values in enumerate((outliers, layer_hits * outliers, position_hits * outliers)):
             result[row, start : start + step] = values.sum(axis=1)
     count = result[0]
@@ -114,7 +123,7 @@ def per_sequence(hits: Hits) -> tuple[Bools, Counts, Counts]:
     """Outliers of each sequence by itself, and every feature's hits: all (sequence, feature)."""
     layer_hits = _ones(hits.layer)
     outliers: Bools = (layer_hits >= required_hits(hits.criteria.layers, hits.units)) & (
-        hits.position >= required_hits(hits.criteria.positions, hits.positions)
+        hits.position >= _required(hits.criteria.positions, hits.positions)[:, None]
     )
     return outliers, layer_hits, hits.position
 
@@ -124,7 +133,7 @@ def pooled(hits: Hits) -> tuple[Bools, Counts, Counts]:
     layer_hits = _ones(np.bitwise_or.reduce(hits.layer, axis=0, keepdims=True))
     position_hits = hits.position.sum(axis=0, keepdims=True)
     outliers: Bools = (layer_hits >= required_hits(hits.criteria.layers, hits.units)) & (
-        position_hits >= required_hits(hits.criteria.positions, hits.positions * hits.sequences)
+        position_hits >= required_hits(hits.criteria.positions, int(hits.positions.sum()))
     )
     return outliers, layer_hits, position_hits
 
@@ -155,6 +164,12 @@ def _ones(bits: npt.NDArray[np.uint64]) -> Counts:
     return np.asarray(np.bitwise_count(bits).sum(axis=-1, dtype=np.int64))
 
 
-def _means(hits: Counts, total: int, count: Counts) -> Float64:
+def _required(fraction: float, totals: Counts) -> Counts:
+    """`required_hits` of each of many totals, few of which differ."""
+    different, place = np.unique(totals, return_inverse=True)
+    return np.array([required_hits(fraction, int(total)) for total in different], np.int64)[place]
+
+
+def _means(hits: Counts, total: int | Counts, count: Counts) -> Float64:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(hits / (total * count), np.float64)

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.answers.ablation import Ablation, read_ablations
-from analyze.answers.facts import mean_fraction, nonfinite_count, perplexity
+from analyze.answers.facts import losses, mean_fraction, nonfinite_count, perplexity
 from analyze.answers.table4 import dettmers_table
 from analyze.comparison.bootstrap import (
     UNKNOWN,
@@ -26,18 +26,17 @@ from analyze.comparison.bootstrap import (
     pooled,
 )
 from analyze.comparison.cells import Row
-from analyze.comparison.hits import Counts, Hits, position_peaks, read_hits
+from analyze.comparison.hits import Hits, position_peaks, read_hits
 from analyze.comparison.published import TABLES, PublishedTable
 from analyze.comparison.published import published as published_table
 from analyze.comparison.result import ABLATED, RESAMPLES, Comparison, columns
 from analyze.question.criteria import SATURATED, Criteria
 from analyze.question.ranks import threshold
 from analyze.reading.activations import has_activations
-from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
-from analyze.types import Progress, Store
-from capture.errors import OutliersError
-from capture.store.schema import POSITION, SEQUENCE, mantissa_bits
+from analyze.types import Counts, Progress, Store
+from capture.errors import OutliersError, without_passwords
+from capture.store.schema import SEQUENCE, mantissa_bits
 
 
 def compare(
@@ -78,21 +77,21 @@ def compare(
         raise OutliersError(
             f"scale is {criteria.scale!r}; quartiles are of the values themselves: expected absolute, or no quartiles"
         )
-    opened = _opened(stores)
+    found = opened(stores)
     study: list[Row] = []
     table4: list[Row] = []
-    for name, store in opened:
-        with _naming(name):
+    for name, store in found:
+        with naming(name):
             _check(store, criteria, quartiles, resamples, seed)  # every store is asked before any of them is read
-    labels = _labels(opened)
-    for label, (name, store) in zip(labels, opened, strict=True):
-        with _naming(name):
+    labels = _labels(found)
+    for label, (name, store) in zip(labels, found, strict=True):
+        with naming(name):
             rows = _compared(store, criteria, quartiles, (resamples, seed), use_cache, progress)
         for table, row in zip((study, table4), rows, strict=True):
             table.append({**row, "model": label, "store": store.encoding.get("source")})
     tables = tuple(published_table(name) for name in TABLES) if published else ()
     for one in tables:
-        (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.rows)
+        (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.models)
     return Comparison(criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables)
 
 
@@ -111,29 +110,29 @@ def _check(store: xr.Dataset, criteria: Criteria, quartiles: bool, resamples: in
         )
 
 
-def _opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
-    """Names for error messages, and Datasets."""
+def opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
+    """Open stores: names for error messages, and Datasets; one given twice is refused."""
     if isinstance(stores, str | Path | xr.Dataset):  # each is a sequence of a kind, and none of stores
         raise OutliersError("stores is a single store; expected a list of them")
-    opened: list[tuple[str, xr.Dataset]] = []
+    found: list[tuple[str, xr.Dataset]] = []
     seen: set[str | int] = set()
     for number, store in enumerate(stores):
         if isinstance(store, xr.Dataset):
             name = str(store.encoding.get("source", f"store {number + 1}"))
             key: str | int = id(store)
         else:
-            name = str(store)
+            name = without_passwords(str(store))
             key = str(Path(name).resolve()) if Path(name).exists() else name
         if key in seen:
             raise OutliersError(f"{name} is given twice; expected each store once")
         seen.add(key)
-        with _naming(name):
-            opened.append((name, as_dataset(store)))
-    return opened
+        with naming(name):
+            found.append((name, as_dataset(store)))
+    return found
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Name the store in whatever error it gives."""
     try:
         yield
@@ -143,11 +142,11 @@ def _naming(name: str) -> Iterator[None]:
         raise OutliersError(f"{name}: {error}") from error
 
 
-def _labels(opened: list[tuple[str, xr.Dataset]]) -> list[str]:
+def _labels(found: list[tuple[str, xr.Dataset]]) -> list[str]:
     """Model ids; where two are alike, names of the folders; where these are alike too, whole paths."""
     choices = [
         [_text(store.attrs.get("model_id")) or Path(name).stem, Path(name).name.removesuffix(".zarr"), name]
-        for name, store in opened
+        for name, store in found
     ]
     labels = [chosen[0] for chosen in choices]
     for rank in (1, 2):
@@ -172,7 +171,7 @@ def _compared(
     source = store.encoding.get("source")
     ablations = [] if source is None or not Path(source).is_dir() else read_ablations(source)
     rows = [
-        {**facts, **_counted(one, weights), **_ablated(one.criteria, ablations), "doubtful": []}
+        {**facts, **counted(one, weights), **_ablated(one.criteria, ablations), "doubtful": []}
         for one in (hits, table4_hits)
     ]
     rows[1] |= _table4(store, table4_hits, quartiles, use_cache, progress)
@@ -186,14 +185,14 @@ def _ordered(row: Row, *, table4: bool) -> Row:
 def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
     names = ("total_parameters", "active_parameters", "experts", "shared_experts", "top_k")
     dtype, quantised = (_text(store.attrs.get(name)) for name in ("compute_dtype", "weight_quantisation"))
-    low, high = _perplexity_interval(store, hits.criteria, weights)
+    low, high = perplexity_interval(store, hits.criteria, weights)
     return {
         **{name: _whole(store.attrs.get(name)) for name in names},
         "routing": _text(store.attrs.get("routing")),
         "precision": dtype if quantised in (None, "none") or dtype is None else f"{dtype} ({quantised})",
         "text": _text(store.attrs.get("text_source")),
         "sequences": hits.sequences,
-        "positions": hits.positions,
+        "positions": int(hits.positions.max()),
         "perplexity": perplexity(store, hits.criteria),
         "perplexity_low": low,
         "perplexity_high": high,
@@ -211,27 +210,31 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _perplexity_interval(store: xr.Dataset, criteria: Criteria, weights: Counts) -> tuple[float, float]:
-    nll = store["nll"].isel({POSITION: slice(1, None)})
-    values = loaded(nll if criteria.sequences is None else nll.isel({SEQUENCE: list(criteria.sequences)}))
-    if min(values.shape[0] - 1, values.shape[1]) < 1:
+def perplexity_interval(store: xr.Dataset, criteria: Criteria, weights: Counts) -> tuple[float, float]:
+    """Percentile interval of the perplexity over resampled sequences; `weights` as from `draws`."""
+    each = losses(store, criteria.sequences)
+    tokens = np.array([len(values) for values in each])
+    if len(each) < 2 or not tokens.any():
         return UNKNOWN
-    means = values.mean(axis=1, dtype=np.float64)
-    with np.errstate(over="ignore"):
-        return interval(np.exp(weights @ means / len(means)))
+    sums = np.array([values.sum() for values in each])
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return interval(np.exp((weights @ sums) / (weights @ tokens)))
 
 
-def _counted(hits: Hits, weights: Counts) -> Row:
+def counted(hits: Hits, weights: Counts) -> Row:
+    """What a criterion finds, with intervals over resampled sequences; `weights` as from `draws`."""
     outliers, layer_hits, position_hits = (per_sequence if _by_sequence(hits) else pooled)(hits)
-    positions = hits.positions * (1 if _by_sequence(hits) else hits.sequences)
+    totals = hits.positions if _by_sequence(hits) else hits.positions.sum(keepdims=True)
+    shares = (position_hits / np.maximum(totals, 1)[:, None])[outliers]
+    by_sequence = zip(np.where(outliers, position_hits, 0).sum(axis=1).tolist(), totals.tolist(), strict=True)
     count, width = int(outliers.sum()), outliers.shape[1]
     distinct = int(outliers.any(axis=0).sum())
     row: Row = {
         "count": count,
-        "mean_layer_fraction": mean_fraction(int(layer_hits[outliers].sum()), hits.units, count),
-        "mean_position_fraction": mean_fraction(int(position_hits[outliers].sum()), positions, count),
+        "mean_layer_fraction": mean_fraction([(int(layer_hits[outliers].sum()), hits.units)], count),
+        "mean_position_fraction": mean_fraction(by_sequence, count),
         "median_layer_fraction": float(np.median(layer_hits[outliers])) / hits.units if count else math.nan,
-        "median_position_fraction": float(np.median(position_hits[outliers])) / positions if count else math.nan,
+        "median_position_fraction": float(np.median(shares)) if count else math.nan,
         "distinct_features": distinct,
         "hidden_size": width,
         "share": distinct / width,

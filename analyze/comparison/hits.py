@@ -19,12 +19,10 @@ from analyze.question.criteria import Criteria
 from analyze.question.ranks import required_hits, threshold
 from analyze.question.units import round_bfloat16
 from analyze.reading.lazy import loaded
-from analyze.types import Progress
+from analyze.types import Counts, Float32, Progress
 from capture.store.schema import FEATURE, POSITION, SEQUENCE
 
-Float32 = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint64]
-Counts = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _WORD: Final = 64
@@ -41,7 +39,8 @@ class Hits:
     criteria : the criterion
     layer : (sequence, feature, word) uint64, a bit for each layer unit
     position : (sequence, feature) int64, number of positions with a hit
-    units, positions : number of layer units, and of positions of one sequence
+    units : number of layer units
+    positions : (sequence,) int64, number of positions that count
     largest : (sequence, feature) float32, largest magnitude; NaN where there is no number
     above, below : (sequence, feature) bool, whether any hit is positive, and whether any is negative
     strong : position peaks of the strongest features, by feature: (sequence, position) float32
@@ -51,7 +50,7 @@ class Hits:
     layer: Words
     position: Counts
     units: int
-    positions: int
+    positions: Counts
     largest: Float32
     above: Bools
     below: Bools
@@ -115,7 +114,7 @@ def _read(peaks: xr.Dataset, criteria: list[Criteria]) -> list[Hits]:
             layer=np.stack([part.bits for part in layer]),
             position=np.stack([counts for counts, _ in position]),
             units=layer[0].units,
-            positions=peaks.sizes[POSITION],
+            positions=peaks["counted"].values,
             largest=np.stack([part.largest for part in layer]),
             above=np.stack([part.above for part in layer]),
             below=np.stack([part.below for part in layer]),

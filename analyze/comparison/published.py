@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+from analyze.display.shown import Shown
 from analyze.question.criteria import Criteria
 from capture.errors import OutliersError
 
@@ -34,7 +34,7 @@ KINDS: Final[dict[str, Callable[[str], Any]]] = {
 
 
 @dataclass(frozen=True)
-class PublishedTable:
+class PublishedTable(Shown):
     """A table of a publication.
 
     Parameters
@@ -44,9 +44,9 @@ class PublishedTable:
     kind : `moe` or `dense` (of the study), or `dettmers`
     criteria : the convention that the numbers were counted with, as far as a criterion can say it
     notes : what a reader must know beside
-    rows : one a model, in the order printed. Keys are the toolkit's words (`model`, `total_parameters`, `count`,
-        `mean_layer_fraction` ...), numbers are numbers, percentages are fractions; `doubtful` names the columns that
-        the publication marks with an asterisk
+    models : one record a model, in the order printed. Keys are the toolkit's words (`model`, `total_parameters`,
+        `count`, `mean_layer_fraction` ...), numbers are numbers, percentages are fractions; `doubtful` names the
+        columns that the publication marks with an asterisk
     printed : the same rows as text, cell by cell as printed
     """
 
@@ -56,8 +56,20 @@ class PublishedTable:
     kind: str
     criteria: Criteria
     notes: tuple[str, ...]
-    rows: tuple[dict[str, Any], ...] = field(repr=False)
+    models: tuple[dict[str, Any], ...] = field(repr=False)
     printed: tuple[dict[str, str], ...] = field(repr=False)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Title and source."""
+        return [("table", self.title), ("source", self.source)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a model."""
+        return list(self.models)
+
+    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The table as printed."""
+        return [("", list(self.printed))]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -68,18 +80,8 @@ class PublishedTable:
             "kind": self.kind,
             "criteria": self.criteria.to_dict(),
             "notes": list(self.notes),
-            "rows": [{**row, "doubtful": list(row["doubtful"])} for row in self.rows],
+            "rows": [{**row, "doubtful": list(row["doubtful"])} for row in self.models],
         }
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.printed[0])
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in self.printed
-        )
-        return (
-            f"<table><caption>{html.escape(self.title)}</caption><tr>{head}</tr>{body}</table>"
-            f"<p>{html.escape(self.source)}</p>"
-        )
 
 
 def published(table: str) -> PublishedTable:
@@ -100,7 +102,7 @@ def published(table: str) -> PublishedTable:
 
     Examples
     --------
-    >>> published("study_dense").rows[0]["count"]
+    >>> published("study_dense").rows()[0]["count"]
     9212
     """
     if table not in TABLES:
@@ -116,7 +118,7 @@ def published(table: str) -> PublishedTable:
         kind=about["kind"],
         criteria=Criteria(**about["convention"]),
         notes=tuple(about["notes"]),
-        rows=tuple(_row(row, about["columns"]) for row in printed),
+        models=tuple(_row(row, about["columns"]) for row in printed),
         printed=printed,
     )
 

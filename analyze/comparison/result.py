@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from analyze.answers.facts import ROUNDED
+from analyze.answers.facts import ROUNDED_NOTE
 from analyze.comparison.bootstrap import STATISTICS
 from analyze.comparison.cells import (
     LEFT_COLUMNS,
@@ -21,11 +21,11 @@ from analyze.comparison.cells import (
     is_unknown,
 )
 from analyze.comparison.published import PublishedTable
-from analyze.display import html
+from analyze.display.shown import Shown
 from analyze.display.tables import csv_text
-from analyze.display.text import all_jsonable, plain
+from analyze.display.text import aligned, jsonable, plain
 from analyze.question.criteria import Criteria
-from capture.errors import OutliersError
+from capture.store.files import write_file
 
 TITLES: Final = {
     "moe": "Mixture-of-experts models",
@@ -75,15 +75,6 @@ def as_markdown(comparison: Comparison, table: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_html(comparison: Comparison) -> str:
-    """All three tables for a notebook."""
-    tables = [
-        html.rows(displayed(rows_of(comparison, table), table), f"{title}: {_criterion(comparison, table)}")
-        for table, title in TITLES.items()
-    ]
-    return html.stack(*tables, html.facts([("note", note) for note in _notes(comparison)]))
-
-
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     """Write every table as Markdown, CSV and JSON.
 
@@ -122,10 +113,7 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
         }
         for suffix, text in texts.items():
             file = folder / f"{table}{suffix}"
-            try:
-                file.write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise OutliersError(f"cannot write {file}: {error.strerror}; choose another folder") from error
+            write_file(file, text.encode())
             written.append(file)
     return written
 
@@ -145,14 +133,7 @@ def markdown(text: str) -> str:
 
 def _aligned(rows: list[dict[str, str]]) -> str:
     lines = [list(rows[0]), *([plain(cell) for cell in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    left = [name in LEFT_COLUMNS for name in rows[0]]
-    return "\n".join(
-        "  ".join(
-            text.ljust(w) if to_left else text.rjust(w) for text, w, to_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(aligned(lines, [name in LEFT_COLUMNS for name in rows[0]]))
 
 
 def _criterion(comparison: Comparison, table: str) -> str:
@@ -182,7 +163,7 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
         )
     for name, words in (
         ("nonfinite_count", "{:,} values are NaN or infinite; a NaN never hits"),
-        ("mantissa_bits", ROUNDED),
+        ("mantissa_bits", ROUNDED_NOTE),
     ):
         notes += sorted({f"{row['model']}: {words.format(row[name])}." for row in own if row[name]})
     if any(row["saturated"] for row in own):
@@ -229,7 +210,7 @@ ABLATED: Final = (
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Rows of the study's two tables and of Dettmers' Table 4, of stores and of publications.
 
     Parameters
@@ -277,10 +258,23 @@ class Comparison:
         """Rows of all other models."""
         return [row for row in self.study if not is_moe(row)]
 
-    @property
     def rows(self) -> list[Row]:
         """Rows of both of the study's tables."""
         return [*self.moe, *self.dense]
+
+    def summary(self) -> list[tuple[str, str]]:
+        """What a reader must know beside the tables."""
+        return [("note", note) for note in _notes(self)]
+
+    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The study's two tables and Table 4, as they are printed."""
+        return [
+            (f"{title}: {_criterion(self, table)}", displayed(rows_of(self, table), table))
+            for table, title in TITLES.items()
+        ]
+
+    def __str__(self) -> str:
+        return as_text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers compare --json` prints: strict JSON."""
@@ -289,16 +283,13 @@ class Comparison:
             "dettmers_criteria": self.dettmers_criteria.to_dict(),
             "resamples": self.resamples,
             "seed": self.seed,
-            "moe": all_jsonable(self.moe),
-            "dense": all_jsonable(self.dense),
-            "table4": all_jsonable(self.table4),
+            "moe": jsonable(self.moe),
+            "dense": jsonable(self.dense),
+            "table4": jsonable(self.table4),
             "published": [
                 {name: value for name, value in table.to_dict().items() if name != "rows"} for table in self.published
             ],
         }
-
-    def _repr_html_(self) -> str:
-        return as_html(self)
 
 
 def counted_otherwise(comparison: Comparison, table: PublishedTable) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from capture.errors import OutliersError
+from capture.store.files import write_file
 from capture.store.output import output_file, output_path
 
 if TYPE_CHECKING:
@@ -36,8 +38,7 @@ def save(figure: Figure, path: Path | str) -> None:
     path = check_path(path)
     # No date and no version inside, and no random names for the parts of an SVG.
     metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
-    try:
-        with rc_context({"svg.hashsalt": "outlier-features"}):
-            figure.savefig(path, dpi=150, metadata=metadata)
-    except OSError as error:
-        raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    content = io.BytesIO()
+    with rc_context({"svg.hashsalt": "outlier-features"}):
+        figure.savefig(content, format=path.suffix.lower()[1:], dpi=150, metadata=metadata)
+    write_file(path, content.getvalue())

@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from analyze.display.text import cell
+
 _MOST_ROWS: Final = 20
 _MOST_CHARACTERS: Final = 500
 
@@ -19,15 +21,16 @@ def text(value: Any) -> str:
 
 
 def facts(pairs: Iterable[tuple[str, Any]], caption: str | None = None) -> str:
-    """Names and values as a table of two columns."""
+    """Names and values as a table of two columns; empty for none."""
+    pairs = list(pairs)
+    if not pairs:
+        return ""
     body = "".join(f"<tr>{_cell(name, 'th')}{_cell(value)}</tr>" for name, value in pairs)
     return f"<table>{_caption(caption)}<tbody>{body}</tbody></table>"
 
 
 def rows(entries: Sequence[Mapping[str, Any]], caption: str | None = None) -> str:
     """Mappings with the same keys as a table; of many the first, and how many more there are. Empty for none."""
-    from analyze.display.text import cell
-
     if not entries:
         return ""
     names = list(entries[0])

@@ -13,11 +13,11 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from analyze.display.text import cell, clean, plain
-from capture.errors import OutliersError
+from analyze.display.shown import Shown
+from analyze.display.text import clean, plain, record_lines
+from capture.store.files import write_file
 from capture.store.output import output_file
 
-MOST_ROWS = 20
 _FORMULA: Final = ("=", "+", "-", "@")
 
 
@@ -36,20 +36,23 @@ def print_facts(rows: Iterable[tuple[str, Any]]) -> None:
     console().print(table)
 
 
-def print_rows(rows: list[dict[str, Any]], title: str | None = None) -> None:
+def print_rows(rows: list[dict[str, Any]], title: str = "") -> None:
     """Dictionaries with the same keys as a table."""
     # Plain text: a rich table of a thousand rows takes longer than the sweep behind it.
-    names = list(rows[0]) if rows else []
-    cells = [[name.replace("_", " ") for name in names], *([cell(name, row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
-    left = [isinstance(rows[0][name], str) for name in names]
-    lines = [] if title is None else [plain(title)]
-    for line in cells:
-        padded = [
-            text.ljust(w) if to_left else text.rjust(w) for text, w, to_left in zip(line, widths, left, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    print("\n".join(lines))
+    print("\n".join(([plain(title)] if title else []) + record_lines(rows)))
+
+
+def print_result(result: Shown, most: int | None = None) -> None:
+    """A result for a terminal: its summary, then its tables; of each the first `most` records, and how many more."""
+    if summary := result.summary():
+        print_facts(summary)
+    for number, (title, rows) in enumerate(result.tables()):
+        if rows:
+            if summary or number:
+                print()
+            print_rows(rows[:most], title)
+            if most is not None and len(rows) > most:
+                print(f"and {len(rows) - most:,} more; --json lists them all")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -60,11 +63,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     OutliersError
         The file cannot be written.
     """
-    path = output_file(path)
-    try:
-        path.write_text(csv_text(list(rows[0]), rows), encoding="utf-8", newline="")
-    except OSError as error:
-        raise OutliersError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    write_file(output_file(path), csv_text(list(rows[0]), rows).encode())
 
 
 def csv_text(names: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:

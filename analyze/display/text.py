@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -16,21 +16,13 @@ def percent(fraction: float) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """A value with null for a number that is not finite: JSON knows no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def all_jsonable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with null for every number that is not finite: JSON knows no NaN."""
-    return [{name: jsonable(value) for name, value in row.items()} for row in rows]
-
-
-def strict(value: Any) -> Any:
-    """A JSON value without NaN and infinities, which Zarr attributes may hold."""
+    """A value as strict JSON: null for a number that is not finite, lists for tuples and arrays, however deep."""
     if isinstance(value, dict):
-        return {str(key): strict(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy's, which need not be imported for this
+        return jsonable(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -75,3 +67,29 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Sequence[bool]) -> list[str]:
+    """Cells in columns of equal width, those of `left` beginning and the others ending together."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            text.ljust(width) if to_left else text.rjust(width)
+            for text, width, to_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def record_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Records with the same keys as lines of a table; none for none."""
+    if not rows:
+        return []
+    names = list(rows[0])
+    cells = [[name.replace("_", " ") for name in names], *([cell(name, row[name]) for name in names] for row in rows)]
+    return aligned(cells, [isinstance(rows[0][name], str) for name in names])
+
+
+def summary_lines(pairs: Iterable[tuple[str, Any]]) -> list[str]:
+    """Names and values as aligned lines."""
+    return aligned(lines, [True, True]) if (lines := [(plain(name), plain(value)) for name, value in pairs]) else []

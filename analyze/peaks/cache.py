@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterable
@@ -28,6 +27,8 @@ from analyze.reading.arrays import StoredArray
 from analyze.reading.lazy import array_name
 from capture.errors import OutliersError
 from capture.store.chunks import CHECKSUM_BYTES, encode
+from capture.store.drafts import draft_folder, hidden, sweep
+from capture.store.files import AtomicFile
 from capture.store.layout import KEYS
 from capture.store.location import Location
 from capture.store.schema import VARIABLES
@@ -35,7 +36,6 @@ from capture.store.schema import VARIABLES
 _VERSION: Final = 3  # raised whenever peaks of the same view come out differently, or are kept differently
 _DEFAULT_GB: Final = 10.0
 _IN_USE: Final = 3600.0  # seconds in which what was used last is left alone: another process may be reading it
-_ABANDONED: Final = 24 * 3600.0  # seconds after which a draft belongs to a process that was killed
 _DIGEST_BYTES: Final = 32
 
 Shapes = dict[str, tuple[int, ...]]
@@ -139,20 +139,17 @@ def write(
         The disk is full, or the store changed while it was read.
     """
     place = cache_folder() / key
-    draft = _draft(key)
+    origin = {"store": store.encoding["source"], "content": content_mark(store), "view": asdict(view.view)}
     try:
-        try:
-            origin = {"store": store.encoding["source"], "content": content_mark(store), "view": asdict(view.view)}
+        with draft_folder(place) as draft:
             _write_parts(draft, origin, shapes, parts)
-        except OSError as error:
-            raise OutliersError(
-                f"cannot write {draft}: {error.strerror}; free some space, or set XDG_CACHE_HOME"
-            ) from error
-        if not unchanged(store):
-            raise OutliersError(f"{store.encoding['source']} changed while it was read; run the same command again")
-        arrays = _take_place(draft, place, key, shapes)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            if not unchanged(store):
+                raise OutliersError(f"{store.encoding['source']} changed while it was read; run the same command again")
+            arrays = _take_place(draft, place, key, shapes)
+    except OSError as error:
+        raise OutliersError(
+            f"cannot keep peaks in {place}: {error.strerror}; free some space, or set XDG_CACHE_HOME"
+        ) from error
     tidy(store)
     return arrays
 
@@ -166,7 +163,7 @@ def _take_place(draft: Path, place: Path, key: str, shapes: Shapes) -> dict[str,
         if arrays is not None:
             return arrays
         with contextlib.suppress(OSError):  # not whole
-            place.rename(_draft(key))
+            place.rename(hidden(place))
     raise OutliersError(f"cannot keep peaks in {place}; remove it and run the same command again")
 
 
@@ -174,7 +171,6 @@ def _write_parts(draft: Path, origin: dict[str, Any], shapes: Shapes, parts: Ite
     import zarr  # a tenth of a second, which reading does without
     from zarr.codecs import BytesCodec, Crc32cCodec
 
-    draft.mkdir()
     group = zarr.create_group(draft, attributes=origin)
     for name, shape in shapes.items():
         group.create_array(
@@ -209,17 +205,8 @@ def write_bytes(store: xr.Dataset, key: str, content: bytes) -> None:
     """Keep some bytes with their digest where that is possible; an answer is complete without."""
     if not unchanged(store) or not writable():
         return
-    draft = _draft(key)
-    try:
-        draft.write_bytes(hashlib.sha256(content).digest() + content)
-        draft.replace(cache_folder() / key)
-    except OSError:
-        draft.unlink(missing_ok=True)
-
-
-def _draft(key: str) -> Path:
-    """A name of its own for what is not finished, or is to go."""
-    return cache_folder() / f".{key}.{secrets.token_hex(4)}.partial"
+    with contextlib.suppress(OSError), AtomicFile(cache_folder() / key) as file:
+        file.write(hashlib.sha256(content).digest() + content)
 
 
 def tidy(store: xr.Dataset) -> None:
@@ -227,15 +214,15 @@ def tidy(store: xr.Dataset) -> None:
 
     The bound is 10 GB, or `OUTLIERS_CACHE_GB`. What was used within the last hour stays.
     """
+    sweep(cache_folder())
     now = time.time()
     kept: list[tuple[float, int, Path]] = []
     for entry in _entries():
         with contextlib.suppress(OSError, ValueError, KeyError):
             age = now - entry.stat().st_mtime
-            if entry.name.startswith("."):
-                if age > _ABANDONED:
-                    _remove(entry)
-            elif _outdated(entry, store):
+            if entry.name.startswith("."):  # somebody writes it
+                continue
+            if _outdated(entry, store):
                 _remove(entry)
             else:
                 kept.append((age, _size(entry), entry))

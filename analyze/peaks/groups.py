@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from analyze.peaks.lookup import Float32
 from analyze.peaks.threads import Result, in_threads
 from analyze.question.criteria import Criteria
-from analyze.question.ranks import rank_ready
+from analyze.question.ranks import critical_magnitude, rank_ready
 from analyze.reading.lazy import by_sequence
+from analyze.types import Float32
 from capture.store.schema import FEATURE, POSITION, SEQUENCE
 
 _BLOCK = 2**26  # values of position peaks held at once by a pooled criterion: 256 MiB
@@ -29,12 +29,18 @@ class Group:
     features : which features, as a range
     layer : (feature, layer unit) float32 without NaN
     position : (feature, position) float32 without NaN, C-contiguous unless asked for as stored
+    positions : how many positions count; the peaks of the others are -inf
     """
 
     sequence: int | None
     features: range
     layer: Float32
     position: Float32
+    positions: int
+
+    def critical(self, criteria: Criteria) -> Float32:
+        """Critical magnitudes for the fractions of a criterion, (feature,) float32, as `critical_magnitude`."""
+        return critical_magnitude(self.layer, self.position, criteria.layers, criteria.positions, self.positions)
 
 
 def group_keys(peaks: xr.Dataset, criteria: Criteria) -> list[tuple[int | None, range]]:
@@ -58,7 +64,7 @@ class GroupReader:
 
     def __init__(self, peaks: xr.Dataset, criteria: Criteria, order: Literal["C", "F"] = "C") -> None:
         self._sequences, self._positions = peaks.sizes[SEQUENCE], peaks.sizes[POSITION]
-        self._numbers = peaks[SEQUENCE].values
+        self._numbers, self._counted = peaks[SEQUENCE].values, peaks["counted"].values
         self._values = by_sequence(*(peaks[name] for name in ("layer_high", "layer_low", "position_peak")))
         self._layer_unit, self._order = criteria.layer_unit, order
 
@@ -90,7 +96,8 @@ class GroupReader:
         assert position is not None
         units = layer.reshape(-1, len(features)) if self._layer_unit == "site" else np.fmax.reduce(layer, axis=1)
         sequence = None if index is None else int(self._numbers[index])
-        return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position))
+        counted = int(self._counted[list(rows)].sum())
+        return Group(sequence, features, rank_ready(np.ascontiguousarray(units.T)), rank_ready(position), counted)
 
 
 def of_groups(

@@ -7,17 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from analyze.peaks import cache
+from analyze.peaks.counted import counted_positions, refuse_none
 from analyze.peaks.stream import SequencePeaks, stream_peaks
 from analyze.question.units import rounded
 from analyze.question.view import View
-from analyze.types import Progress
+from analyze.types import Float32, Progress
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNAL, SITE
-
-Float32 = npt.NDArray[np.float32]
 
 LAYER_DIMS = (SEQUENCE, LAYER, SITE, FEATURE)
 POSITION_DIMS = (SEQUENCE, POSITION, FEATURE)
@@ -41,7 +39,8 @@ def view_peaks(
     Returns
     -------
     Dataset of `layer_high`, `layer_low` (sequence, layer, site, feature) and `position_peak` (sequence, position,
-    feature), float32, in the view's unit, with coordinates that count within the store
+    feature), float32, in the view's unit, with coordinates that count within the store; and `counted` (sequence,)
+    int64, how many positions of each count. Peaks of positions that do not count are NaN
 
     Raises
     ------
@@ -49,9 +48,17 @@ def view_peaks(
         A view that the store cannot serve, or a damaged chunk (at the latest when the result is used).
     """
     view = view.view.resolve(store)
+    counts = counted_positions(store, view)
+    refuse_none(counts)
+    if view.skip_tokens and np.array_equal(counts, counted_positions(store, replace(view, skip_tokens=()))):
+        view = replace(view, skip_tokens=())  # none of them occurs, and stored peaks may serve
+    return _peaks(store, view, use_cache, progress).assign(counted=(SEQUENCE, counts.sum(axis=1, dtype=np.int64)))
+
+
+def _peaks(store: xr.Dataset, view: View, use_cache: bool, progress: Progress | None) -> xr.Dataset:
     if view.rounding != "none" and view.scale == "absolute":
         # Rounding keeps the order of values, so that peaks of rounded values are rounded peaks of the values.
-        exact = view_peaks(store, replace(view, rounding="none"), use_cache=use_cache, progress=progress)
+        exact = _peaks(store, replace(view, rounding="none"), use_cache, progress)
         return exact.map(rounded, keep_attrs=True)
     if view.plain:
         names = ["layer_high", "layer_low", "position_peak"]

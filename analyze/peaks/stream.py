@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dask
@@ -17,11 +18,12 @@ import xarray as xr
 from dask.base import compute
 from dask.delayed import Delayed, delayed
 
+from analyze.peaks.counted import counted_positions
 from analyze.question.units import rounded, scale_unit, scaled
 from analyze.question.view import View
 from analyze.reading.activations import activations
 from analyze.types import Float32, Progress
-from capture.store.schema import FEATURE, POSITION
+from capture.store.schema import FEATURE, POSITION, SEQUENCE
 
 _ROWS = 2**18  # values in a band of rows: small enough to stay in a processor's cache through four reductions
 
@@ -95,13 +97,24 @@ def stream_matrices(
     Parameters
     ----------
     store, view, progress : as in `stream_peaks`; the view's rounding is applied, its scale is not
-    function : of a (position, feature) float32 matrix; what it returns is held until a few sequences are done
+    function : of a (position, feature) float32 matrix, NaN at positions that do not count; what it returns is held
+        until a few sequences are done
 
     Yields
     ------
     sequence, layer, site : indices within the view
     result : of the function
     """
+    yield from stream_places(store, view, partial(_anywhere, function), progress)
+
+
+def stream_places(
+    store: xr.Dataset,
+    view: View,
+    function: Callable[[Float32, tuple[int, int]], Any],
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, int, int, Any]]:
+    """As `stream_matrices`, of a function that is told the (layer, site) of a matrix within the view as well."""
     data = _counted(store, view).chunk({POSITION: -1, FEATURE: -1})
     chunks = data.chunks
     assert chunks is not None
@@ -109,24 +122,38 @@ def stream_matrices(
     starts = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in chunks[:3]]
     for step, (start, stop) in enumerate(itertools.pairwise(starts[0])):
         blocks = data.isel(sequence=slice(int(start), int(stop))).data.to_delayed(optimize_graph=True)
-        places = list(np.ndindex(*blocks.shape[:3]))
-        for (_, i, j), results in zip(
-            places, _compute(task(blocks[(*p, 0, 0)], function) for p in places), strict=True
-        ):
-            for (n, layer, site), result in results:
-                yield int(start) + n, int(starts[1][i]) + layer, int(starts[2][j]) + site, result
+        corners = [(int(starts[1][i]), int(starts[2][j])) for _, i, j in np.ndindex(*blocks.shape[:3])]
+        tasks = (
+            task(block, function, corner) for block, corner in zip(blocks[..., 0, 0].ravel(), corners, strict=True)
+        )
+        for (layer, site), results in zip(corners, _compute(tasks), strict=True):
+            for (n, i, j), result in results:
+                yield int(start) + n, layer + i, site + j, result
         if progress is not None:
             progress(step + 1, len(chunks[0]))
 
 
 def _counted(store: xr.Dataset, view: View) -> xr.DataArray:
-    """Activations that count, rounded as the view asks, in chunks."""
+    """Activations of the view, NaN at positions that do not count, rounded as the view asks, in chunks."""
     data = view.select(activations(store, view.signal).to_dataset(name="x"))["x"]
+    if view.skip_tokens:  # behind the end of a sequence a store has NaN already
+        data = data.where(xr.DataArray(counted_positions(store, view), dims=(SEQUENCE, POSITION)), np.float32(np.nan))
     return data if view.rounding == "none" else rounded(data)
 
 
-def _apply(block: Float32, function: Callable[[Float32], Any]) -> list[tuple[tuple[int, ...], Any]]:
-    return [(place, function(block[place])) for place in np.ndindex(*block.shape[:3])]
+def _anywhere(function: Callable[[Float32], Any], matrix: Float32, place: tuple[int, int]) -> Any:
+    return function(matrix)
+
+
+def _apply(
+    block: Float32, function: Callable[[Float32, tuple[int, int]], Any], corner: tuple[int, int]
+) -> list[tuple[tuple[int, ...], Any]]:
+    """Results of a function of each (position, feature) matrix of a block that begins at a layer and site."""
+    first_layer, first_site = corner
+    return [
+        ((n, i, j), function(block[n, i, j], (first_layer + i, first_site + j)))
+        for n, i, j in np.ndindex(*block.shape[:3])
+    ]
 
 
 def _workers() -> int:

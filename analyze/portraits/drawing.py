@@ -93,6 +93,8 @@ def heading(head: str, model: str, criteria: Criteria, *, fractions: bool = Fals
     """What is drawn, of which model, under which view."""
     c = criteria
     parts = [head, model, f"norm {c.signal}"]
+    if c.skip_tokens:
+        parts.append(f"without {len(c.skip_tokens):,} kinds of token")
     if c.skip_first:
         places = "position" if c.skip_first == 1 else f"{c.skip_first} positions"
         parts.append(f"without the first {places}")

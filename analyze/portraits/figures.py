@@ -73,7 +73,7 @@ def map_figure(found: FeatureMap) -> Figure:
     mesh = axes.pcolormesh(peak, cmap=colour_map("PuOr_r"), norm=signed_norm(peak, found.criteria.magnitude))
     mesh.set_rasterized(True)
     axes.invert_yaxis()
-    names = [f"{row['feature']} {MINUS if row['peak'] < 0 else '+'}" for row in found.rows]
+    names = [f"{row['feature']} {MINUS if row['peak'] < 0 else '+'}" for row in found.rows()]
     axes.set_yticks(np.arange(len(features)) + 0.5, names, fontsize=8)
     axes.set_ylabel("feature, and sign of its largest peak")
     layer_ticks(axes.xaxis, layers, len(sites))
@@ -87,7 +87,7 @@ def map_figure(found: FeatureMap) -> Figure:
 
     critical = found.table["critical_magnitude"].values
     shown = np.where(np.isfinite(critical), critical, 0)
-    colours = [COLOURS[0] if row["outlier"] else "0.75" for row in found.rows]
+    colours = [COLOURS[0] if row["outlier"] else "0.75" for row in found.rows()]
     side.barh(np.arange(len(features)) + 0.5, shown, height=0.7, color=colours)
     side.set_ylim(axes.get_ylim())
     side.set_yticks([])

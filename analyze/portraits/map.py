@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED
+from analyze.answers.facts import ROUNDED_NOTE
 from analyze.answers.find import critical_by_feature
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.peaks.lookup import view_peaks
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import threshold
@@ -22,7 +23,7 @@ from capture.store.schema import FEATURE, LAYER, SITE, mantissa_bits
 
 
 @dataclass(frozen=True)
-class FeatureMap:
+class FeatureMap(Shown):
     """The features with the largest critical magnitudes, by layers.
 
     Parameters
@@ -45,7 +46,6 @@ class FeatureMap:
     table: xr.Dataset
     mantissa_bits: int | None = None
 
-    @property
     def rows(self) -> list[dict[str, Any]]:
         """One row a feature.
 
@@ -78,8 +78,7 @@ class FeatureMap:
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers map --json` prints: strict JSON, peaks as lists by layer and site."""
         peaks = self.table["peak"].values
-        lists = np.where(np.isfinite(peaks), peaks, None).tolist()  # type: ignore[call-overload]
-        rows = [{**row, "peaks": values} for row, values in zip(all_jsonable(self.rows), lists, strict=True)]
+        rows = jsonable([{**row, "peaks": values} for row, values in zip(self.rows(), peaks, strict=True)])
         rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             "hidden_size": self.hidden_size,
@@ -94,13 +93,8 @@ class FeatureMap:
         """Names and values for a reader."""
         rows = [("criterion", str(self.criteria)), ("width", f"{self.hidden_size:,}")]
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
         return rows
-
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        return stack(facts(self.summary()), rows(self.rows))
 
 
 def feature_map(

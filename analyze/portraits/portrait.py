@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED
+from analyze.answers.facts import ROUNDED_NOTE
 from analyze.answers.find import critical_by_feature
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_matrices
+from analyze.portraits.origin import Origin, origin
 from analyze.question.checks import within
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import threshold
@@ -29,7 +31,7 @@ from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, manti
 
 
 @dataclass(frozen=True)
-class Portrait:
+class Portrait(Shown):
     """One feature of a store.
 
     Parameters
@@ -38,8 +40,8 @@ class Portrait:
     criteria : fractions, layer unit and view; its counting is not used, both are given
     model : name of the model as captured; a stranger's text
     sequences : one row a sequence: `sequence`, `lowest`, `highest` (signed), `layer_fraction`, `position_fraction`
-        (hits at the criterion's magnitude), `critical_magnitude`, `rank` (1 is the largest critical magnitude of the
-        sequence), `outlier`
+        (hits at the criterion's magnitude; NaN where no position counts), `critical_magnitude`, `rank` (1 is the
+        largest critical magnitude of the sequence), `outlier`
     pooled_critical_magnitude, pooled_rank : the same with all sequences as one
     layers : (sequence, layer, site) `high` and `low`, float32: largest and smallest value over positions
     sequence : number of the sequence that `magnitudes` shows
@@ -50,6 +52,7 @@ class Portrait:
         `token_text` where the store keeps it
     ranking : (feature,) float32, pooled critical magnitudes of all features, descending
     mantissa_bits : to which the store's activations were rounded when it was packed; None where they are exact
+    origin : the sublayer that first writes the feature; None where it was not asked for
     """
 
     feature: int
@@ -66,6 +69,7 @@ class Portrait:
     tokens: tuple[dict[str, Any], ...] = field(repr=False)
     ranking: Float32 = field(repr=False)
     mantissa_bits: int | None = None
+    origin: Origin | None = None
 
     @property
     def layer_rows(self) -> list[dict[str, Any]]:
@@ -80,18 +84,18 @@ class Portrait:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers show --json` prints: strict JSON; the map itself is in `magnitudes` only."""
-        pooled = all_jsonable([{"critical_magnitude": self.pooled_critical_magnitude, "rank": self.pooled_rank}])[0]
         rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             "feature": self.feature,
             "hidden_size": self.hidden_size,
-            "pooled": pooled,
-            "sequences": all_jsonable(self.sequences),
-            "layers": all_jsonable(self.layer_rows),
-            "tokens": all_jsonable(self.tokens),
+            "pooled": jsonable({"critical_magnitude": self.pooled_critical_magnitude, "rank": self.pooled_rank}),
+            "sequences": jsonable(self.sequences),
+            "layers": jsonable(self.layer_rows),
+            "tokens": jsonable(self.tokens),
             "map": {"sequence": self.sequence, "exact": self.exact},
             "criteria": self.criteria.to_dict(),
             **rounded,
+            **({} if self.origin is None else {"origin": self.origin.to_dict()}),
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -113,16 +117,21 @@ class Portrait:
         if not self.exact:
             rows.append(("map", "upper bounds from peaks: the store keeps no activations for this view"))
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
-        return rows
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
+        return rows if self.origin is None else [*rows, *self.origin.summary()]
 
-    def __str__(self) -> str:
-        return "\n".join(f"{name:12} {value}" for name, value in self.summary())
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a sequence, as in `sequences`."""
+        return list(self.sequences)
 
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
-
-        return stack(facts(self.summary()), rows(self.sequences), rows(self.tokens))
+    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """By sequence, by layer, the strongest tokens, and where the feature comes from."""
+        return [
+            ("by sequence", self.rows()),
+            ("smallest and largest value over sequences and positions", self.layer_rows),
+            ("tokens with the largest magnitudes", list(self.tokens)),
+            *([] if self.origin is None else self.origin.tables()),
+        ]
 
 
 def portrait(
@@ -132,6 +141,7 @@ def portrait(
     *,
     sequence: int | None = None,
     tokens: int = 10,
+    with_origin: bool = False,
     use_cache: bool = True,
     progress: Progress | None = None,
 ) -> Portrait:
@@ -144,6 +154,7 @@ def portrait(
     criteria : thresholds, layer unit and view; the defaults of `Criteria` where None
     sequence : whose layers and positions are mapped; the one with the feature's largest magnitude where None
     tokens : how many of the strongest tokens to list
+    with_origin : follow the stream too, to the sublayer that first writes the feature (see `origin`)
     use_cache, progress : as in `view_peaks`
 
     Raises
@@ -169,13 +180,14 @@ def portrait(
     pooled = critical_by_feature(peaks, replace(criteria, counting="pooled"))[0]
     limit = threshold(criteria.magnitude)
     units = by_layer.reshape(len(numbers), -1) if criteria.layer_unit == "site" else np.fmax.reduce(by_layer, axis=2)
+    counted = peaks["counted"].values.tolist()
     rows = tuple(
         {
             "sequence": n,
             "lowest": float(np.fmin.reduce(low[i], axis=None)),
             "highest": float(np.fmax.reduce(high[i], axis=None)),
             "layer_fraction": np.count_nonzero(units[i] >= limit) / units.shape[1],
-            "position_fraction": np.count_nonzero(by_position[i] >= limit) / by_position.shape[1],
+            "position_fraction": np.count_nonzero(by_position[i] >= limit) / counted[i] if counted[i] else math.nan,
             "critical_magnitude": float(critical[i, feature]),
             "rank": _rank(critical[i], feature),
             "outlier": bool(critical[i, feature] >= limit),
@@ -210,6 +222,7 @@ def portrait(
         tokens=tuple(_tokens(store, criteria, peaks, by_position, tokens)),
         ranking=np.sort(pooled)[::-1],
         mantissa_bits=mantissa_bits(store.attrs),
+        origin=origin(store, feature, criteria, progress=progress) if with_origin else None,
     )
 
 

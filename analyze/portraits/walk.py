@@ -9,27 +9,27 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED
+from analyze.answers.facts import ROUNDED_NOTE
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
+from analyze.peaks.counted import lengths
 from analyze.peaks.stream import stream_matrices
 from analyze.question.checks import within
 from analyze.question.view import View
 from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
-from analyze.types import Float32, Progress, Store
+from analyze.types import Float32, Float64, Progress, Store
 from capture.errors import OutliersError
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, mantissa_bits
-
-Float64 = npt.NDArray[np.float64]
 
 LAST_NORM = "last norm"
 _ROWS, _SPAN = 3, 5
 
 
 @dataclass(frozen=True)
-class Walk:
+class Walk(Shown):
     """One step of the residual stream: `before` + `contribution` = `after`.
 
     Parameters
@@ -72,9 +72,9 @@ class Walk:
         rounded = {} if self.mantissa_bits is None else {"mantissa_bits": self.mantissa_bits}
         return {
             **{name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names},
-            **{name: _lists(getattr(self, name)) for name in ("before", "contribution", "after")},
+            **{name: jsonable(getattr(self, name)) for name in ("before", "contribution", "after")},
             "stream": [
-                {"layer": None if layer < 0 else layer, "site": site, "values": _lists(values)}
+                {"layer": None if layer < 0 else layer, "site": site, "values": jsonable(values)}
                 for layer, site, values in stations
             ],
             **rounded,
@@ -89,18 +89,35 @@ class Walk:
         if self.unchanged:
             rows.append(("unchanged", f"{self.next_site} reads the same stream: what both add shows there"))
         if self.mantissa_bits is not None:
-            rows.append(("rounded", ROUNDED.format(self.mantissa_bits)))
+            rows.append(("rounded", ROUNDED_NOTE.format(self.mantissa_bits)))
         return rows
 
-    def _repr_html_(self) -> str:
-        from analyze.display.html import facts, rows, stack
+    def rows(self) -> list[dict[str, Any]]:
+        """The feature at every norm, one record a norm; the last norm has no layer."""
+        layers, sites = self.stream[LAYER].values.tolist(), self.stream[SITE].values.tolist()
+        return [
+            {
+                "layer": "" if layer < 0 else str(layer),
+                "site": site,
+                **{f"position {p}": value for p, value in zip(self.positions, values, strict=True)},
+            }
+            for layer, site, values in zip(layers, sites, self.stream.values.tolist(), strict=True)
+        ]
 
-        tables = [
-            rows([{"position": p, **dict(zip(map(str, self.features), values.tolist(), strict=True))}
-                  for p, values in zip(self.positions, matrix, strict=True)], caption=name)
-            for name, matrix in (("before", self.before), ("contribution", self.contribution), ("after", self.after))
+    def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The three matrices, then the feature at every norm."""
+        columns = [f"feature {f}" for f in self.features]
+        matrices: dict[str, Any] = {
+            "the stream": self.before,
+            "+ contribution": self.contribution,
+            "= the stream after": self.after,
+        }
+        shown = [
+            (title, [{"position": p, **dict(zip(columns, values, strict=True))}
+                     for p, values in zip(self.positions, matrix.tolist(), strict=True)])
+            for title, matrix in matrices.items()
         ]  # fmt: skip
-        return stack(facts(self.summary()), *tables)
+        return [*shown, (f"feature {self.feature} at every norm", self.rows())]
 
 
 def walk(
@@ -142,13 +159,7 @@ def walk(
     stream itself after adding (the first OPT), the difference has that in it.
     """
     store = as_dataset(store)
-    lacking = [name for name in ("norm_input", "final_input") if name not in store]
-    if lacking:
-        kept = store.attrs.get("raw")
-        raise OutliersError(
-            f"a walk needs the norm inputs themselves, and the store keeps no {' and no '.join(lacking)} "
-            f"(--raw {kept}); capture again with --raw input or both"
-        )
+    check_stream(store, "a walk")
     sizes = store.sizes
     feature = within(feature, sizes[FEATURE], FEATURE)
     sequence = within(sequence, sizes[SEQUENCE], SEQUENCE)
@@ -157,7 +168,8 @@ def walk(
         layer = within(layer, sizes[LAYER], LAYER)
     if site is not None and site not in sites:
         raise OutliersError(f"site is {site!r}; the store has {', '.join(sites)}")
-    rows = _several(range(sizes[POSITION])[:_ROWS] if positions is None else positions, sizes[POSITION], POSITION)
+    end = int(lengths(store)[sequence])
+    rows = _several(range(end)[:_ROWS] if positions is None else positions, end, POSITION)
     columns = _several(_around(feature, sizes[FEATURE]) if features is None else features, sizes[FEATURE], FEATURE)
 
     stream = _stream(store, sequence, feature, rows, progress)
@@ -190,6 +202,16 @@ def walk(
         model=str(store.attrs.get("model_id", "")),
         mantissa_bits=mantissa_bits(store.attrs),
     )
+
+
+def check_stream(store: xr.Dataset, what: str) -> None:
+    """Refuse a store that does not keep the residual stream, which `what` needs."""
+    lacking = [name for name in ("norm_input", "final_input") if name not in store]
+    if lacking:
+        raise OutliersError(
+            f"{what} needs the norm inputs themselves, and the store keeps no {' and no '.join(lacking)} "
+            f"(--raw {store.attrs.get('raw')}); capture again with --raw input or both"
+        )
 
 
 def _several(values: Iterable[int], size: int, name: str) -> list[int]:
@@ -240,8 +262,3 @@ def _matrix(store: xr.Dataset, sequence: int, station: int, sites: int) -> Float
         return loaded(store["final_input"].isel({SEQUENCE: sequence}))
     place = {SEQUENCE: sequence, LAYER: station // sites, SITE: station % sites}
     return loaded(store["norm_input"].isel(place))
-
-
-def _lists(values: npt.NDArray[Any]) -> Any:
-    result: Any = np.where(np.isfinite(values), values, None).tolist()  # type: ignore[call-overload]
-    return result

@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from analyze.question.checks import check_choice, check_fraction, check_magnitude
 from analyze.question.view import View
 
@@ -27,7 +24,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 
 _UNITS: Final = {"absolute": "", "rms": " RMS", "median": " medians"}
 
-Float32 = npt.NDArray[np.float32]
+_MOST_NAMED: Final = 6  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +95,10 @@ class Criteria(View):
             parts.append(f"{len(self.sequences)} chosen sequences")
         if self.skip_first:
             parts.append(f"without the first {self.skip_first} positions")
+        if self.skip_tokens:
+            some = ", ".join(map(str, self.skip_tokens[:_MOST_NAMED]))
+            rest = len(self.skip_tokens) - _MOST_NAMED
+            parts.append(f"without the tokens {some}" + (f" and {rest:,} more" if rest > 0 else ""))
         if self.rounding != "none":
             parts.append(f"values rounded to {self.rounding}")
         return ", ".join(parts)

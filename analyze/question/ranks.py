@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from analyze.question.criteria import Float32
+from analyze.types import Float32
 
 
 def threshold(magnitude: npt.ArrayLike) -> Float32:
@@ -17,7 +17,9 @@ def threshold(magnitude: npt.ArrayLike) -> Float32:
 
 
 def required_hits(fraction: float, total: int) -> int:
-    """Smallest integer k with `k / total >= fraction`, the quotient taken in float64."""
+    """Smallest integer k with `k / total >= fraction`, the quotient taken in float64; 1, too many, of a total of 0."""
+    if total == 0:  # a sequence of which nothing counts has no outliers, whatever the fraction
+        return 1
     hits = min(max(math.ceil(fraction * total), 0), total)
     while hits > 0 and (hits - 1) / total >= fraction:
         hits -= 1
@@ -60,7 +62,9 @@ def kth_largest(peaks: Float32, ranks: tuple[int, ...]) -> Float32:
     return result
 
 
-def critical_magnitude(layer_peaks: Float32, position_peaks: Float32, layers: float, positions: float) -> Float32:
+def critical_magnitude(
+    layer_peaks: Float32, position_peaks: Float32, layers: float, positions: float, counted: int | None = None
+) -> Float32:
     """Largest magnitude at which each feature is still an outlier.
 
     Parameters
@@ -68,6 +72,7 @@ def critical_magnitude(layer_peaks: Float32, position_peaks: Float32, layers: fl
     layer_peaks : (feature, layer unit) float32 without NaN, largest magnitude of each unit
     position_peaks : (feature, position) float32 without NaN
     layers, positions : least share of units and of positions with a hit
+    counted : how many of the positions count, the peaks of the others being -inf; None for all
 
     Returns
     -------
@@ -79,7 +84,8 @@ def critical_magnitude(layer_peaks: Float32, position_peaks: Float32, layers: fl
     A share of hits is at least a exactly where the k-th largest peak hits, k being `required_hits(a, total)`.
     """
     by_layer = kth_largest(layer_peaks, (required_hits(layers, layer_peaks.shape[-1]),))[0]
-    by_position = kth_largest(position_peaks, (required_hits(positions, position_peaks.shape[-1]),))[0]
+    total = position_peaks.shape[-1] if counted is None else counted
+    by_position = kth_largest(position_peaks, (required_hits(positions, total),))[0]
     critical: Float32 = np.minimum(by_layer, by_position)
     return critical
 

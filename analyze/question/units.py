@@ -1,43 +1,18 @@
-"""Rounding to bfloat16, on the bits of float32."""
+"""Units in which values count, and their rounding to bfloat16."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-Float32 = npt.NDArray[np.float32]
+from analyze.types import Float32
+from capture.store.rounding import BFLOAT16, round_mantissa
 
-_DROPPED: Final = np.uint32(0xFFFF)
-"""Bits of a float32 that a bfloat16 lacks."""
-
-
-def round_bfloat16(values: Float32) -> Float32:
-    """Values rounded to the nearest bfloat16, halfway cases to the even one (IEEE 754, roundTiesToEven), as float32.
-
-    Magnitudes of 2^128 - 2^119 or more become infinite, as they do in PyTorch; a NaN stays the NaN it is. Rounding
-    keeps the order of values, so that it commutes with largest and smallest.
-
-    Parameters
-    ----------
-    values : float32 of any shape; returned itself where every value is a bfloat16 already
-    """
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    bits = values.view(np.uint32)
-    if not np.bitwise_or.reduce(bits, axis=None) & _DROPPED:
-        return values
-    # Half of the last bit kept, less one where that bit is even: the sum carries exactly where rounding goes up.
-    carry = (bits >> np.uint32(16)) & np.uint32(1)
-    carry += np.uint32(0x7FFF)
-    carry += bits
-    carry &= ~_DROPPED
-    rounded = carry.view(np.float32)
-    missing = np.isnan(values)
-    if missing.any():
-        rounded[missing] = values[missing]
-    return rounded
+round_bfloat16: Final = partial(round_mantissa, bits=BFLOAT16, overflow="inf")
+"""As PyTorch rounds a float32 to bfloat16: magnitudes of 2^128 - 2^119 or more become infinite."""
 
 
 def rounded(array: xr.DataArray) -> xr.DataArray:

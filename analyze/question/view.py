@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from analyze.display.shown import Shown
 from analyze.question.checks import check_choice, whole
 from capture.errors import OutliersError
-from capture.store.schema import LAYER, POSITION, SEQUENCE, SIGNALS, SITE
+from capture.store.schema import LAYER, POSITION, SEQUENCE, SIGNALS, SITE, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SCALES: Final = ("absolute", "rms", "median")
 ROUNDINGS: Final = ("none", "bfloat16")
+TOKEN_WORDS: Final = ("bos", "eos", "special")
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class View(Shown):
     """Which values count, and in which unit.
 
     Parameters
@@ -27,6 +30,8 @@ class View:
     sites : names of sites; None for all
     sequences : indices of sequences; None for all
     skip_first : number of positions at the start of each sequence that do not count
+    skip_tokens : tokens whose positions do not count, wherever they are: numbers, or `bos`, `eos` and `special` (all
+        special tokens) as the store's tokenizer has them
     scale : `absolute`; `rms` or `median`: in units of the root mean square or the median magnitude of the finite
         values that count of the same (sequence, layer, site)
     rounding : `none`; `bfloat16`: values are rounded to the nearest bfloat16, halfway cases to the even one, before
@@ -43,6 +48,7 @@ class View:
     sites: tuple[str, ...] | None = None
     sequences: tuple[int, ...] | None = None
     skip_first: int = 0
+    skip_tokens: tuple[int | str, ...] = ()
     scale: Literal["absolute", "rms", "median"] = "absolute"
     rounding: Literal["none", "bfloat16"] = "none"
 
@@ -54,6 +60,7 @@ class View:
         object.__setattr__(self, "skip_first", whole("skip-first", self.skip_first))
         if self.skip_first < 0:
             raise OutliersError(f"skip-first is {self.skip_first}; expected a whole number of positions, 0 or more")
+        object.__setattr__(self, "skip_tokens", tuple(_token(token) for token in self.skip_tokens))
         if self.sites is not None:
             object.__setattr__(self, "sites", tuple(self.sites))
         for name in ("layer_range", "sequences"):
@@ -78,15 +85,16 @@ class View:
     @property
     def plain(self) -> bool:
         """Whether the peaks that every store keeps serve this view."""
-        return self.layer_range is None and self.sites is None and self.skip_first == 0 and self.scale == "absolute"
+        everything = self.layer_range is None and self.sites is None and self.skip_first == 0 and not self.skip_tokens
+        return everything and self.scale == "absolute"
 
     def resolve(self, store: xr.Dataset) -> Self:
-        """Check against a store, and spell the whole of a dimension as None.
+        """Check against a store, and spell the whole of a dimension as None, and tokens as numbers.
 
         Raises
         ------
         OutliersError
-            The store has no such layer, site, sequence or position.
+            The store has no such layer, site, sequence or position, or does not say which tokens are special.
         """
         sizes = store.sizes
         changes: dict[str, Any] = {}
@@ -113,19 +121,17 @@ class View:
             raise OutliersError(
                 f"skip-first is {self.skip_first}; the store has {sizes[POSITION]} positions, so that none would count"
             )
+        if self.skip_tokens:
+            changes["skip_tokens"] = tuple(sorted({n for token in self.skip_tokens for n in _numbers(token, store)}))
         return replace(self, **changes)
 
-    def _repr_html_(self) -> str:
-        from dataclasses import fields
-
-        from analyze.display.html import facts
-
+    def summary(self) -> list[tuple[str, Any]]:
+        """Every setting that is not the whole."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        pairs = [
+        return [
             (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, tuple) else value)
             for name, value in shown.items()
         ]
-        return facts(pairs, caption=type(self).__name__)
 
     def select(self, data: xr.Dataset) -> xr.Dataset:
         """Part of a Dataset that counts, along whichever of the dimensions it has."""
@@ -140,3 +146,29 @@ class View:
         if self.skip_first:
             chosen[POSITION] = slice(self.skip_first, None)
         return data.isel(chosen, missing_dims="ignore")
+
+
+def _token(token: Any) -> int | str:
+    """A token to skip, checked."""
+    if isinstance(token, str):
+        if token in TOKEN_WORDS:
+            return token
+        raise OutliersError(f"skip-tokens has {token!r}; expected token numbers, or {', '.join(TOKEN_WORDS)}")
+    number = whole("skip-tokens", token)
+    if number < 0:
+        raise OutliersError(f"skip-tokens has {number}; expected token numbers, 0 or more")
+    return number
+
+
+def _numbers(token: int | str, store: xr.Dataset) -> list[int]:
+    """Numbers of a token, by what the store says of its tokenizer."""
+    if not isinstance(token, str):
+        return [token]
+    special = store.attrs.get(SPECIAL_TOKENS)
+    known = special.get(token) if isinstance(special, Mapping) else None
+    if not isinstance(known, list) or not all(type(number) is int and number >= 0 for number in known):
+        raise OutliersError(
+            f"skip-tokens has {token!r}, and the store does not say which tokens these are; name them by number: "
+            "outliers metrics lists the tokens with the largest magnitudes"
+        )
+    return known

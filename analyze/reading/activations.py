@@ -44,7 +44,7 @@ def activations(store: xr.Dataset, signal: str) -> xr.DataArray:
         remedy = "open the store that this one was packed from"
     raise OutliersError(
         f"this view needs the norm {signal}s themselves, and the store keeps {kept}; {remedy}, or ask for a view "
-        "without --layer-range, --sites, --skip-first and --scale"
+        "without --layer-range, --sites, --skip-first, --skip-tokens and --scale"
     )
 
 

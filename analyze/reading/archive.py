@@ -26,6 +26,8 @@ _HEADER: Final = struct.Struct("<4s5H3I2H")
 _MAGIC: Final = b"PK\x03\x04"
 _END: Final = 2**16
 _LARGEST_DIRECTORY: Final = 2**28
+_MOST_ENTRIES: Final = 2**19
+_ENTRY: Final = b"PK\x01\x02"
 
 
 class Archive:
@@ -190,6 +192,8 @@ class _Window(io.RawIOBase):
                 raise ValueError(f"its directory has over {_LARGEST_DIRECTORY:,} bytes")
             (before,) = self._around.ranges([(self._file, start, first - start)])
             self._tail, first = before + self._tail, start
+            if self._tail.count(_ENTRY) > _MOST_ENTRIES:  # each costs a thousand times its bytes once it is parsed
+                raise ValueError(f"its directory has over {_MOST_ENTRIES:,} entries")
         return self._tail[start - first : stop - first]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from analyze.reading.locations import open_location
-from capture.errors import OutliersError
-from capture.store.chunks import decode, decode_strings
+from capture.errors import OutliersError, one_line
+from capture.store.chunks import OVERHEAD, decode, decode_strings
 from capture.store.location import Location
 from capture.store.metadata import ArrayMetadata, read_array_metadata
 from capture.store.schema import LAYER, SEQUENCE, SIGNAL, SIGNALS, SITE, VARIABLES
@@ -21,8 +21,6 @@ from capture.store.shards import MISSING, index_bytes, parse_index
 
 Place = tuple[int, ...]
 
-OVERHEAD: Final = 64
-"""Bytes that encoding can add to a chunk, at most."""
 _TOGETHER: Final = 16  # files of a distant store that are asked for at once
 _CHECKSUM: Final = 4
 
@@ -81,7 +79,7 @@ class StoredArray:
         try:
             return np.asarray(self._decoded(slices)[inner])
         except (ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split()).split(". ")[0]
+            reason = one_line(error).split(". ")[0]
             raise self._damage(slices, reason) from error
 
     def _decoded(self, slices: tuple[slice, ...]) -> npt.NDArray[Any]:

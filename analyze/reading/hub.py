@@ -8,17 +8,11 @@ from importlib.util import find_spec
 from typing import Final
 from urllib.parse import quote
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 
 _HUB: Final = re.compile(r"hf://datasets/([\w.-]+)/([\w.-]+?)(?:@([\w.%/-]+?))?/([^@]*)")
 HUB_SHAPE: Final = "hf://datasets/ORG/NAME/STORE.zarr"
 _SILENCE: Final = 30
-
-
-def line_of(error: Exception) -> str:
-    """The first line of what an error says."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[0].split())[:200] if lines else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ def hub_dataset(url: str) -> HubDataset:
         ) from error
     except Exception as error:  # every way of being offline has an exception of its own
         raise OutliersError(
-            f"the Hugging Face Hub cannot be reached for {url} ({type(error).__name__}: {line_of(error)}); "
+            f"the Hugging Face Hub cannot be reached for {url} ({type(error).__name__}: {one_line(error)}); "
             "check the network"
         ) from error
     base = f"{constants.ENDPOINT}/datasets/{organisation}/{name}/resolve/{commit}/{quote(path)}".rstrip("/")

@@ -11,12 +11,12 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from analyze.reading.arrays import OVERHEAD, StoredArray, strings
+from analyze.reading.arrays import StoredArray, strings
 from analyze.reading.lazy import array_name, loaded
 from analyze.reading.locations import open_location
 from analyze.types import Store
-from capture.errors import OutliersError
-from capture.store.chunks import decode
+from capture.errors import OutliersError, one_line
+from capture.store.chunks import OVERHEAD, decode
 from capture.store.location import Folder, Location
 from capture.store.metadata import TOKEN_TEXTS, ArrayMetadata, read_metadata
 from capture.store.schema import (
@@ -77,7 +77,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
         raise OutliersError(
             f"{location}: attribute raw is {raw!r}; expected one of {', '.join(RAW_CHOICES)}; capture again"
         )
-    wanted = (*COORDINATES, *(name for name in stored_variables(str(raw), bias="norm_bias" in arrays)))
+    wanted = (*COORDINATES, *stored_variables(str(raw), arrays))
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise OutliersError(
@@ -161,7 +161,7 @@ def token_texts(store: xr.Dataset) -> dict[int, str]:
         ids = decode(encoded, "int32", numbers.shape, compressed=numbers.compressed)
         return dict(zip(ids.tolist(), strings(location, texts), strict=True))
     except (ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
+        reason = one_line(error).split(". ")[0]
         raise OutliersError(
             f"{location}: {VOCABULARY} is damaged ({reason}); restore that folder from a copy, or remove it"
         ) from error

@@ -16,10 +16,9 @@ from analyze.peaks.threads import in_threads
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import Limits, kth_largest, rank_ready, required_hits, threshold
 from analyze.reading.lazy import loaded
-from analyze.types import Progress
+from analyze.types import Float32, Progress
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE
 
-Float32 = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.unsignedinteger[Any]]
 
 MOST_BUCKETS: Final = 64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Final, cast
 import numpy as np
 import xarray as xr
 
-from analyze.answers.facts import ROUNDED, nonfinite_count, perplexity
+from analyze.answers.facts import ROUNDED_NOTE, nonfinite_count, perplexity
 from analyze.display.text import plain
 from analyze.peaks.lookup import view_peaks
 from analyze.question.checks import check_choice
@@ -26,7 +25,9 @@ from analyze.report.levels import bucket_starts, span, tally
 from analyze.report.page import render
 from analyze.types import Progress, Store
 from capture.errors import OutliersError
+from capture.store.files import write_file
 from capture.store.output import output_path
+from capture.store.privacy import shortened
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
 BUDGET: Final = 5_000_000
@@ -36,7 +37,6 @@ _SAMPLE_SEQUENCES = 4
 _SAMPLE_FEATURES = 256
 _WHOLE_TO_SAMPLE = 0.85  # the whole packs better than its sample says
 _SUFFIXES = (".html", ".htm")
-_PATH = re.compile(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|[\w.-]+(/[^/:<>]+){2,}$")  # ORG/NAME, of the Hub, is none
 _LONGEST = 200  # characters of one text of a store
 # What identifies a capture; never the command line or paths, which may be private.
 _ATTRIBUTES = (
@@ -127,7 +127,7 @@ def write_report(
     resolved = [_resolved(store, criteria, number, len(datasets)) for number, store in enumerate(datasets)]
     sources = [_Source.of(store, each, signals, progress) for store, each in zip(datasets, resolved, strict=True)]
     html, values = _fitted(sources, criteria, signals, own, budget, progress)
-    out.write_bytes(html)
+    write_file(out, html)
     return Report(out, len(html), len(sources), tuple(values))
 
 
@@ -315,10 +315,11 @@ def _facts(source: _Source) -> dict[str, Any]:
         "layers": [int(n) for n in peaks[LAYER].values],
         "sites": [plain(str(label))[:_LONGEST] for label in peaks[SITE].values],
         "positions": peaks.sizes[POSITION],
+        "counted": peaks["counted"].values.tolist(),
         "first_position": int(peaks[POSITION].values[0]),
         "buckets": bucket_starts(peaks.sizes[POSITION]),
         "width": peaks.sizes[FEATURE],
-        "rounded": None if bits is None else ROUNDED.format(bits),
+        "rounded": None if bits is None else ROUNDED_NOTE.format(bits),
         "perplexity": likelihood if math.isfinite(likelihood) else None,
         "signals": {name: {"nonfinite": nonfinite_count(store, each)} for name, each in source.criteria.items()},
         "attributes": [
@@ -328,11 +329,8 @@ def _facts(source: _Source) -> dict[str, Any]:
 
 
 def _public(value: Any) -> str:
-    """A value of a store as one line, not endless; of a path, which may be private, only its name."""
-    words = plain(value)
-    if _PATH.match(words):
-        words = re.split(r"[/\\]", words.rstrip("/\\"))[-1]
-    return words[:_LONGEST]
+    """A value of a store as one line, not endless, and with nothing of a path but its last part."""
+    return plain(shortened(value))[:_LONGEST]
 
 
 def _view_words(criteria: Criteria) -> list[str]:

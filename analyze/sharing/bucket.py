@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from analyze.reading.server import credentials, reason
+from analyze.reading.transport import credentials, reason
+from analyze.sharing.files import Entry
 from analyze.sharing.plan import Push, Uploaded, unlike
 from capture.errors import OutliersError
 from capture.store.files import file_digest
@@ -19,6 +22,7 @@ from capture.store.files import file_digest
 _ROOT: Final = "zarr.json"
 _DIGEST: Final = "sha256"  # name of the object's metadata, which a reader of the bucket may use as well
 _AT_ONCE: Final = 8
+_ONE_REQUEST: Final = 5 * 2**30  # that a bucket takes; an upload in parts that is killed stays open, and costs
 _PART: Final = 16 * 2**20
 _MOST_PARTS: Final = 9000  # a bucket takes 10,000 for one object
 _CONNECT: Final = timedelta(seconds=10)
@@ -54,7 +58,7 @@ class BucketUpload:
         self._plan, self._overwrite, self._report = plan, overwrite, report
         client: Any = {
             "connect_timeout": _CONNECT,
-            "timeout": timedelta(hours=1),
+            "timeout": timedelta(hours=6),  # for one file
             "user_agent": "outlier-features",
             "allow_http": _plain_http(),
         }
@@ -136,13 +140,18 @@ class BucketUpload:
         digest = answer.attributes.get(_DIGEST)
         return None if digest is None else str(digest)
 
-    def _put(self, file: Any) -> None:
+    def _put(self, file: Entry) -> None:
         import obstore
 
-        assert isinstance(file.source, Path)
-        attributes: Any = {_DIGEST: file_digest(file.source)}
-        part = max(_PART, -(-file.size // _MOST_PARTS))
-        self._told(lambda: obstore.put(self._store, file.name, file.source, attributes=attributes, chunk_size=part))
+        source = file.source
+        digest = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else file_digest(source)
+        attributes: Any = {_DIGEST: digest}
+        if file.size > _ONE_REQUEST:
+            part = max(_PART, -(-file.size // _MOST_PARTS))
+            self._told(lambda: obstore.put(self._store, file.name, source, attributes=attributes, chunk_size=part))
+            return
+        with _mapped(file) as content:
+            self._told(lambda: obstore.put(self._store, file.name, content, attributes=attributes, use_multipart=False))
 
     def _together(self, function: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
         """Results of a function of every item, several at a time; the first failure stops the rest."""
@@ -160,6 +169,16 @@ class BucketUpload:
             raise
         except Exception as error:  # obstore raises classes of its own, one for each kind of answer
             raise OutliersError(f"{self._plan.url}: {_reason(error)}") from error
+
+
+@contextmanager
+def _mapped(file: Entry) -> Iterator[Any]:
+    """Content of a file that the system reads as it is sent, so that none of it need fit into memory."""
+    if isinstance(file.source, bytes) or file.size == 0:
+        yield file.source if isinstance(file.source, bytes) else b""
+        return
+    with file.open() as opened:
+        yield mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _plain_http() -> bool:

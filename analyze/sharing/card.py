@@ -18,6 +18,7 @@ import xarray as xr
 
 from analyze.display.text import plain
 from analyze.reading.open import open_store
+from capture.store.privacy import shortened
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, VARIABLES
 
 TAGS: Final = ("interpretability", "activations", "outlier-features", "quantization", "zarr", "xarray")
@@ -87,7 +88,7 @@ class Card:
         return f"{existing.rstrip()}\n\n{self.section}"
 
 
-def card(store: Path, name: str, url: str, *, licence: str | None = None) -> Card:
+def card(store: Path, name: str, url: str, *, licence: str | None = None, keep_paths: bool = False) -> Card:
     """Describe a store.
 
     Parameters
@@ -96,6 +97,7 @@ def card(store: Path, name: str, url: str, *, licence: str | None = None) -> Car
     name : what the store is called where it is shared
     url : of the store there
     licence : of the data; "unknown" where None
+    keep_paths : show paths of this machine whole
 
     Raises
     ------
@@ -103,6 +105,8 @@ def card(store: Path, name: str, url: str, *, licence: str | None = None) -> Car
         As `open_store`.
     """
     data = open_store(store)
+    if not keep_paths:
+        data.attrs = shortened(data.attrs)
     licence = UNKNOWN if licence is None else licence
     tokens = data.sizes[SEQUENCE] * data.sizes[POSITION]
     model = str(data.attrs.get("model_id", UNKNOWN))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Final
 
+from analyze.answers.ablation import is_ablation
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.files import folded_name, name_flaw
-from capture.store.schema import CHECKSUMS, RAW_VARIABLES
+from capture.store.location import Folder
+from capture.store.members import contents
+from capture.store.metadata import read_metadata
+from capture.store.replace import check_replaceable
+from capture.store.schema import ABLATION, CHECKSUMS, RAW_VARIABLES
 from capture.store.verify import flaw
 
-Progress = Callable[[int, int], None]
+_NAMED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,13 @@ class Entry:
     source: Path | bytes
     size: int
 
+    def open(self) -> BinaryIO:
+        """The content, to be read."""
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
 
-def entries(store: Path) -> list[Entry]:
-    """Every file of a store, but for names that begin with a dot: caches, and what killed writers left.
+
+def entries(store: Path) -> tuple[list[Entry], tuple[str, ...]]:
+    """The files of a store, by its format, and what else lies in its folder.
 
     Parameters
     ----------
@@ -42,34 +53,38 @@ def entries(store: Path) -> list[Entry]:
 
     Returns
     -------
-    root metadata, checksums, the metadata of arrays, small arrays, raw activations; each by name
+    files : root metadata, checksums, the metadata of arrays, small arrays, raw activations; each by name
+    left out : names of what is no file of the store; a folder has `/` at its end
 
     Raises
     ------
     OutliersError
-        A link, or something else that is no plain file: following it might hand on what is not of the store. A name
-        that an archive may not have, or two that some file systems take for one.
+        A link in place of a file, or something else that is no plain file: following it might hand on what is not of
+        the store. A name that an archive may not have, or two that some file systems take for one.
     """
+    inside = contents(store, read_metadata(Folder(store)).arrays)
     found: dict[str, Entry] = {}
-    for folder, folders, files in os.walk(store):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in (*folders, *files):
-            path = Path(folder) / name
-            kind = path.lstat().st_mode
-            if name.startswith(".") or stat.S_ISDIR(kind):
-                continue
-            if not stat.S_ISREG(kind):
-                raise OutliersError(
-                    f"{path} is a link or no plain file; expected a store of plain files, copy it there"
-                )
-            entry = Entry(path.relative_to(store).as_posix(), path, path.stat().st_size)
-            reason = name_flaw(entry.name)
-            if reason is None and folded_name(entry.name) in found:
-                reason = "differs from another by case or accents only"
-            if reason is not None:
-                raise OutliersError(f"{store}: file {entry.name!r} {reason}; move it out of the store")
-            found[folded_name(entry.name)] = entry
-    return sorted(found.values(), key=lambda entry: (_rank(entry.name), entry.name))
+    for name in inside.members:
+        path = store / name
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OutliersError(f"{path} is a link or no plain file; expected a store of plain files, copy it there")
+        if name.startswith(f"{ABLATION}/") and not is_ablation(path):
+            inside.strangers.append(name)
+            continue
+        reason = name_flaw(name)
+        if reason is None and folded_name(name) in found:
+            reason = "differs from another by case or accents only"
+        if reason is not None:
+            raise OutliersError(f"{store}: file {name!r} {reason}; move it out of the store")
+        found[folded_name(name)] = Entry(name, path, status.st_size)
+    return sorted(found.values(), key=lambda entry: (_rank(entry.name), entry.name)), tuple(sorted(inside.strangers))
+
+
+def left_out_line(names: Sequence[str]) -> str:
+    """What is left out, for a reader."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"left out, since it is no file of the store: {', '.join(names[:_NAMED])}{more}"
 
 
 def _rank(name: str) -> int:
@@ -92,7 +107,7 @@ def check_target(target: Path, *, store: bool, overwrite: bool) -> None:
     Raises
     ------
     OutliersError
-        Something is there; with `overwrite`, something of another kind.
+        Something is there; with `overwrite`, something of another kind, or in a store's folder what is not the store's.
     """
     if not os.path.lexists(target):
         return
@@ -101,25 +116,8 @@ def check_target(target: Path, *, store: bool, overwrite: bool) -> None:
     if target.is_symlink() or not ((target / "zarr.json").is_file() if store else target.is_file()):
         kind = "store" if store else "file"
         raise OutliersError(f"{target} exists and is no {kind}, so --overwrite leaves it; choose another --out")
-
-
-def check_free_space(target: Path, needed: int) -> None:
-    """Refuse where the disk of `target` has fewer free bytes than needed.
-
-    Raises
-    ------
-    OutliersError
-        Too little room.
-    """
-    folder = target.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutliersError(
-            f"{target} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; "
-            "make room, or choose another --out"
-        )
+    if store:
+        check_replaceable(target)
 
 
 def check_sound(store: Path, progress: Progress | None) -> None:

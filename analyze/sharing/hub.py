@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from analyze.sharing.card import UNKNOWN, Card, picture_name
 from analyze.sharing.plan import HUB, Push, Uploaded, unlike
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 
 EXTRA: Final = "install with: pip install 'outlier-features[remote]'"
 _PAGE: Final = "README.md"
@@ -82,6 +83,8 @@ class HubUpload:
         from huggingface_hub import CommitOperationAdd
 
         plan, card = self._plan, self._card
+        # With what makes a store comes what goes up otherwise than it lies in the folder.
+        late = [file for file in plan.files if file in plan.last or isinstance(file.source, bytes)]
         with self._told(), _progress():
             if not self._exists:
                 self._api.create_repo(self._repo, repo_type="dataset", private=plan.private, exist_ok=True)
@@ -92,10 +95,10 @@ class HubUpload:
                 repo_type="dataset",
                 folder_path=plan.store,
                 path_in_repo=self._folder,
-                ignore_patterns=[*_HIDDEN, *(entry.name for entry in plan.last)],
+                ignore_patterns=[*_HIDDEN, *map(glob.escape, (*(file.name for file in late), *plan.left_out))],
                 commit_message=f"Data of {self._folder}",
             )
-            sources: dict[str, Any] = {f"{self._folder}/{file.name}": file.source for file in plan.last}
+            sources: dict[str, Any] = {f"{self._folder}/{file.name}": file.source for file in late}
             sources[picture_name(self._folder)] = card.picture
             sources[_PAGE] = self._page().encode()
             self._api.create_commit(
@@ -187,11 +190,11 @@ class HubUpload:
             raise OutliersError(f"cannot reach {where}: HF_HUB_OFFLINE is set; unset it to upload") from error
         except (HTTPError, OSError, RuntimeError) as error:
             raise OutliersError(
-                f"the upload to {where} failed ({_first_line(error)}); check the network, then run the same "
+                f"the upload to {where} failed ({one_line(error)}); check the network, then run the same "
                 "command again: it goes on where it stopped"
             ) from error
         except ValueError as error:  # what the library itself finds wrong, such as a licence that the Hub does not know
-            raise OutliersError(f"{where} does not take this ({_line(error)})") from error
+            raise OutliersError(f"{where} does not take this ({one_line(error)})") from error
 
 
 @contextmanager
@@ -224,12 +227,3 @@ def _refused(where: str, error: Any) -> str:
         429: "wait, then run the same command again: it goes on where it stopped",
     }.get(status, "run the same command again later: it goes on where it stopped")
     return f"the Hub refuses {where} ({status}: {' '.join(said.split())}); {advice}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

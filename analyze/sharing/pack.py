@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import secrets
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from analyze.sharing.files import Entry, Progress, check_free_space, check_sound, check_target, entries
+from analyze.sharing.attributes import as_json, consolidated, content, relisted, root_of, without_paths
+from analyze.sharing.files import Entry, check_sound, check_target, entries, left_out_line
+from analyze.types import Progress
 from capture.errors import OutliersError
-from capture.store.files import sync_folder
+from capture.store.drafts import draft_folder
+from capture.store.files import AtomicFile, check_free_space
 from capture.store.output import output_path
 from capture.store.rounding import write_rounded
-from capture.store.schema import CHECKSUMS, MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
+from capture.store.schema import MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
 from capture.store.schema import mantissa_bits as bits_of
 from capture.store.write import StoreWriter, open_group
 
@@ -36,11 +37,14 @@ def pack(
     peaks_only: bool = False,
     mantissa_bits: int | None = None,
     overwrite: bool = False,
+    keep_paths: bool = False,
     progress: Progress | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Path:
     """Pack a store into one file, after reading every chunk of it back.
 
-    The same store gives the same bytes, whatever its place, times and permissions. Caches of views are left out.
+    The same store gives the same bytes, whatever its place, times and permissions. What is no file of the store is left
+    out, and of paths in its attributes all but the last part.
 
     Parameters
     ----------
@@ -50,7 +54,9 @@ def pack(
     mantissa_bits : round the raw activations to so many; the packed store has the attribute `rounded`, and its peaks
         stay exact
     overwrite : replace an existing file
+    keep_paths : leave the paths in the attributes as they are
     progress : is called with (sequences read back, sequences in all)
+    report : is told in one line what is left out
 
     Returns
     -------
@@ -70,7 +76,7 @@ def pack(
     if out.resolve().is_relative_to(store.resolve()):
         raise OutliersError(f"{out} lies inside the store; choose another --out")
     check_target(out, store=False, overwrite=overwrite)
-    found = entries(store)
+    found, left_out = entries(store)
     if peaks_only and mantissa_bits is not None:
         raise OutliersError("--peaks-only leaves nothing for --mantissa-bits to round; give one of them")
     if mantissa_bits is not None:
@@ -78,24 +84,19 @@ def pack(
     if peaks_only:
         found = without_raw(found)
     needed = sum(entry.size + 2 * len(entry.name) + _HEADERS for entry in found)
-    check_free_space(out, needed if mantissa_bits is None else 2 * needed)  # rounded files lie beside the archive first
+    # Rounded files lie beside the archive first.
+    check_free_space(out, needed if mantissa_bits is None else 2 * needed, "the archive", "choose another --out")
     check_sound(store, progress)
+    if left_out and report is not None:
+        report(left_out_line(left_out))
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    scratch = draft.with_name(f"{draft.name}.rounded")
-    try:
+    with draft_folder(out) as scratch, AtomicFile(out, cached=False) as archive:
         if mantissa_bits is not None:
             found = with_rounded(found, store, mantissa_bits, scratch)
-        with draft.open("xb") as file:
-            _write(file, found)
-            file.flush()
-            os.fsync(file.fileno())
+        if not keep_paths:
+            found = without_paths(found)
+        _write(archive.file, found)
         check_target(out, store=False, overwrite=overwrite)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
-    sync_folder(out.absolute().parent)
     return out
 
 
@@ -106,7 +107,7 @@ def without_raw(found: list[Entry]) -> list[Entry]:
     ----------
     found : files of a whole store, from `entries`
     """
-    root, before = _root(found)
+    root, before = root_of(found)
     raw = root["attributes"]["raw"]
     dropped = RAW_VARIABLES[raw]
     if not dropped:
@@ -114,9 +115,9 @@ def without_raw(found: list[Entry]) -> list[Entry]:
     root["attributes"]["raw"] = "none"
     root["attributes"]["packed"] = {"left_out": list(dropped), "raw_before": raw, "sha256sums_before": before}
     for name in dropped:
-        _consolidated(root).pop(name, None)
+        consolidated(root).pop(name, None)
     kept = [entry for entry in found if entry.name.partition("/")[0] not in dropped]
-    return _relisted(kept, {"zarr.json": _json(root)})
+    return relisted(kept, {"zarr.json": as_json(root)})
 
 
 def with_rounded(found: list[Entry], store: Path, bits: int, scratch: Path) -> list[Entry]:
@@ -129,7 +130,7 @@ def with_rounded(found: list[Entry], store: Path, bits: int, scratch: Path) -> l
     bits : mantissa bits to keep
     scratch : folder for the rounded files
     """
-    root, before = _root(found)
+    root, before = root_of(found)
     variables = RAW_VARIABLES[root["attributes"]["raw"]]
     root["attributes"][ROUNDED] = {
         "mantissa_bits": bits,
@@ -141,10 +142,10 @@ def with_rounded(found: list[Entry], store: Path, bits: int, scratch: Path) -> l
     changed: dict[str, Path | bytes] = dict(write_rounded(StoreWriter(store), scratch, bits))
     for name in variables:
         array = json.loads(content(by_name[f"{name}/zarr.json"]))
-        for described in (array, _consolidated(root).get(name, array)):
+        for described in (array, consolidated(root).get(name, array)):
             described["attributes"]["long_name"] = f"{VARIABLES[name].description}, {said}"
-        changed[f"{name}/zarr.json"] = _json(array)
-    return _relisted(found, {**changed, "zarr.json": _json(root)})
+        changed[f"{name}/zarr.json"] = as_json(array)
+    return relisted(found, {**changed, "zarr.json": as_json(root)})
 
 
 def check_mantissa_bits(store: Path, bits: int) -> None:
@@ -168,46 +169,6 @@ def check_mantissa_bits(store: Path, bits: int) -> None:
         raise OutliersError(f"{store} is rounded already, and rounding twice is not rounding once; pack the original")
 
 
-def _root(found: list[Entry]) -> tuple[dict[str, Any], str]:
-    """Root metadata of a store, and the digest of its list of checksums: what tells the original from any other."""
-    by_name = {entry.name: entry for entry in found}
-    root: dict[str, Any] = json.loads(content(by_name["zarr.json"]))
-    return root, hashlib.sha256(content(by_name[CHECKSUMS])).hexdigest()
-
-
-def _consolidated(root: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = (root.get("consolidated_metadata") or {}).get("metadata", {})
-    return found
-
-
-def _json(metadata: dict[str, Any]) -> bytes:
-    return json.dumps(metadata, indent=2).encode()
-
-
-def _relisted(kept: list[Entry], changed: dict[str, Path | bytes]) -> list[Entry]:
-    """Files with some of them changed, and the list of checksums to match."""
-    by_name = {entry.name: entry for entry in kept}
-    lines = []
-    for line in content(by_name[CHECKSUMS]).decode().splitlines():
-        name = line.partition("  ")[2]
-        source = changed.get(name)
-        if isinstance(source, bytes):
-            lines.append(f"{hashlib.sha256(source).hexdigest()}  {name}\n")
-        elif name in by_name:
-            lines.append(f"{line}\n")
-    changed = {**changed, CHECKSUMS: "".join(lines).encode()}
-    return [_entry(entry.name, changed[entry.name]) if entry.name in changed else entry for entry in kept]
-
-
-def _entry(name: str, source: Path | bytes) -> Entry:
-    return Entry(name, source, len(source) if isinstance(source, bytes) else source.stat().st_size)
-
-
-def content(entry: Entry) -> bytes:
-    """Bytes of one small file."""
-    return entry.source if isinstance(entry.source, bytes) else entry.source.read_bytes()
-
-
 def _write(file: Any, found: list[Entry]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for entry in found:
@@ -215,9 +176,5 @@ def _write(file: Any, found: list[Entry]) -> None:
             info.create_system = _UNIX
             info.external_attr = _MODE << 16
             info.file_size = entry.size  # says beforehand whether the entry needs the 64-bit fields
-            with archive.open(info, "w") as target:
-                if isinstance(entry.source, bytes):
-                    target.write(entry.source)
-                else:
-                    with entry.source.open("rb") as source:
-                        shutil.copyfileobj(source, target, _BLOCK)
+            with archive.open(info, "w") as target, entry.open() as source:
+                shutil.copyfileobj(source, target, _BLOCK)

@@ -13,8 +13,7 @@ from typing import Final
 from analyze.sharing.card import Card
 from analyze.sharing.files import Entry
 from capture.errors import OutliersError
-from capture.store.schema import CHECKSUMS, COORDINATES, VARIABLES, VOCABULARY
-from capture.store.schema import FOLDER as ABLATION
+from capture.store.schema import CHECKSUMS, COORDINATES, RECORDS, VARIABLES, VOCABULARY
 
 HUB: Final = "hf://datasets/"
 BUCKET: Final = "s3://"
@@ -50,6 +49,7 @@ class Push:
     store : folder of the store
     url : of the store at the target
     files : of the store, in the order of the upload
+    left_out : what lies in its folder and is no file of the store
     card : page of the Hub; None for a bucket
     private : whether a new dataset is private
     """
@@ -57,6 +57,7 @@ class Push:
     store: Path
     url: str
     files: tuple[Entry, ...]
+    left_out: tuple[str, ...]
     card: Card | None
     private: bool
 
@@ -149,7 +150,7 @@ def unlike(url: str, files: Iterable[Entry], there: Mapping[str, Uploaded]) -> l
     OutliersError
         Something is there that is no file of any store, so that nothing at that place may be replaced.
     """
-    own = {*VARIABLES, *COORDINATES, VOCABULARY, ABLATION, "zarr.json", CHECKSUMS}
+    own = {*VARIABLES, *COORDINATES, VOCABULARY, *RECORDS, "zarr.json", CHECKSUMS}
     by_name = {file.name: file for file in files}
     for name in sorted(set(there) - set(by_name)):
         if name.partition("/")[0] not in own:
@@ -160,11 +161,10 @@ def unlike(url: str, files: Iterable[Entry], there: Mapping[str, Uploaded]) -> l
 def _same(file: Entry, remote: Uploaded) -> bool:
     if file.size != remote.size:
         return False
-    assert isinstance(file.source, Path)
     digest = hashlib.new("sha1" if remote.algorithm == "git" else remote.algorithm, usedforsecurity=False)
     if remote.algorithm == "git":
         digest.update(f"blob {file.size}\0".encode())
-    with file.source.open("rb") as opened:
+    with file.open() as opened:
         while block := opened.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest() == remote.digest

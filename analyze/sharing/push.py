@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from analyze.sharing.attributes import without_paths
 from analyze.sharing.card import card
-from analyze.sharing.files import Progress, check_sound, entries
+from analyze.sharing.files import check_sound, entries, left_out_line
 from analyze.sharing.plan import BUCKET, HUB, Push, bucket_url, check_hub_limits, hub_url, is_last
+from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.write import open_group
 
@@ -25,6 +27,7 @@ def push(
     private: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    keep_paths: bool = False,
     progress: Progress | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Push:
@@ -39,6 +42,7 @@ def push(
     private : make a new dataset private
     overwrite : replace another store of this name at the target
     dry_run : check everything that can be checked here, and leave the network alone
+    keep_paths : leave the paths in attributes and page as they are; of others only the last part is handed on
     progress : is called with (sequences read back, sequences in all)
     report : is told in one line what happens
 
@@ -53,7 +57,9 @@ def push(
         token or permission, or the network fails.
     """
     store = Path(store)
-    plan = _plan(store, target, name, licence, private)
+    plan = _plan(store, target, name, licence, private, keep_paths)
+    if plan.left_out and report is not None:
+        report(left_out_line(plan.left_out))
     upload = None
     if not dry_run:
         upload = _uploader(plan, overwrite=overwrite, report=(lambda line: None) if report is None else report)
@@ -63,20 +69,23 @@ def push(
     return plan
 
 
-def _plan(store: Path, target: str, name: str | None, licence: str | None, private: bool) -> Push:
+def _plan(store: Path, target: str, name: str | None, licence: str | None, private: bool, keep_paths: bool) -> Push:
     if store.is_file():
         raise OutliersError(f"{store} is a file; expected the folder of a store, as outliers unpack makes it")
     open_group(store)
-    files = tuple(sorted(entries(store), key=lambda entry: (is_last(entry.name), entry.name == "zarr.json")))
+    found, left_out = entries(store)
+    found = found if keep_paths else without_paths(found)
+    files = tuple(sorted(found, key=lambda entry: (is_last(entry.name), entry.name == "zarr.json")))
     if target.startswith(HUB):
         url = hub_url(target, store, name)
         check_hub_limits(files)
-        return Push(store, url, files, card(store, url.rpartition("/")[2], url, licence=licence), private)
+        page = card(store, url.rpartition("/")[2], url, licence=licence, keep_paths=keep_paths)
+        return Push(store, url, files, left_out, page, private)
     if target.startswith(BUCKET):
         given = {"--name": name is not None, "--license": licence is not None, "--private": private}
         if asked := [option for option, value in given.items() if value]:
             raise OutliersError(f"{' and '.join(asked)} mean nothing for {BUCKET}; leave them out")
-        return Push(store, bucket_url(target), files, None, private)
+        return Push(store, bucket_url(target), files, left_out, None, private)
     raise OutliersError(f"{target} is no target; expected {HUB}ORG/NAME or {BUCKET}BUCKET/PREFIX/NAME.zarr")
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Final
 
-from analyze.reading.archive import checked_entries
+from analyze.reading.archive import Archive, checked_entries
 from analyze.reading.open import open_store
-from analyze.sharing.files import Progress, check_free_space, check_target
+from analyze.sharing.files import check_target
+from analyze.types import Progress
 from capture.errors import OutliersError
-from capture.store.files import sync_folder
-from capture.store.location import URLS
+from capture.store.drafts import draft_folder
+from capture.store.files import check_free_space, sync_folder
+from capture.store.location import URLS, Folder
 from capture.store.output import output_path
+from capture.store.replace import settle, take_place
 from capture.store.verify import flaw
 
 _BLOCK: Final = 2**20
@@ -53,13 +55,14 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
             f"no file at {archive}; check the path, or make one with: outliers pack STORE --out {archive}"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    try:
+    settle(out)
+    Archive(Folder(archive.parent), archive.name)  # its directory is bounded before all of it is parsed again
+    with draft_folder(out) as draft:
         try:
             with zipfile.ZipFile(archive) as opened:
                 found = checked_entries(opened, archive, archive.stat().st_size)
-                check_free_space(out, sum(info.file_size + _SLACK for info in found))
-                draft.mkdir()
+                needed = sum(info.file_size + _SLACK for info in found)
+                check_free_space(out, needed, "the store", "choose another --out")
                 for info in found:
                     _extract(opened, info, draft)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
@@ -67,10 +70,8 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         _check_store(draft, archive, progress)
         for folder, _, _ in os.walk(draft):
             sync_folder(Path(folder))
-        _take_place(draft, out, overwrite=overwrite)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    sync_folder(out.absolute().parent)
+        check_target(out, store=True, overwrite=overwrite)
+        take_place(draft, out)
     return out
 
 
@@ -91,18 +92,3 @@ def _check_store(draft: Path, archive: Path, progress: Progress | None) -> None:
         raise OutliersError(str(error).replace(str(draft), str(archive))) from error
     if wrong is not None:
         raise OutliersError(f"{archive} {wrong}; nothing was unpacked, get another copy of it")
-
-
-def _take_place(draft: Path, out: Path, *, overwrite: bool) -> None:
-    check_target(out, store=True, overwrite=overwrite)
-    if not out.exists():
-        os.rename(draft, out)
-        return
-    aside = out.with_name(f".{out.name}.{secrets.token_hex(4)}.replaced.partial")
-    os.rename(out, aside)
-    try:
-        os.rename(draft, out)
-    except BaseException:
-        os.rename(aside, out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

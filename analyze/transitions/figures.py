@@ -130,7 +130,7 @@ def transition_grid_figure(grid: TransitionGrid, outcome: str = "layers") -> Fig
         panel.set_xlabel("magnitude threshold", fontsize=9)
     for panel in axes[:, 0]:
         panel.set_ylabel("least share of layers", fontsize=9)
-    present = {row["verdict"] for row in grid.rows if row["outcome"] == outcome}
+    present = {row["verdict"] for row in grid.cells if row["outcome"] == outcome}
     handles = []
     for name, (colour, symbol, _, words) in _TILES.items():
         if name in present:
@@ -152,7 +152,7 @@ def _draw_tiles(axes: Axes, grid: TransitionGrid, outcome: str, convention: tupl
 
     order = [sorted(values) for values in (grid.magnitudes, grid.layers)]
     size = 7 if len(grid.magnitudes) <= 24 else 5
-    for row in grid.rows:
+    for row in grid.cells:
         if row["outcome"] != outcome or (row["signal"], row["counting"], row["layer_unit"]) != convention:
             continue
         x, y = order[0].index(row["magnitude"]), order[1].index(row["layers"])

@@ -11,7 +11,8 @@ from functools import cache, partial
 from typing import Any, Final
 
 from analyze.answers.sweep import sweep
-from analyze.display.text import all_jsonable
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.question.criteria import COUNTINGS, LAYER_UNITS, SATURATED, Criteria
 from analyze.transitions.transition import OUTCOMES, Point, Transition, check_settings, examined, models
 from analyze.transitions.verdict import transition_test
@@ -28,7 +29,7 @@ CONVENTIONS: Final[tuple[Convention, ...]] = tuple(itertools.product(SIGNALS, CO
 
 
 @dataclass(frozen=True)
-class TransitionGrid:
+class TransitionGrid(Shown):
     """Verdicts over thresholds and conventions.
 
     Parameters
@@ -37,7 +38,7 @@ class TransitionGrid:
     against, at, absent, repeats, seed : as in `transition`
     magnitudes, layers : thresholds, in the order asked for
     models : names, by x
-    rows : one an outcome, convention, least share of layers and magnitude: `outcome`, `signal`, `counting`,
+    cells : one an outcome, convention, least share of layers and magnitude: `outcome`, `signal`, `counting`,
         `layer_unit`, `layers`, `magnitude`, `verdict`, `change` and `size` (None without a step), `points` (that took
         part), `without_outliers` and `saturated` (models, of all), `spearman`, `spearman_p`, `step_p` and `smooth_p`
         (over none), `reason`
@@ -58,17 +59,33 @@ class TransitionGrid:
     magnitudes: tuple[float, ...]
     layers: tuple[float, ...]
     models: tuple[str, ...]
-    rows: tuple[Row, ...] = field(repr=False)
+    cells: tuple[Row, ...] = field(repr=False)
 
     def counts(self, outcome: str) -> dict[Convention, Counter[str]]:
         """How often each verdict fell, for each convention."""
         result: dict[Convention, Counter[str]] = {convention: Counter() for convention in CONVENTIONS}
-        for row in self.rows:
+        for row in self.cells:
             if row["outcome"] == outcome:
                 result[row["signal"], row["counting"], row["layer_unit"]][row["verdict"]] += 1
         return result
 
-    def summary(self) -> list[Row]:
+    def summary(self) -> list[tuple[str, Any]]:
+        """What was varied."""
+        return [
+            ("criterion", str(self.criteria)),
+            ("models", f"{len(self.models)} against {self.against}"),
+            ("verdicts", f"over {len(self.magnitudes)} magnitudes and {len(self.layers)} least shares of layers"),
+        ]
+
+    def rows(self) -> list[Row]:
+        """One record a cell."""
+        return list(self.cells)
+
+    def tables(self) -> list[tuple[str, list[Row]]]:
+        """How often each verdict fell."""
+        return [("", self.verdict_counts())]
+
+    def verdict_counts(self) -> list[Row]:
         """One row an outcome and convention: how many cells have which verdict."""
         return [
             {
@@ -88,8 +105,8 @@ class TransitionGrid:
             "magnitudes": list(self.magnitudes),
             "layers": list(self.layers),
             "models": list(self.models),
-            "summary": self.summary(),
-            "rows": all_jsonable(self.rows),
+            "summary": self.verdict_counts(),
+            "rows": jsonable(self.cells),
         }
 
 
@@ -141,7 +158,7 @@ def transition_grid(
         tables = []
         for place, model in enumerate(opened):
             result = sweep(model.store, chosen, magnitudes, layers, use_cache=use_cache)
-            tables.append((model, result.rows, result.hidden_size))
+            tables.append((model, result.rows(), result.hidden_size))
             if progress is not None:
                 progress(number * len(opened) + place + 1, len(CONVENTIONS) * len(opened))
         # A sweep's rows have magnitudes fastest, in the order asked for.

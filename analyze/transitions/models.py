@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-Float64 = npt.NDArray[np.float64]
+from analyze.types import Float64
+
 Kind = Literal["none", "smooth", "step"]
 
 KINDS: Final[dict[Kind, tuple[str, ...]]] = {

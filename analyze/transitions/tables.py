@@ -14,6 +14,7 @@ from analyze.transitions.grid import TransitionGrid
 from analyze.transitions.transition import OUTCOMES, Transition, axis_value
 from analyze.transitions.verdict import TransitionTest
 from capture.errors import OutliersError
+from capture.store.files import write_file
 
 NAMES: Final = {"layers": "L%", "positions": "S%", "count": "outliers"}
 AXIS_NAMES: Final = {"total": "total parameters", "active": "active parameters", "perplexity": "perplexity"}
@@ -52,7 +53,7 @@ def print_transitions(results: Sequence[Transition], grid: TransitionGrid | None
         print(f"\n{table} is left out: it {reason}")
     if grid is not None:
         print(f"\nverdicts over {len(grid.magnitudes)} magnitudes and {len(grid.layers)} least shares of layers")
-        print_rows([{**row, "outcome": NAMES[row["outcome"]]} for row in grid.summary()])
+        print_rows([{**row, "outcome": NAMES[row["outcome"]]} for row in grid.verdict_counts()])
         print("neighbouring cells share their data, and one in twenty shows a trend by chance")
 
 
@@ -79,15 +80,15 @@ def write_transitions(folder: Path, results: Sequence[Transition], grid: Transit
     written = [folder / "transition.json", folder / "transition.csv"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result_of(results, grid, {}), allow_nan=False, indent=1)
-        written[0].write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise OutliersError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    text = json.dumps(result_of(results, grid, {}), allow_nan=False, indent=1)
+    write_file(written[0], f"{text}\n".encode())
     write_csv(written[1], [row for result in results for row in fit_rows(result)] or [{"family": ""}])
     figures = {"transition": transition_figure(results)}
     if grid is not None:
         written.append(folder / "grid.csv")
-        write_csv(written[-1], list(grid.rows))
+        write_csv(written[-1], grid.rows())
         figures |= {f"grid-{outcome}": transition_grid_figure(grid, outcome) for outcome in ("layers", "positions")}
     for name, figure in figures.items():
         for suffix in (".png", ".svg"):

@@ -15,12 +15,14 @@ import xarray as xr
 from analyze.answers.facts import perplexity
 from analyze.answers.sweep import sweep
 from analyze.comparison.published import TABLES, published
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
 from analyze.question.checks import check_choice
 from analyze.question.criteria import Criteria
 from analyze.reading.open import as_dataset
 from analyze.transitions.verdict import LEAST_POINTS, TransitionTest, transition_test
 from analyze.types import Progress, Store
-from capture.errors import OutliersError
+from capture.errors import OutliersError, without_passwords
 
 AGAINST: Final = {"total": "total_parameters", "active": "active_parameters", "perplexity": "perplexity"}
 OUTCOMES: Final = ("layers", "positions", "count")
@@ -61,7 +63,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Transition:
+class Transition(Shown):
     """A set of models, and what they say about a transition.
 
     Parameters
@@ -123,19 +125,24 @@ class Transition:
             words += ", where features begin to qualify: the criterion makes its height"
         return words
 
+    def summary(self) -> list[tuple[str, str]]:
+        """What was asked, and the verdict on each outcome in words."""
+        asked = f"{self.family}: {len(self.points)} models against {self.against}; {self.criteria}"
+        return [("transition", asked), *((outcome, self.sentence(outcome)) for outcome in OUTCOMES)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a model."""
+        return [dict(vars(point)) for point in self.points]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        points = [
-            {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in vars(point).items()}
-            for point in self.points
-        ]
         return {
             "family": self.family,
             "criteria": self.criteria.to_dict(),
             "against": self.against,
             "absent": self.absent,
             "without_outliers": self.without,
-            "points": points,
+            "points": jsonable(self.rows()),
             "tests": {
                 outcome: {"sentence": self.sentence(outcome), "onset": self.onset(outcome), **test.to_dict()}
                 for outcome, test in self.tests.items()
@@ -210,7 +217,7 @@ def published_transition(
     check_settings(against, "zero")
     source = published(table)
     points = []
-    for row in source.rows:
+    for row in source.models:
         x = row.get(AGAINST[against], row["total_parameters"] if against == "active" else None)
         if x is None:
             raise OutliersError(f"published table {table} {_LACKS[against]}; set it against something else")
@@ -236,7 +243,7 @@ def published_transitions(
         A setting out of range.
     """
     check_settings(against, "zero")
-    lacking = [name for name in TABLES if against == "perplexity" and "perplexity" not in published(name).rows[0]]
+    lacking = [name for name in TABLES if against == "perplexity" and "perplexity" not in published(name).models[0]]
     results = [
         published_transition(name, against=against, at=None if name == _ORIGIN else at, repeats=repeats, seed=seed)
         for name in TABLES
@@ -266,6 +273,7 @@ def models(stores: Sequence[Store], criteria: Criteria, against: str) -> list[Mo
     for number, one in enumerate(stores):
         store = as_dataset(one)
         name = str(store.encoding.get("source", f"store {number + 1}")) if isinstance(one, xr.Dataset) else str(one)
+        name = without_passwords(name)
         model = store.attrs.get("model_id")
         if isinstance(model, str):
             key = (model, str(store.attrs.get("model_revision")))

@@ -9,8 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import rankdata, ttest_ind
 
-from analyze.transitions.models import CLOSE, KINDS, PARAMETERS, Candidates, Fit, Float64, Kind
+from analyze.display.shown import Shown
+from analyze.display.text import jsonable
+from analyze.transitions.models import CLOSE, KINDS, PARAMETERS, Candidates, Fit, Kind
+from analyze.types import Float64
 from capture.errors import OutliersError
 
 LEAST_POINTS: Final = 3
@@ -22,7 +26,7 @@ _WORDS: Final[dict[Kind, str]] = {"none": "no trend", "smooth": "smooth trend", 
 
 
 @dataclass(frozen=True)
-class TransitionTest:
+class TransitionTest(Shown):
     """What points (x, y) say about a step, a smooth trend, or none.
 
     Parameters
@@ -77,9 +81,16 @@ class TransitionTest:
             for kind in dict.fromkeys(f.kind for f in usable)
         }
 
+    def summary(self) -> list[tuple[str, str]]:
+        """The verdict, and why where it is open."""
+        return [("verdict", self.verdict), *([("reason", self.reason)] if self.reason else [])]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record a fitted model."""
+        return [{name: value for name, value in vars(fit).items() if name != "values"} for fit in self.fits]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: null for what is not a number."""
-        fits = [{name: _plain(value) for name, value in vars(fit).items() if name != "values"} for fit in self.fits]
         return {
             "points": self.points,
             "x": self.x.tolist(),
@@ -89,12 +100,12 @@ class TransitionTest:
             "reason": self.reason,
             "weights": self.weights,
             "p_values": self.p_values,
-            "spearman": _plain(self.spearman),
-            "spearman_p": _plain(self.spearman_p),
+            "spearman": jsonable(self.spearman),
+            "spearman_p": jsonable(self.spearman_p),
             "permutations": "all" if self.exact else self.repeats,
             "seed": self.seed,
-            "size_interval": _plain(self.size_interval),
-            "fits": fits,
+            "size_interval": jsonable(self.size_interval),
+            "fits": jsonable(self.rows()),
         }
 
 
@@ -235,30 +246,18 @@ def _orders(points: int, repeats: int, seed: int) -> tuple[npt.NDArray[np.intp],
 
 def _spearman(x: Float64, y: Float64, orders: npt.NDArray[np.intp], exact: bool) -> tuple[float, float]:
     """Rank correlation, mean ranks for ties, and its two-sided p-value by permutation."""
-    ranks = [_ranks(values) - (len(x) + 1) / 2 for values in (x, y)]
+    ranks = [rankdata(values) - (len(x) + 1) / 2 for values in (x, y)]
     a, b = (values / np.linalg.norm(values) for values in ranks)
     found = float(a @ b)
     return found, _share(np.abs(b[orders] @ a), abs(found), exact)
 
 
-def _ranks(values: Float64) -> Float64:
-    """Ranks from 1, their mean where values are equal."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Float64 = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks
-
-
 def _size_interval(x: Float64, y: Float64, at: float) -> tuple[float, float] | None:
-    from scipy.special import stdtrit
-
-    sides = [y[x < at], y[x >= at]]
-    if min(len(side) for side in sides) < 2:
+    below, above = y[x < at], y[x >= at]
+    if min(len(below), len(above)) < 2:
         return None
-    free = len(y) - 2
-    variance = sum(float(((side - side.mean()) ** 2).sum()) for side in sides) / free
-    margin = float(stdtrit(free, 0.975)) * math.sqrt(variance * sum(1 / len(side) for side in sides))
-    size = float(sides[1].mean() - sides[0].mean())
-    return size - margin, size + margin
+    interval = ttest_ind(above, below).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
 
 
 def _checked(x: npt.ArrayLike, y: npt.ArrayLike, at: float | None, repeats: int, seed: int) -> tuple[Float64, Float64]:
@@ -282,9 +281,3 @@ def _checked(x: npt.ArrayLike, y: npt.ArrayLike, at: float | None, repeats: int,
     if seed < 0:
         raise OutliersError(f"seed is {seed}; expected 0 or more")
     return x, y
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value

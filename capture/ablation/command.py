@@ -9,11 +9,10 @@ import typer
 from analyze.commands.options import Json, StorePath, asks_for_criteria
 
 if TYPE_CHECKING:
-    from analyze.answers.ablation import Ablation
     from analyze.question.criteria import Criteria
 
 
-@asks_for_criteria(without=("sequences",))
+@asks_for_criteria(preset="dettmers", without=("sequences",))
 def ablate_command(
     store: StorePath,
     criteria: Criteria,
@@ -36,12 +35,14 @@ def ablate_command(
 ) -> None:
     """Run the store's model again without its outlier features, and without as many random others.
 
-    Example: outliers ablate data/smollm2.zarr --magnitude 100
+    Which features are outliers is Dettmers' criterion, as in the paper, unless another is given.
+
+    Example: outliers ablate data/smollm2.zarr
     """
     from capture.environment import prepare
 
     prepare()
-    from analyze.commands.output import print_json
+    from analyze.commands.output import print_or_json
     from analyze.commands.progress import shown
     from capture.ablation.measure import ablate
 
@@ -64,17 +65,4 @@ def ablate_command(
     except KeyboardInterrupt:
         typer.echo("outliers: interrupted; finished sequences are safe, and the same command goes on", err=True)
         raise typer.Exit(130) from None
-    if json_:
-        print_json(result.to_dict())
-    else:
-        print_ablation(result)
-
-
-def print_ablation(result: Ablation) -> None:
-    """What was done and lost, then the attention of each layer."""
-    from analyze.display.tables import print_facts, print_rows
-
-    print_facts(result.summary())
-    if rows := [row for row in result.layer_rows() if row["top1_with"] is not None]:
-        print()
-        print_rows(rows, title="attention top-1, features set to zero in one layer at a time")
+    print_or_json(result, json_)

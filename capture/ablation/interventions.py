@@ -1,9 +1,9 @@
-"""Passes through a model under nnsight in which chosen features of what the sublayers read are zero."""
+"""Passes through a model under nnsight in which what the sublayers read is edited: chosen features are zero."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from analyze.types import Float64
 from capture.errors import OutliersError
 from capture.sites.blocks import received, tensor_keys
 from capture.sites.probe import Call, Key, probe
-from capture.trace import token_nll
+from capture.trace import envoy, token_nll
 
 if TYPE_CHECKING:
     from nnsight import NNsight
 
     from capture.sites.place import Site, SiteMap
 
-Float64 = npt.NDArray[np.float64]
 Features = Sequence[int]
+Edit = Callable[["Target", torch.Tensor], torch.Tensor]
+"""From a module that reads and its (sequence, position, feature) values to the values that it is given instead."""
 
 _PREDICTIONS = 32  # positions whose logits are widened to float32 at once
 
@@ -36,12 +38,14 @@ class Target:
     path : dotted path of the module
     argument : position or keyword under which it receives the features
     layer : index of its block
+    site : name of the site
     attention : whether it mixes positions; else it is of the feed-forward part
     """
 
     path: str
     argument: int | str
     layer: int
+    site: str
     attention: bool
 
 
@@ -56,19 +60,20 @@ def find_targets(model: torch.nn.Module, sites: SiteMap) -> list[Target]:
     OutliersError
         A site is not in the model.
     """
+    record = probe(model)
     calls: dict[str, Call] = {}
-    for call in probe(model).root.descendants():
+    for call in record.root.descendants():
         calls.setdefault(call.path, call)
     found = []
     for site in sites.sites:
         keys = _handed(site, calls)
         for path in site.feeds:
-            fed = received(calls[path], keys) if path in calls else None
+            fed = received(calls[path], keys, record.multiples) if path in calls else None
             if fed is None:
                 raise OutliersError(
                     f"{path} does not read what {site.module} hands on; expected the model of which the sites are"
                 )
-            found.append(Target(path, fed[0], site.layer, bool(calls[path].mixing)))
+            found.append(Target(path, fed[0], site.layer, site.name, bool(calls[path].mixing)))
     order = {path: number for number, path in enumerate(calls)}
     return sorted(found, key=lambda target: order[target.path])
 
@@ -88,11 +93,11 @@ def zeroed(values: torch.Tensor, features: Features) -> torch.Tensor:
     return values.index_fill(-1, torch.tensor(features, dtype=torch.int64, device=values.device), 0)
 
 
-def _with_zeros(inputs: Any, argument: int | str, features: Features) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a module receives, (arguments, keywords), with the features of one argument zero."""
+def _edited(inputs: Any, target: Target, edit: Edit) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a module receives, (arguments, keywords), with one argument edited."""
     positional, named = list(inputs[0]), dict(inputs[1])
-    place: Any = positional if isinstance(argument, int) else named
-    place[argument] = zeroed(place[argument], features)
+    place: Any = positional if isinstance(target.argument, int) else named
+    place[target.argument] = edit(target, place[target.argument])
     return tuple(positional), named
 
 
@@ -121,15 +126,25 @@ def predictions(
     (sequence, position) float32 negative log-likelihoods in nats, NaN at position 0, and (sequence,) mean over
     positions of the largest probability of a next token
     """
+    return edited_predictions(traced, targets if len(features) else (), ids, _zeros(features))
+
+
+def _zeros(features: Features) -> Edit:
+    return lambda _, values: zeroed(values, features)
+
+
+def edited_predictions(
+    traced: NNsight, targets: Sequence[Target], ids: npt.NDArray[np.int32], edit: Edit
+) -> tuple[npt.NDArray[np.float32], Float64]:
+    """As `predictions`, of a pass in which what every target receives is edited."""
     results: list[Any] = []
     failures: list[BaseException] = []
-    edited = targets if len(features) else ()
     with _pass(traced, ids) as arguments, traced.trace(**arguments, use_cache=False) as tracer:
         tokens = arguments["input_ids"]  # nnsight cannot trace a block that begins with `try`
         try:
-            for target in edited:
-                module = traced.get(target.path)
-                module.inputs = _with_zeros(module.inputs, target.argument, features)
+            for target in targets:
+                module = envoy(traced, target.path)
+                module.inputs = _edited(module.inputs, target, edit)
             logits = traced.output.logits
             results += [token_nll(logits, tokens), _largest_probability(logits)]
         except (Exception, KeyboardInterrupt) as error:  # nnsight would wrap it in an exception of its own
@@ -185,10 +200,10 @@ def attention_peaks(
         shape = ids.shape
         try:
             for target in attentions:
-                module = traced.get(target.path)
+                module = envoy(traced, target.path)
                 inputs = module.inputs
                 for number, features in enumerate(variants):
-                    again = _with_zeros(inputs, target.argument, features)
+                    again = _edited(inputs, target, _zeros(features))
                     weights = _weights(module(*again[0], **again[1]), *shape)
                     if weights is None:
                         break

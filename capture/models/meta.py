@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from capture.errors import OutliersError
+from capture.models.failures import told
 
 
 def model_class(config: transformers.PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
@@ -44,7 +45,7 @@ def meta_model(config: transformers.PreTrainedConfig, *, trust_remote_code: bool
     config = copy.deepcopy(config)
     # Eager attention is plain tensor code: it runs on any device and shows the probe its scores.
     config._attn_implementation = "eager"
-    with torch.device("meta"):
+    with told(f"network of {config.model_type!r}"), torch.device("meta"):
         model: torch.nn.Module = maker.from_config(config, trust_remote_code=trust_remote_code)
     # Some models make a parameter on a device of their own.
     return model.to("meta").eval()

@@ -7,6 +7,8 @@ import json
 from typing import Any, Final
 
 from capture.errors import OutliersError
+from capture.models.failures import told
+from capture.models.limits import text_config
 
 PREFIX: Final = "random:"
 """What stands before the name of a model of which only the configuration is wanted. It stays part of the model's id, so
@@ -37,10 +39,14 @@ def random_model(config: Any, dtype: str, device: Any, *, trust_remote_code: boo
     own = getattr(config, "dtype", None)
     chosen = getattr(torch, dtype) if dtype != "auto" else own if isinstance(own, torch.dtype) else torch.float32
     maker = model_class(config, trust_remote_code=trust_remote_code)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+    with (
+        told(f"network of {config.model_type!r}"),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.device(device),
+    ):
         torch.manual_seed(_SEED)
         network = maker.from_config(config, dtype=chosen, trust_remote_code=trust_remote_code)
-    return network.to(device)
+        return network.to(device)
 
 
 def byte_tokenizer(config: Any) -> Any:
@@ -55,7 +61,7 @@ def byte_tokenizer(config: Any) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    size = int(config.get_text_config().vocab_size)
+    size = int(text_config(config).vocab_size)
     if size <= len(alphabet):
         raise OutliersError(
             f"the configuration has a vocabulary of {size}, and random weights read bytes as tokens; "

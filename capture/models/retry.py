@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.progress import Reporter
 
 Result = TypeVar("Result")
@@ -73,9 +73,7 @@ def passing_fault(error: BaseException) -> Fault | None:
                 return None
             return Fault(f"{status} {HTTPStatus(status).phrase}", _asked(response.headers))
         if names & _BROKEN:
-            lines = str(cause).strip().splitlines()
-            told = lines[0] if lines else type(cause).__name__
-            return Fault(f"connection failed: {told}", unreachable=bool(names & _UNREACHABLE))
+            return Fault(f"connection failed: {one_line(cause)}", unreachable=bool(names & _UNREACHABLE))
     return None
 
 

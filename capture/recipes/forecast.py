@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from capture.errors import OutliersError
 from capture.progress import Reporter
 from capture.recipes.recipe import Entry, Recipe
+from capture.store.files import check_free_space
 from capture.store.write import StoreWriter
+from capture.texts.files import text_digest
 
 
 @dataclass(frozen=True)
@@ -54,22 +52,9 @@ def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
         return 0.0
     store = StoreWriter(path)
     done = store.done()
-    asked = {**_defaults(), **entry.options, "model": entry.model}
-    had = {
-        "model": store.attributes.get("model_id"),
-        "text": _text(recipe, asked["text"], store.attributes),
-        "sequences": store.sizes.sequences,
-        "length": store.sizes.positions,
-        "dtype": store.attributes.get("compute_dtype"),
-        "raw": store.raw,
-        "compression": store.compression,
-        "bos": store.attributes.get("bos"),
-    }
-    differences = [
-        f"{key} ({value} in the store, {asked[key]} in the recipe)"
-        for key, value in had.items()
-        if asked[key] not in (value, "auto", None)
-    ]
+    with _beside(recipe):
+        digest = text_digest(entry.request.text)
+    differences = entry.request.differences(store.attributes, store.sizes, digest)
     if differences:
         raise OutliersError(
             f"{path} was made by another request than {recipe.path} has; it differs in {'; '.join(differences)}; "
@@ -78,25 +63,13 @@ def finished_share(recipe: Recipe, entry: Entry, out: Path) -> float:
     return float(done.mean())
 
 
-def _text(recipe: Recipe, asked: str, attributes: Mapping[str, Any]) -> Any:
-    """The text of a store, as it is asked for where a file has the same content."""
-    source, digest = attributes.get("text_source"), attributes.get("text_sha256")
-    file = recipe.path.absolute().parent / asked
-    if digest is None or attributes.get("text_revision") is not None or not file.is_file():
-        return source
-    with file.open("rb") as content:
-        same = hashlib.file_digest(content, "sha256").hexdigest() == digest
-    return asked if same else f"{source} of other content"
-
-
-def _defaults() -> dict[str, Any]:
-    from capture.run import capture
-
-    return {name: parameter.default for name, parameter in inspect.signature(capture).parameters.items()}
+def _beside(recipe: Recipe) -> contextlib.chdir[Path]:
+    """Where relative paths begin."""
+    return contextlib.chdir(recipe.path.absolute().parent)
 
 
 def forecast(recipe: Recipe, out: Path, reporter: Reporter, only: Sequence[str] = ()) -> list[Forecast]:
-    """Predict what each model would take, from configurations and what is on the disk; nothing runs.
+    """Predict what each model would take, from configurations and what is on the disk; nothing runs, no model's code.
 
     A model's own configuration serves where it can be had, else the one that the recipe names as `config`.
     """
@@ -112,8 +85,10 @@ def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Fo
         return Forecast(entry.name, 0, "finished already")
     note = "" if share == 0 else f"{share * 100:.0f}% of the sequences are there"
     try:
-        return Forecast(entry.name, round(_estimate(recipe, entry, entry.model, reporter) * (1 - share)), note)
+        return Forecast(entry.name, round(_estimate(recipe, entry, entry.request.model, reporter) * (1 - share)), note)
     except OutliersError as error:
+        if entry.config is None and entry.request.trust_remote_code:
+            return Forecast(entry.name, None, "not known before its own code runs, which a forecast never does")
         if entry.config is None:
             return Forecast(entry.name, None, str(error), failed=True)
     try:
@@ -126,10 +101,10 @@ def _forecast(recipe: Recipe, entry: Entry, out: Path, reporter: Reporter) -> Fo
 def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> int:
     from capture.estimate import estimate
 
-    known = inspect.signature(estimate).parameters
-    options = {key: value for key, value in entry.options.items() if key in known}
-    with contextlib.chdir(recipe.path.absolute().parent):
-        return estimate(model, **options, reporter=reporter).store_bytes
+    # A forecast runs no model's code, whatever the recipe asks for.
+    arguments = {**entry.request.arguments(estimate), "model": model, "trust_remote_code": False}
+    with _beside(recipe):
+        return estimate(**arguments, reporter=reporter).store_bytes
 
 
 def check_room(forecasts: Sequence[Forecast], out: Path) -> None:
@@ -146,9 +121,5 @@ def check_room(forecasts: Sequence[Forecast], out: Path) -> None:
         raise OutliersError(f"{folder} is no folder; choose another --out")
     if (out / "zarr.json").exists():
         raise OutliersError(f"{out} is a store; choose another folder for --out")
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutliersError(
-            f"the recipe needs about {needed / 1e9:,.2f} GB and the disk of {out} has {free / 1e9:,.2f} GB free; "
-            'free some room, run some of it with --only, or ask for fewer sequences or raw = "none"'
-        )
+    instead = 'run some of it with --only, or ask for fewer sequences or raw = "none"'
+    check_free_space(out / "x", needed, "the recipe", instead)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from capture.store.privacy import without_secrets
+
 # A recipe's folder is the working directory, and nothing in it must be imported: -P keeps it off the path.
 _OUTLIERS: Final = (
     *(sys.executable, "-P", "-c"),
@@ -45,7 +47,7 @@ def run_outliers(
     KeyboardInterrupt
         It was interrupted, or this process was; then it has ended all the same.
     """
-    log.write(f"$ {shlex.join(['outliers', *words])}\n")
+    log.write(f"$ {shlex.join(['outliers', *without_secrets(words)])}\n")
     log.flush()
     last = complaint = ""
     process = subprocess.Popen(

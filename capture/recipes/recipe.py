@@ -10,42 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from capture.errors import OutliersError
-from capture.models.load import DTYPES
 from capture.models.random_weights import PREFIX
-from capture.store.chunks import COMPRESSION
-from capture.store.schema import RAW_CHOICES
-
-Options = Mapping[str, Any]
+from capture.request import DEFAULTS, OPTIONS, Option, Request
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_KINDS: Final = {str: "a string", int: "a whole number", bool: "true or false", list: "a list"}
 
-# Type of each option of `outliers capture` that a recipe may set, and a value's least number or known words.
-_OPTIONS: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
-    "text": (str, None),
-    "sequences": (int, 1),
-    "length": (int, 2),
-    "batch_size": (int, 1),
-    "dtype": (str, DTYPES),
-    "device": (str, None),
-    "raw": (str, RAW_CHOICES),
-    "compression": (str, tuple(COMPRESSION)),
-    "bos": (bool, None),
-    "sites": (str, None),
-    "trust_remote_code": (bool, None),
-}
-_MODEL: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
-    "model": (str, None),
-    "name": (str, None),
-    "config": (str, None),
-    **_OPTIONS,
-}
-_ANALYSIS: Final[dict[str, tuple[type, int | tuple[str, ...] | None]]] = {
-    "presets": (list, None),
-    "compare": (bool, None),
-    "published": (bool, None),
-    "ablate": (bool, None),
-}
+_DEFAULTS: Final = {name: OPTIONS[name] for name in DEFAULTS}
+_MODEL: Final = {"model": OPTIONS["model"], "name": Option(str), "config": Option(str), **_DEFAULTS}
+_ANALYSIS: Final = {"presets": Option(list), **dict.fromkeys(("compare", "published", "ablate"), Option(bool))}
 
 
 @dataclass(frozen=True)
@@ -55,14 +27,12 @@ class Entry:
     Parameters
     ----------
     name : of its store, unique in the recipe
-    model : as `outliers capture` takes it; a relative path begins at the recipe's folder
-    options : what the recipe sets of the options of `capture.run.capture`, the defaults of the recipe included
+    request : what is asked of it, the defaults of the recipe included; relative paths begin at the recipe's folder
     config : configuration to estimate from where the model's own cannot be had; never used to load anything
     """
 
     name: str
-    model: str
-    options: Options
+    request: Request
     config: str | None = None
 
 
@@ -134,7 +104,7 @@ def read_recipe(path: Path | str) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OutliersError(f"{path} is no TOML file ({error}); mend it there") from error
     _check_keys(document, ("defaults", "analysis", "models"), f"{path}:")
-    defaults = _table(document.get("defaults", {}), _OPTIONS, f"{path}: [defaults]")
+    defaults = _table(document.get("defaults", {}), _DEFAULTS, f"{path}: [defaults]")
     analysis = _analysis(document.get("analysis", {}), f"{path}: [analysis]")
     models = document.get("models")
     if not isinstance(models, list) or not models:
@@ -153,7 +123,7 @@ def read_recipe(path: Path | str) -> Recipe:
     return Recipe(path, tuple(entries), analysis)
 
 
-def _entry(table: Any, defaults: Options, where: str) -> Entry:
+def _entry(table: Any, defaults: Mapping[str, Any], where: str) -> Entry:
     values = _table(table, _MODEL, where)
     if "model" not in values:
         raise OutliersError(f"{where}: the key model is missing; expected what outliers capture takes as MODEL")
@@ -166,8 +136,7 @@ def _entry(table: Any, defaults: Options, where: str) -> Entry:
             f"{where}: name = {name!r} cannot name a store; expected letters, digits, '.', '_' and '-', "
             "a letter or digit first"
         )
-    own = {key: value for key, value in values.items() if key in _OPTIONS}
-    return Entry(name, model, {**defaults, **own}, values.get("config"))
+    return Entry(name, Request.among({**defaults, **values}), values.get("config"))
 
 
 def _name_of(model: str) -> str:
@@ -191,25 +160,19 @@ def _analysis(table: Any, where: str) -> Analysis:
     return Analysis(**{**values, "presets": tuple(presets)})
 
 
-def _table(table: Any, known: Mapping[str, tuple[type, int | tuple[str, ...] | None]], where: str) -> dict[str, Any]:
+def _table(table: Any, known: Mapping[str, Option], where: str) -> dict[str, Any]:
     """The values of a table, each of the expected type and range."""
     if not isinstance(table, dict):
         raise OutliersError(f"{where}: expected a table, and it is {_told(table)}")
     _check_keys(table, tuple(known), f"{where}:")
     for key, value in table.items():
-        kind, allowed = known[key]
-        if type(value) is not kind:  # true is an int to Python, and not to a reader of TOML
-            raise OutliersError(f"{where}: {key} is {_told(value)}; expected {_KINDS[kind]}")
-        if isinstance(allowed, int) and isinstance(value, int) and value < allowed:
-            raise OutliersError(f"{where}: {key} = {value} is too small; expected {allowed} or more")
-        if isinstance(allowed, tuple) and value not in allowed:
-            raise OutliersError(f"{where}: {key} = {value!r} is not known; expected one of {', '.join(allowed)}")
-        if value == "":
-            raise OutliersError(f"{where}: {key} is empty; give it a value or leave it out")
+        flaw = known[key].flaw(value)
+        if flaw is not None:
+            raise OutliersError(f"{where}: {key} = {_told(value)}{flaw}")
     return table
 
 
-def _check_keys(table: Options, known: tuple[str, ...], where: str) -> None:
+def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in table:
         if key not in known:
             raise OutliersError(f"{where} the key {key!r} is not known; expected one of {', '.join(known)}")

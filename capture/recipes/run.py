@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +80,7 @@ def run_recipe(
     only: Sequence[str] = (),
     keep_going: bool = True,
     clean_cache: bool = False,
+    trust_remote_code: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Results:
     """Capture and analyse the models of a recipe one after another.
@@ -94,6 +95,7 @@ def run_recipe(
     only : names of the models to carry out; all where empty. The comparison takes whatever is finished
     keep_going : go on with the next model after one that failed
     clean_cache : once a model's store is finished and verified, remove the model from the cache of the hub
+    trust_remote_code : permit the code of those models of which the recipe says that it has to run
     tell : takes each line of progress
 
     Returns
@@ -103,19 +105,38 @@ def run_recipe(
     Raises
     ------
     OutliersError
-        `only` names no model of the recipe.
+        `only` names no model of the recipe, or a model's code would have to run without permission.
     KeyboardInterrupt
         As everywhere; what is finished is safe, and `results.json` says so.
     """
+    check_permission(recipe, only, trust_remote_code)
     chosen = frozenset(entry.name for entry in recipe.chosen(only))
     return _Campaign(recipe, output_path(out).absolute(), clean_cache, tell).run(chosen, keep_going)
+
+
+def check_permission(recipe: Recipe, only: Sequence[str], trust_remote_code: bool) -> None:
+    """Refuse a recipe that asks for the code of models to be run, where the user has not allowed it.
+
+    Raises
+    ------
+    OutliersError
+        It does.
+    """
+    asking = [entry.name for entry in recipe.chosen(only) if entry.request.trust_remote_code]
+    if asking and not trust_remote_code:
+        raise OutliersError(
+            f"{recipe.path} asks to run the code that {', '.join(asking)} bring{'s' * (len(asking) == 1)} along, and a "
+            "recipe cannot allow that; read the code, then pass --trust-remote-code, or name the others by --only"
+        )
 
 
 class _Campaign:
     def __init__(self, recipe: Recipe, out: Path, clean_cache: bool, tell: Callable[[str], None]) -> None:
         self._recipe, self._out, self._clean_cache, self._tell = recipe, out, clean_cache, tell
         self._folder = recipe.path.absolute().parent
-        self._outcomes = [Outcome(entry.name, entry.model, str(store_path(out, entry))) for entry in recipe.entries]
+        self._outcomes = [
+            Outcome(entry.name, entry.request.model, str(store_path(out, entry))) for entry in recipe.entries
+        ]
         self._results = Results(self._outcomes, _earlier_comparison(out))
         for folder in (out, out / "logs", out / "found"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +147,7 @@ class _Campaign:
         for number, (entry, outcome) in enumerate(zip(self._recipe.entries, self._outcomes, strict=True), 1):
             if entry.name not in chosen:
                 continue
-            self._tell(f"[{number}/{len(self._outcomes)}] {entry.name}: {entry.model}")
+            self._tell(f"[{number}/{len(self._outcomes)}] {entry.name}: {entry.request.model}")
             try:
                 self._model(number, entry, outcome)
             except KeyboardInterrupt:
@@ -149,7 +170,8 @@ class _Campaign:
         with (self._out / "logs" / f"{entry.name}.txt").open("a", encoding="utf-8") as log:
             if finished_share(self._recipe, entry, self._out) < 1:
                 began = time.monotonic()
-                self._outliers(["capture", entry.model, "--out", str(store), *_words(entry.options)], log)
+                words = ["capture", entry.request.model, "--out", str(store), *entry.request.to_words()]
+                self._outliers(words, log)
                 outcome.seconds = round(time.monotonic() - began, 1)
                 status = "captured"
             outcome.store_bytes = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
@@ -184,15 +206,13 @@ class _Campaign:
         store = store_path(self._out, entry)
         sequences = min(_ABLATED, StoreWriter(store).sizes.sequences)
         words = ["ablate", str(store), "--preset", preset, "--sequences", str(sequences)]
-        same = {
-            key: entry.options[key] for key in ("batch_size", "device", "trust_remote_code") if key in entry.options
-        }
-        self._answer(entry, f"{preset}.ablation.json", [*words, *_words(same)], log)
+        words += entry.request.to_words("batch_size", "device", "trust_remote_code")
+        self._answer(entry, f"{preset}.ablation.json", words, log)
 
     def _clean(self, number: int, entry: Entry, store: Path, log: IO[str]) -> None:
         """Remove the model from the hub's cache, unless a later one of the recipe needs it too."""
-        repository = cached_repository(entry.model, self._folder)
-        later = {cached_repository(other.model, self._folder) for other in self._recipe.entries[number:]}
+        repository = cached_repository(entry.request.model, self._folder)
+        later = {cached_repository(other.request.model, self._folder) for other in self._recipe.entries[number:]}
         if repository is None or repository in later:
             return
         removal = removal_of(repository)
@@ -247,20 +267,6 @@ class _Campaign:
 
     def _outliers(self, words: Sequence[str], log: IO[str], output: IO[str] | None = None) -> None:
         run_outliers(words, self._folder, log, self._tell, output)
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options on the command line."""
-    words = []
-    for key, value in options.items():
-        flag = key.replace("_", "-")
-        if key == "bos":
-            words.append("--bos" if value else "--no-bos")
-        elif isinstance(value, bool):
-            words += [f"--{flag}"] if value else []
-        else:
-            words += [f"--{flag}", str(value)]
-    return words
 
 
 def _captured(store: Path) -> float:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from capture.errors import OutliersError
 from capture.sites.norms import NormForm, norm_form
-from capture.sites.probe import Call, Key, Record, tensor_key
+from capture.sites.probe import Call, Key, Record, chain, tensor_key
 
 REMEDY = "name the norms with --sites, as in ln_attn=model.layers.{}.norm_a,ln_mlp=model.layers.{}.norm_b"
 
@@ -45,50 +44,34 @@ def block_calls(record: Record) -> list[Call]:
     paths = [call.path for call in calls]
     if len(set(paths)) < len(paths):
         raise OutliersError(f"block {paths[0]} runs more than once in a pass; expected each block once; {REMEDY}")
+    numbers = [int(path.rpartition(".")[2]) for path in paths]
+    if numbers != list(range(len(numbers))):
+        list_of, missing = paths[0].rpartition(".")[0], sorted(set(range(max(numbers) + 1)) - set(numbers))
+        what = (
+            f"blocks {', '.join(map(str, missing))} of {list_of} do not run" if missing else "blocks run out of order"
+        )
+        raise OutliersError(
+            f"{what} in {type(record.root.module).__name__} on text alone; expected every block, so that layers keep "
+            "their numbers; choose another model"
+        )
     return calls
 
 
 def refuse_encoder(model: torch.nn.Module, blocks: list[Call]) -> None:
-    """Refuse a model whose attention also looks ahead."""
-    name = type(model).__name__
-    # Whether a mask looks ahead is a matter of values, which a model without weights does not have: the attention
-    # modules of an encoder say so themselves.
-    causal = {getattr(module, "is_causal", None) for block in blocks for module in block.module.modules()} & {
-        True,
-        False,
-    }
-    declared = getattr(getattr(model, "config", None), "is_decoder", None)
-    if causal == {False} or (declared is False and True not in causal):
-        raise OutliersError(f"{name} is an encoder: its attention also looks ahead; expected a decoder; choose another")
+    """Refuse a model whose blocks say that they also look ahead; with weights, `trial.refuse_lookahead` decides.
 
-
-def refuse_lookahead(model: Any) -> bool:
-    """Refuse a model with weights in which a later token changes what is predicted before it.
-
-    Returns
-    -------
-    False where it cannot be told, since no prediction is finite; what is not finite is not compared
-
-    Raises
-    ------
-    OutliersError
-        It does: the model is an encoder, or has a prefix that it reads in both directions.
+    Whether a mask looks ahead is a matter of values, which a model without weights does not have. A configuration's
+    `is_decoder` means nothing where no module took it over: it is false by default.
     """
-    device = model.get_input_embeddings().weight.device
-    tokens = torch.arange(1, 10, device=device)[None].repeat(2, 1)
-    tokens[1, -1] = 1
-    with torch.inference_mode():
-        first, second = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-    known = torch.isfinite(first) & torch.isfinite(second)
-    first, second = first[known], second[known]
-    if first.numel() == 0:
-        return False
-    if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
+    modules = [module for block in blocks for module in block.module.modules()]
+    causal, decoder = (
+        {value for module in modules if isinstance(value := getattr(module, name, None), bool)}
+        for name in ("is_causal", "is_decoder")
+    )
+    if causal == {False} or (decoder == {False} and not causal):
         raise OutliersError(
-            f"{type(model).__name__} looks ahead: a later token changes earlier predictions; "
-            "expected a decoder; choose another model"
+            f"{type(model).__name__} is an encoder: its attention also looks ahead; expected a decoder; choose another"
         )
-    return bool(known.all())
 
 
 def _likeness(module: torch.nn.Module) -> object:
@@ -153,57 +136,83 @@ def passes_through(call: Call) -> bool:
     return bool(tensor_keys(tuple(call.inputs.values())) & tensor_keys(call.outputs))
 
 
-def received(call: Call, keys: set[Key]) -> tuple[int | str, Key] | None:
-    """Return the first argument under which a call received one of the tensors, and which."""
+def received(call: Call, keys: Collection[Key], same: Mapping[Key, Key] | None = None) -> tuple[int | str, Key] | None:
+    """Return the first argument under which a call received one of the tensors, and which.
+
+    Parameters
+    ----------
+    same : `Record.casts` or `Record.multiples`, where these count as the tensors of which they were made
+    """
     for argument, tensor in call.inputs.items():
-        if (key := tensor_key(tensor)) in keys:
-            return argument, key
+        for key in chain(tensor_key(tensor), {} if same is None else same):
+            if key in keys:
+                return argument, key
     return None
 
 
-def sublayer_readings(scope: Call, residual: set[Key], normed: dict[Key, Call], norms: Norms) -> Iterator[Reading]:
+def sublayer_readings(
+    scope: Call, residual: set[Key], normed: dict[Key, Call], norms: Norms, record: Record
+) -> Iterator[Reading]:
     """Walk the modules that a block calls, and yield those that read a norm's output or the residual stream."""
     made: set[Key] = set()
     for call in scope.children:
         if passes_through(call):
             continue
         others, made = made, made | tensor_keys(call.outputs)
-        if _adds(call, residual, others - residual - set(normed)):
+        # A norm whose output is added to is the stream itself from there on, as in BERT.
+        if _adds(call, residual | (set(normed) & record.addends), others - residual - set(normed)):
             continue
         for inner in call.descendants():
             # A post-norm block may keep its norm inside the sublayer that it follows, as BERT does.
             if (
                 tensor_keys(inner.outputs) & tensor_keys(call.outputs)
-                and received(inner, residual)
+                and received(inner, residual, record.casts)
                 and norms.form(inner)
             ):
                 normed[tensor_key(inner.outputs[0])] = inner
-        stream = received(call, residual)
+        stream = received(call, residual, record.casts)
         if stream and norms.form(call) is not None:
             normed[tensor_key(call.outputs[0])] = call
-        elif fed := received(call, set(normed)):
+        elif fed := received(call, normed, record.multiples):
             yield Reading(call, fed[0], normed[fed[1]], fed[1])
-        elif stream and _opens_with_norm(call, residual, norms):
+        elif stream and _opens_with_norm(call, residual, norms, record):
             # A wrapper around norm and sublayer, as in DBRX: the site is inside.
-            yield from sublayer_readings(call, residual, normed, norms)
+            yield from sublayer_readings(call, residual, normed, norms, record)
         elif stream:
-            yield Reading(call, stream[0], None, stream[1])
+            yield from _bare_readings(call, stream, residual, normed, norms, record)
 
 
-def _adds(call: Call, residual: set[Key], made: set[Key]) -> bool:
-    """Tell whether a module receives the residual stream beside what its siblings made: it adds to the stream."""
-    stream = [tensor for tensor in call.inputs.values() if tensor_key(tensor) in residual]
+def _bare_readings(
+    call: Call, stream: tuple[int | str, Key], residual: set[Key], normed: dict[Key, Call], norms: Norms, record: Record
+) -> Iterator[Reading]:
+    """What reads the stream without a norm: a module or, where it also adds to it, as in BERT, the sublayer within."""
+    uses = call.uses.get(tensor_key(call.inputs[stream[0]])[0], set())
+    if "add" in uses and call.children:
+        within = list(sublayer_readings(call, residual, dict(normed), norms, record))
+        if within and call.mixing <= set().union(*(reading.consumer.mixing for reading in within)):
+            yield from within
+            return
+    yield Reading(call, stream[0], None, stream[1])
+
+
+def _adds(call: Call, stream: set[Key], made: set[Key]) -> bool:
+    """Tell whether a module adds to the stream: it receives it beside what its siblings made, alike or to sum alone."""
+    received_stream = [tensor for tensor in call.inputs.values() if tensor_key(tensor) in stream]
     beside = [tensor for tensor in call.inputs.values() if tensor_key(tensor) in made]
-    return any(one.shape == other.shape for one in stream for other in beside)
+    uses = [call.uses.get(tensor.untyped_storage()._cdata, set()) for tensor in received_stream]
+    return any(one.shape == other.shape for one in received_stream for other in beside) or (
+        bool(beside) and any(uses) and all(use <= {"add", "add_"} for use in uses)
+    )
 
 
-def _opens_with_norm(call: Call, residual: set[Key], norms: Norms) -> bool:
+def _opens_with_norm(call: Call, residual: set[Key], norms: Norms, record: Record) -> bool:
     made: set[Key] = set()
     readers = []
     for child in call.children:
-        if not passes_through(child) and received(child, residual) and not _adds(child, residual, made - residual):
+        reads = not passes_through(child) and received(child, residual, record.casts)
+        if reads and not _adds(child, residual, made - residual):
             readers.append(child)
         made |= tensor_keys(child.outputs)
     return any(norms.form(reader) for reader in readers) and all(
-        norms.form(reader) or _opens_with_norm(reader, residual, norms) for reader in readers
+        norms.form(reader) or _opens_with_norm(reader, residual, norms, record) for reader in readers
     )

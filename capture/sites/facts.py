@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from capture.errors import OutliersError
+from capture.models.limits import text_config
 from capture.models.meta import meta_model
 from capture.sites.blocks import block_calls
 from capture.sites.probe import Call, probe
@@ -162,7 +163,7 @@ def model_facts(
         model = meta_model(model_or_config, trust_remote_code=trust_remote_code)
     blocks = block_calls(probe(model))
     hidden_size = next(int(tensor.shape[-1]) for tensor in blocks[0].inputs.values() if tensor.dim() >= 2)
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     mixtures = [mixture for block in blocks if (mixture := _mixture(block, hidden_size, config))]
     kinds = {(mixture.experts, mixture.top_k, mixture.routing, mixture.shared) for mixture in mixtures}
     if len(kinds) > 1:

@@ -7,7 +7,10 @@ A probe pass shows which module returned and which received which tensor. In eve
 - where no norm feeds the attention, or none the feed-forward part, the modules that receive the residual stream itself
   are read instead (kind "none": post-norm blocks);
 - a module that mixes positions is the token mixer (`ln_attn`), one that does not is part of the feed-forward
-  (`ln_mlp`); a norm that feeds both is `ln_attn_mlp`.
+  (`ln_mlp`); a norm that feeds both is `ln_attn_mlp`. Where every block is a single sublayer, some of one kind and some
+  of the other, each has the one site `ln_block`.
+
+A cast of the stream counts as the stream, and a norm's output times a number as the output.
 
 Norms inside attention or experts never meet the residual stream, and the output of a norm after a sublayer is added to
 the stream, not received by a module; so neither is taken for a site.
@@ -53,13 +56,14 @@ class Site:
     Parameters
     ----------
     layer : index of the block; for the final site, the number of blocks
-    name : "ln_attn", "ln_mlp", "ln_attn_mlp", or "final"
+    name : "ln_attn", "ln_mlp", "ln_attn_mlp", "ln_block", or "final"
     module : dotted path of the norm; for kind "none", of the sublayer that reads the residual stream itself
     kind : "rms", "layer" or "none"
     feeds : dotted paths of the modules that receive the norm's output
     epsilon, weight_offset, rounding : of the norm, as `capture.store.norms.derive_norm_output` takes them
     argument : position or keyword under which `module` receives the residual stream
     width : number of features
+    call : which of the module's calls in a pass is read, from 0; another than the first only for the final site
     """
 
     layer: int
@@ -72,6 +76,14 @@ class Site:
     rounding: str = "last"
     argument: int | str = 0
     width: int = 0
+    call: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """The site as values that JSON can hold; without `call` where it is the first, as in older stores."""
+        row = {**asdict(self), "feeds": list(self.feeds)}
+        if self.call == 0:
+            del row["call"]
+        return row
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ class SiteMap:
 
     def table(self) -> list[dict[str, Any]]:
         """Every site, the final one last, as values that JSON can hold."""
-        return [{**asdict(site), "feeds": list(site.feeds)} for site in (*self.sites, self.final)]
+        return [site.row() for site in (*self.sites, self.final)]
 
 
 def _role(consumers: list[Call]) -> str:
@@ -149,7 +161,7 @@ def _block_sites(layer: int, block: Call, record: Record, norms: Norms) -> list[
     stream = tuple(tensor for tensor in block.inputs.values() if tensor.shape[-1] == norms.width)
     residual = tensor_keys(stream) | record.sums
     grouped: dict[tuple[Key, bool], list[Reading]] = {}
-    for reading in sublayer_readings(block, residual, {}, norms):
+    for reading in sublayer_readings(block, residual, {}, norms, record):
         if reading.tensor in record.addends:
             # A norm whose output the sublayer's own is added to makes the residual stream (OPT-350m), and is not
             # before the sublayer but after the last one.
@@ -192,6 +204,12 @@ def _after(record: Record, blocks: list[Call]) -> list[Call]:
     inside = {id(call) for call in blocks[-1].descendants()}
     calls = list(record.root.descendants())
     return [call for call in calls[calls.index(blocks[-1]) + 1 :] if id(call) not in inside]
+
+
+def _numbered(final: Site, record: Record, after: list[Call]) -> Site:
+    """The final site with the number of its call: a last norm may run before the first block too (nanochat)."""
+    own = [call for call in record.root.descendants() if call.path == final.module]
+    return replace(final, call=next((number for number, call in enumerate(own) if call in after), 0))
 
 
 def _refuse_repeated(record: Record, sites: Iterable[Site]) -> None:
@@ -243,16 +261,21 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
         layers = [_overridden(index, block, overrides, norms) for index, block in enumerate(blocks)]
     else:
         layers = [_block_sites(index, block, record, norms) for index, block in enumerate(blocks)]
-    _uniform(layers)
     if not overrides:
-        refuse_incomplete(model, blocks, {part for site in layers[0] for part in site.name.split("_")[1:]})
+        parts = {part for layer in layers for site in layer for part in site.name.split("_")[1:]}
+        if parts == {"attn", "mlp"} and all(len(layer) == 1 and layer[0].name != "ln_attn_mlp" for layer in layers):
+            layers = [[replace(site, name="ln_block") for site in layer] for layer in layers]
+        else:
+            refuse_incomplete(model, blocks, {part for site in layers[0] for part in site.name.split("_")[1:]})
+    _uniform(layers)
     after = _after(record, blocks)
     if final_path is None:
         final = _final_site(blocks, after, norms)
     else:
         final = _named_site(len(blocks), FINAL, final_path, after, norms)
+    final = _numbered(final, record, after)
     found = SiteMap(tuple(site for layer in layers for site in layer), final, width)
-    _refuse_repeated(record, (*found.sites, found.final))
+    _refuse_repeated(record, found.sites)
     return found
 
 
@@ -287,8 +310,8 @@ def _overridden(layer: int, block: Call, overrides: Mapping[str, str], norms: No
 def parse_overrides(text: str) -> dict[str, str]:
     """Read `--sites`: comma-separated NAME=PATH, with {} in PATH for the number of the layer.
 
-    NAME is "ln_attn", "ln_mlp", "ln_attn_mlp" or "final". If any of the first three is given, no other site of the
-    blocks is looked for; "final" alone replaces only the last norm. A path to a module that is no norm names a
+    NAME is "ln_attn", "ln_mlp", "ln_attn_mlp", "ln_block" or "final". If any but the last is given, no other site of
+    the blocks is looked for; "final" alone replaces only the last norm. A path to a module that is no norm names a
     sublayer that reads the residual stream itself.
     """
     result: dict[str, str] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 
 BATCH = 2
 _LENGTHS = (13, 17, 19, 23, 29, 31, 37, 41)
@@ -34,6 +34,14 @@ def tensor_key(tensor: torch.Tensor) -> Key:
     return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel()
 
 
+def chain(key: Key, sources: Mapping[Key, Key]) -> Iterator[Key]:
+    """A tensor, that of which it was made, that of which that was made, and so on."""
+    yield key
+    while key in sources:
+        key = sources[key]
+        yield key
+
+
 @dataclass(eq=False)
 class Call:
     """One call of one module.
@@ -45,6 +53,7 @@ class Call:
     inputs : floating tensors received, by position or keyword
     outputs : floating tensors returned, also from within tuples
     mixing : how positions were mixed during the call: "attention", "convolution"
+    uses : by storage, the operations that took a tensor of it during the call, views aside
     selections : (width, k) of every top-k taken during the call, in order
     gates : (function, width) of every softmax and sigmoid during the call
     """
@@ -56,6 +65,7 @@ class Call:
     outputs: tuple[torch.Tensor, ...] = ()
     children: list[Call] = field(default_factory=list)
     mixing: set[str] = field(default_factory=set)
+    uses: dict[int, set[str]] = field(default_factory=dict)
     selections: list[tuple[int, int]] = field(default_factory=list)
     gates: set[tuple[str, int]] = field(default_factory=set)
 
@@ -74,7 +84,9 @@ class Record:
     ----------
     root : the call of the model, whose descendants are all others
     sums : keys of the tensors that an addition made
-    addends : keys of the tensors that an addition took
+    addends : keys of the tensors that an addition took, and of those of which they are multiples
+    casts : tensors that are another in a different dtype, each with that other
+    multiples : these, and tensors that are another times one number
     length : number of positions of the probe
     failures : what went wrong in the modules that an empty tensor stood in for, without values
     """
@@ -82,19 +94,29 @@ class Record:
     root: Call
     sums: frozenset[Key]
     addends: frozenset[Key]
+    casts: Mapping[Key, Key]
+    multiples: Mapping[Key, Key]
     length: int
     failures: tuple[str, ...]
 
 
 def _floating(value: object) -> Iterator[torch.Tensor]:
+    """Floating tensors of a size that is known: without values, what an expert receives is not."""
     if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
+        if value.is_floating_point() and isinstance(value.numel(), int):
             yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _floating(item)
     elif isinstance(value, dict):
         yield from _floating(list(value.values()))
+
+
+def _is_multiple(name: str, args: tuple[Any, ...], result: object) -> bool:
+    """Tell whether an operation made its first argument once more, in another dtype or times one number."""
+    if name == "_to_copy":
+        return isinstance(result, torch.Tensor) and result.is_floating_point()
+    return name in ("mul", "div") and not (isinstance(args[1], torch.Tensor) and args[1].dim() > 0)
 
 
 class _Operations(TorchDispatchMode):
@@ -104,21 +126,36 @@ class _Operations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.length = length
         self.stack: list[Call] = []
-        self.sums: dict[Key, torch.Tensor] = {}
-        self.addends: dict[Key, torch.Tensor] = {}  # held, so that no later tensor takes the same place in memory
+        self.sums: set[Key] = set()
+        self.addends: set[Key] = set()
+        self.casts: dict[Key, Key] = {}
+        self.multiples: dict[Key, Key] = {}
+        self._held: list[torch.Tensor] = []  # so that no later tensor takes the same place in memory
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = str(func.__name__).partition(".")[0]
-        if name in ("add", "add_"):
-            self.sums[tensor_key(result)] = result
-            self.addends.update({tensor_key(tensor): tensor for tensor in _floating(args[:2])})
+        taken = list(_floating(args))
+        if name in ("add", "add_") and [*_floating(result)]:
+            self.sums.add(tensor_key(result))
+            for tensor in taken[:2]:
+                self.addends.update(chain(tensor_key(tensor), self.multiples))
+            self._held += [result, *taken[:2]]
+        elif taken and _is_multiple(name, args, result):
+            self.multiples[tensor_key(result)] = tensor_key(taken[0])
+            if name == "_to_copy":
+                self.casts[tensor_key(result)] = tensor_key(taken[0])
+            self._held += [result, taken[0]]
+        made = result.untyped_storage()._cdata if isinstance(result, torch.Tensor) else None
+        used = {tensor.untyped_storage()._cdata for tensor in taken} - (set() if name.endswith("_") else {made})
         mixing = self._mixing(name, args, result)
         for call in self.stack:
             if mixing:
                 call.mixing.add(mixing)
+            for storage in used:
+                call.uses.setdefault(storage, set()).add(name)
             if name == "topk":
                 call.selections.append((int(args[0].shape[-1]), int(args[1])))
             elif name in ("sigmoid", "_softmax"):
@@ -150,7 +187,7 @@ class _Watch:
 
     def enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        inputs = {name: value for name, value in named if torch.is_tensor(value) and value.is_floating_point()}
+        inputs = {name: value for name, value in named if torch.is_tensor(value) and [*_floating(value)]}
         stack = self.operations.stack
         call = Call(self.path, module, stack[-1] if stack else None, inputs)
         if call.parent is not None:
@@ -167,55 +204,31 @@ class _Watch:
             call.mixing.add("convolution")
 
 
-@contextlib.contextmanager
-def _visible_attention(model: torch.nn.Module) -> Iterator[None]:
-    """Switch fused attention, whose kernel shows nothing of its scores, to plain tensor code for a while."""
-    configs: dict[int, Any] = {
-        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
-    }
-    fused = [
-        (config, name)
-        for config in configs.values()
-        if (name := getattr(config, "_attn_implementation", None)) not in (None, "eager", "sdpa")
-    ]
-    try:
-        for config, _ in fused:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, name in fused:
-            config._attn_implementation = name
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _guarded(forward: Callable[..., Any], failures: list[str]) -> Callable[..., Any]:
-    """Let an empty tensor stand in for the result where `forward` cannot run without values."""
+def _guarded(forward: Callable[..., Any], failures: list[str], width: int | None) -> Callable[..., Any]:
+    """Let an empty tensor stand in for what `forward` cannot compute without values: like the input `width` wide."""
 
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         try:
             return forward(*args, **kwargs)
         except Exception as error:
-            failures.append(_in_one_line(error))
-            hidden = next(_floating([*args, *kwargs.values()]), None)
-            if hidden is None:
+            failures.append(f"{type(error).__name__}: {one_line(error)}")
+            hidden = list(_floating([*args, *kwargs.values()]))
+            if not hidden:
                 raise
-            return torch.empty_like(hidden)
+            return torch.empty_like(next((tensor for tensor in hidden if tensor.shape[-1] == width), hidden[0]))
 
     return stand_in
 
 
 @contextlib.contextmanager
-def _guards(modules: list[torch.nn.Module], failures: list[str]) -> Iterator[None]:
+def _guards(modules: list[torch.nn.Module], failures: list[str], width: int | None) -> Iterator[None]:
     before = [(module, module.__dict__.get("forward", _MISSING)) for module in modules]
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled = logger.disabled
     logger.disabled = True
     try:
         for module in modules:
-            module.__dict__["forward"] = _guarded(module.forward, failures)
+            module.__dict__["forward"] = _guarded(module.forward, failures, width)
         yield
     finally:
         logger.disabled = disabled
@@ -282,11 +295,12 @@ def probe(model: torch.nn.Module) -> Record:
         model.eval()
         with contextlib.ExitStack() as context:
             context.enter_context(torch.no_grad())
-            context.enter_context(_visible_attention(model))
-            if mode is not None:
-                context.enter_context(mode)
-                context.enter_context(_guards(within_blocks(model), failures))
+            context.enter_context(plain_attention(model, visible=("sdpa",)))
             embedding: Any = model.get_input_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
+            if mode is not None:
+                width = None if embedding is None else embedding.weight.shape[-1]
+                context.enter_context(mode)
+                context.enter_context(_guards(within_blocks(model), failures, width))
             device = next((embedding or model).parameters()).device
             rows = embedding.weight.shape[0] if embedding is not None else BATCH * operations.length + 1
             tokens = torch.arange(1, BATCH * operations.length + 1, device=device).reshape(BATCH, -1) % rows
@@ -296,7 +310,8 @@ def probe(model: torch.nn.Module) -> Record:
         raise
     except Exception as error:
         raise OutliersError(
-            f"{type(model).__name__} failed on a probe of {operations.length} token ids ({_in_one_line(error)}); "
+            f"{type(model).__name__} failed on a probe of {operations.length} token ids "
+            f"({type(error).__name__}: {one_line(error)}); "
             "expected a decoder that reads input_ids alone; choose another model"
         ) from error
     finally:
@@ -304,19 +319,32 @@ def probe(model: torch.nn.Module) -> Record:
             handle.remove()
         for module in training:
             module.training = True
-    return Record(root, frozenset(operations.sums), frozenset(operations.addends), operations.length, tuple(failures))
+    sums, addends = frozenset(operations.sums), frozenset(operations.addends)
+    return Record(root, sums, addends, operations.casts, operations.multiples, operations.length, tuple(failures))
 
 
 @contextlib.contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """Compute attention as plain tensor code for a while: fused kernels return no probabilities."""
+def plain_attention(model: torch.nn.Module, visible: Sequence[str] = ()) -> Iterator[None]:
+    """Compute attention as plain tensor code for a while: fused kernels show no scores and return no probabilities.
+
+    Parameters
+    ----------
+    model : whose configurations say how attention is computed
+    visible : implementations that may stay, since they show what is asked for
+    """
     # Set on each configuration, where the modules look it up: set_attn_implementation passes over some models (Falcon).
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in model.modules() if hasattr(module, "config")
+    }
+    before = [
+        (config, name)
+        for config in configs.values()
+        if (name := getattr(config, "_attn_implementation", None)) not in (None, "eager", *visible)
+    ]
     try:
         for config, _ in before:
             config._attn_implementation = "eager"
         yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation
+        for config, name in before:
+            config._attn_implementation = name

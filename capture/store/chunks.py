@@ -31,6 +31,10 @@ _THOROUGH: Final = frozenset({"small"})
 CHECKSUM_BYTES = 4
 
 
+OVERHEAD = 64
+"""Bytes that encoding can add to a chunk, at most."""
+
+
 _RESIDUE = 0x48674BC7
 """CRC-32C of any bytes with their own CRC-32C, little-endian, behind them."""
 

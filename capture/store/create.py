@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +14,15 @@ import numpy.typing as npt
 
 from capture.errors import OutliersError
 from capture.store.chunks import COMPRESSION, LEVEL
+from capture.store.drafts import draft_folder
 from capture.store.files import file_digest, sync_folder
 from capture.store.layout import KEYS, chunks_and_shards
+from capture.store.lengths import lengths_flaw
 from capture.store.metadata import MOST_CHUNKS, MOST_SEQUENCES
 from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
+    FINAL_PEAKS,
     FORMAT,
     FORMAT_VERSION,
     RAW_VARIABLES,
@@ -54,6 +55,9 @@ def create(
     token_id: npt.NDArray[np.int32],
     norm_weight: npt.NDArray[np.float32],
     norm_bias: npt.NDArray[np.float32] | None = None,
+    length: npt.NDArray[np.int32] | None = None,
+    weight_peak: npt.NDArray[np.float32] | None = None,
+    weight_norm: npt.NDArray[np.float32] | None = None,
     vocabulary: Mapping[int, str] | None = None,
     compression: str = "fast",
 ) -> None:
@@ -65,8 +69,10 @@ def create(
     sizes : lengths of the dimensions
     raw : which activations the store keeps: `input`, `output`, `both` or `none`
     attributes : JSON-able facts about model, text and capture
-    token_id : (sequence, position) int32
+    token_id : (sequence, position) int32; -1 behind the end of a sequence
     norm_weight, norm_bias : (layer, site, feature) float32
+    length : (sequence,) int32, valid positions of each; None where all are as long as the dimension
+    weight_peak, weight_norm : (layer, site, feature) float32; None where the model's weights cannot be read
     vocabulary : text of every token that occurs, None where no tokenizer is at hand
     compression : `fast`, `small` or `none`
 
@@ -93,9 +99,12 @@ def create(
             f"{sizes.sequences:,} sequences of {sizes.layers} layers exceed what a store holds, {MOST_SEQUENCES:,} "
             f"sequences and {MOST_CHUNKS:,} matrices; use fewer --sequences, and several stores"
         )
+    if length is not None and (flaw := lengths_flaw(length, token_id)):
+        raise ValueError(flaw)
+    optional = {"norm_bias": norm_bias, "length": length, "weight_peak": weight_peak, "weight_norm": weight_norm}
+    present = {name: values for name, values in optional.items() if values is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with draft_folder(path) as draft:
         group = zarr.create_group(
             draft,
             attributes={
@@ -106,15 +115,15 @@ def create(
                 **attributes,
             },
         )
-        for name in stored_variables(raw, bias=norm_bias is not None):
+        for name in stored_variables(raw, {*present, *FINAL_PEAKS}):
             _create_variable(group, name, sizes, compression)
         for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
             _create_labels(group, name, labels, name, COORDINATES[name].description)
         _fill(group, "done", np.zeros(sizes.sequences, bool))  # so that a flag that is not there is damage too
         _fill(group, "token_id", token_id)
         _fill(group, "norm_weight", norm_weight)
-        if norm_bias is not None:
-            _fill(group, "norm_bias", norm_bias)
+        for name, values in present.items():
+            _fill(group, name, values)
         if vocabulary is not None:
             _create_vocabulary(group, vocabulary)
         with warnings.catch_warnings():
@@ -141,8 +150,6 @@ def create(
                 raise
             raise StoreExistsError(f"{path} was created by another process meanwhile; choose another --out") from error
         sync_folder(path.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
-import secrets
 import shutil
+import stat
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from capture.errors import OutliersError
+from capture.store.drafts import claim, sweep
 from capture.store.planes import Piece
+
+_MOST_PIECES = 1024
+"""Pieces that POSIX systems write at once."""
 
 
 def name_flaw(name: str) -> str | None:
@@ -37,8 +43,14 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def check_free_space(path: Path, needed: int) -> None:
-    """Refuse a capture that cannot fit.
+def check_free_space(path: Path, needed: int, what: str, instead: str) -> None:
+    """Refuse what the disk has no room for.
+
+    Parameters
+    ----------
+    path : what will be written
+    needed : bytes
+    what, instead : what needs them, and what would need fewer, in words
 
     Raises
     ------
@@ -49,13 +61,50 @@ def check_free_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutliersError(
-            f"the capture needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
-            "free some room, or use fewer --sequences, a smaller --length, or --raw none"
+            f"{what} needs about {needed / 1e6:,.1f} MB and the disk of {path} has {free / 1e6:,.1f} MB free; "
+            f"free some room, or {instead}"
         )
 
 
-_MOST_PIECES = 1024
-"""Pieces that POSIX systems write at once."""
+def open_plain(file: Path) -> BinaryIO:
+    """Open a file that may be a stranger's for reading: a pipe would be waited for, and a device has no end.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    ValueError
+        It is no plain file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{file.parent.name}/{file.name} is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_plain(file: Path, limit: int) -> bytes:
+    """Content of a plain file of at most `limit` bytes; else as `open_plain`, and ValueError where it is larger."""
+    with open_plain(file) as opened:
+        data = opened.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{file.parent.name}/{file.name} is larger than the {limit:,} bytes that it can have")
+    return data
+
+
+def refuse_special(folder: Path, limit: int) -> None:
+    """Refuse a folder of an array whose files another library is to read, where one is no plain file, or too large.
+
+    Raises
+    ------
+    ValueError
+        One is.
+    """
+    for entry in os.scandir(folder):
+        if not entry.is_file():
+            raise ValueError(f"{folder.name}/{entry.name} is no plain file")
+        if entry.stat().st_size > limit:
+            raise ValueError(f"{folder.name}/{entry.name} is larger than the {limit:,} bytes that it can have")
 
 
 class AtomicFile:
@@ -73,12 +122,14 @@ class AtomicFile:
     def __init__(self, path: Path, *, cached: bool = True) -> None:
         self._path = path
         self._cached = cached
-        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        self._file = self._partial.open("wb")
+        self._partial, descriptor = claim(path, folder=False)
+        self.file: BinaryIO = os.fdopen(descriptor, "r+b")
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(self._partial, stat.S_IMODE(path.stat().st_mode))
 
     def write(self, data: bytes) -> None:
         """Append bytes."""
-        self._file.write(data)
+        self.file.write(data)
 
     def write_at(self, offset: int, pieces: Sequence[Piece]) -> None:
         """Put bytes at their place, whatever other threads put elsewhere meanwhile; not to be mixed with `write`.
@@ -87,32 +138,35 @@ class AtomicFile:
         """
         place = offset
         for begin in range(0, len(pieces), _MOST_PIECES):
-            place += _write_pieces(self._file.fileno(), place, pieces[begin : begin + _MOST_PIECES])
+            place += _write_pieces(self.file.fileno(), place, pieces[begin : begin + _MOST_PIECES])
         self._drop(offset, place - offset)
 
     def _drop(self, offset: int, length: int) -> None:
         """Have the system write a range of the file and forget it; a length of 0 is up to the end."""
         if not self._cached and hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self._file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
         """Make the bytes durable, then give the file its name."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._drop(0, 0)
-        self._file.close()
         try:
-            os.replace(self._partial, self._path)
-        except FileNotFoundError as error:
-            raise OutliersError(
-                f"another capture writes {self._path} too and took its unfinished file away; let one of them finish, "
-                "or give each its own --part"
-            ) from error
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self._drop(0, 0)
+            try:
+                os.replace(self._partial, self._path)
+            except FileNotFoundError as error:
+                raise OutliersError(
+                    f"another capture writes {self._path} too and took its unfinished file away; let one of them "
+                    "finish, or give each its own --part"
+                ) from error
+        finally:
+            self.discard()
         sync_folder(self._path.parent)
 
     def discard(self) -> None:
-        """Remove what was written."""
-        self._file.close()
+        """Remove what was written and has not its name yet."""
+        with contextlib.suppress(OSError):  # what a full disk did not take
+            self.file.close()
         self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -138,6 +192,26 @@ def _write_pieces(descriptor: int, offset: int, pieces: Sequence[Piece]) -> int:
     return whole
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Give a file new content, all of it or none of it: where writing fails, what stood there stays.
+
+    Raises
+    ------
+    OutliersError
+        It cannot be written.
+    """
+    try:
+        if path.is_relative_to("/dev") or (path.exists() and not path.is_file()):
+            path.write_bytes(content)  # a pipe or a terminal takes the bytes as they come
+            return
+        target = Path(os.path.realpath(path))  # a link stays one
+        sweep(target.parent, target.name)
+        with AtomicFile(target) as file:
+            file.write(content)
+    except OSError as error:
+        raise OutliersError(f"cannot write {path}: {error.strerror or error}; choose another file") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -148,6 +222,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partials(folder: Path, name: str) -> None:
-    """Remove what killed writers of the file `name` left behind."""
-    for leftover in folder.glob(f".{name}.*.partial"):
+    """Remove what other writers of the file `name` of a store have not finished, killed or not: it has one writer."""
+    for leftover in folder.glob(f".{glob.escape(name)}.*.partial"):
         leftover.unlink(missing_ok=True)

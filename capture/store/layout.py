@@ -36,6 +36,8 @@ def chunks_and_shards(name: str, sizes: Sizes) -> tuple[tuple[int, ...], tuple[i
     if name == "token_id":
         rows = max(1, _TOKEN_CHUNK_BYTES // (4 * sizes.positions))
         return (min(rows, sizes.sequences), sizes.positions), None
+    if name == "length":
+        return shape, None
     if name == "done":
         return (group,), None
     if SEQUENCE not in VARIABLES[name].dims:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from capture.store.files import open_plain
 from capture.store.schema import VARIABLES
 
 Range = tuple[str, int, int]
@@ -97,7 +98,7 @@ class Folder:
         file = self.path / key
         if not file.is_file():  # nor a pipe or a device, which would be read for ever
             return None
-        with file.open("rb") as opened:
+        with open_plain(file) as opened:
             data = opened.read(limit + 1)
         if len(data) > limit:
             raise ValueError(f"{key} is larger than the {limit:,} bytes that it can have")
@@ -111,7 +112,7 @@ class Folder:
         file = self.path / key
         if not file.is_file():
             return None
-        with file.open("rb") as opened:
+        with open_plain(file) as opened:
             size = opened.seek(0, os.SEEK_END)
             opened.seek(max(0, size - length))
             return opened.read(length), size
@@ -121,7 +122,7 @@ class Folder:
         return [self._range(*request) for request in requests]
 
     def _range(self, key: str, offset: int, length: int) -> bytes:
-        with (self.path / key).open("rb") as opened:
+        with open_plain(self.path / key) as opened:
             if offset + length > os.fstat(opened.fileno()).st_size:  # before memory of that length is asked for
                 raise ValueError(f"file {key} is cut short")
             opened.seek(offset)

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
+from capture.store.chunks import OVERHEAD
 from capture.store.location import Location
 from capture.store.schema import (
     COORDINATES,
@@ -37,7 +38,9 @@ MOST_SEQUENCES: Final = 2**17
 MOST_CHUNKS: Final = 2**20
 """Chunks of an array."""
 
-_MOST_JSON: Final = 2**23
+MOST_JSON: Final = 2**23
+"""Bytes of a file of metadata."""
+
 _DEEPEST: Final = 64
 _LONGEST: Final = 2**22
 _MOST_TOKENS: Final = 2**30
@@ -84,6 +87,11 @@ class ArrayMetadata:
         """Bytes of a chunk once decoded; for strings a bound on what they can have."""
         return math.prod(self.chunk) * _BYTES[self.dtype] + (_STRINGS_BYTES if self.dtype == "string" else 0)
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that a file can have, at most: its chunks, encoded, and their index."""
+        return math.prod(self.grid) * (self.chunk_bytes + OVERHEAD + 16) + OVERHEAD
+
     def keys(self) -> Iterator[str]:
         """Keys of all files."""
         return map(self.key, itertools.product(*map(range, self.files)))
@@ -124,7 +132,7 @@ def read_metadata(location: Location) -> StoreMetadata:
         No store is there, it is none of this format, of a newer version, damaged, or claims what no store has.
     """
     try:
-        (root,) = location.read(["zarr.json"], _MOST_JSON)
+        (root,) = location.read(["zarr.json"], MOST_JSON)
         if root is None:
             raise OutliersError(location.absent())
         document = parse_json(root)
@@ -153,7 +161,7 @@ def read_array_metadata(location: Location, name: str) -> ArrayMetadata:
         They are missing or damaged.
     """
     try:
-        (content,) = location.read([f"{name}/zarr.json"], _MOST_JSON)
+        (content,) = location.read([f"{name}/zarr.json"], MOST_JSON)
         if content is None:
             raise ValueError(f"{name}/zarr.json is missing")
         return parse_array(name, parse_json(content))
@@ -170,8 +178,7 @@ def damaged(location: Location, error: Exception) -> OutliersError:
 
 
 def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"[:200]
+    return one_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -223,7 +230,7 @@ def _documents(location: Location, root: dict[str, Any]) -> dict[str, dict[str, 
     if consolidated is not None:
         entries = _mapping(_mapping(consolidated, "consolidated_metadata").get("metadata"), "consolidated_metadata")
         return {name: _mapping(entries[name], name) for name in names if name in entries}
-    contents = location.read([f"{name}/zarr.json" for name in names], _MOST_JSON)
+    contents = location.read([f"{name}/zarr.json" for name in names], MOST_JSON)
     return {name: parse_json(data) for name, data in zip(names, contents, strict=True) if data is not None}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError
+from capture.store.rounding import BFLOAT16, round_mantissa
 
 KINDS: Final = ("rms", "layer", "none")
 ROUNDING_ORDERS: Final = ("last", "normalized", "weight")
@@ -37,12 +38,7 @@ def rounded(values: npt.NDArray[Any], dtype: str) -> Float32:
             return values.astype(np.float16).astype(np.float32)
     if dtype != "bfloat16":
         raise OutliersError(f"compute dtype {dtype!r} is unknown; expected float32, bfloat16 or float16; capture again")
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    # Adding just under half of the last kept bit carries exactly where rounding to nearest even rounds up.
-    bits = (bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))) & np.uint32(0xFFFF0000)
-    result: Float32 = bits.view(np.float32)
-    # The carry could turn a NaN into something else.
-    return np.where(np.isnan(values), np.float32(np.nan), result)
+    return round_mantissa(values, BFLOAT16, overflow="inf")
 
 
 def derive_norm_output(

@@ -24,8 +24,6 @@ def output_path(path: Path | str) -> Path:
     text = os.fspath(path)
     if match := _URL.match(text):
         url = f"{match[1]}://{text[match.end() :]}"
-        if "@" in url.partition("://")[2].partition("/")[0]:
-            url = f"{match[1]}://..."  # a password may stand there
         raise OutliersError(
             f"{url} is a URL, and results are written to a disk of this machine; write to a path, and share a store "
             "with: outliers push STORE URL"

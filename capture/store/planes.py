@@ -20,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-Piece = bytes | npt.NDArray[np.uint8]
-"""A run of bytes; what is an array was copied while other threads ran, which making `bytes` of it would hinder."""
+Piece = Any
+"""A run of bytes: `bytes`, or an array of uint8, which was copied while other threads ran."""
 
 FEWEST_VALUES: Final = 4096
 """Values of which a frame is worth while; Blosc takes blocks for split only where they have 128."""
 
 _HEADER: Final = struct.Struct("<BBBBIII")  # version, version of the codec, flags, item size, bytes, block, frame
 _VERSION, _ZSTD_VERSION, _ITEM = 2, 1, 4
+_COPIED: Final = 0x02
 _SHUFFLED_ZSTD: Final = 0x01 | 4 << 5  # without 0x10, which says that blocks are not split
 
 _LARGEST_SHARE: Final = 31 / 32  # a plane whose first block stays above this share of itself is stored from then on
@@ -72,6 +73,9 @@ def blosc_frame(bits: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], block: in
         blocks.append(_unsplit(bits[count - count % length :]))
     starts = np.cumsum([_HEADER.size + 4 * len(blocks), *(sum(map(len, block)) for block in blocks)], dtype="<u4")
     sizes = (_ITEM * count, _ITEM * length, int(starts[-1]))
+    if sizes[2] > _HEADER.size + _ITEM * count:  # only where all four planes are noise
+        sizes = (*sizes[:2], _HEADER.size + _ITEM * count)
+        return [_HEADER.pack(_VERSION, _ZSTD_VERSION, _COPIED, _ITEM, *sizes), bits.astype("<u4").tobytes()]
     header = _HEADER.pack(_VERSION, _ZSTD_VERSION, _SHUFFLED_ZSTD, _ITEM, *sizes)
     return [header + starts[:-1].tobytes(), *itertools.chain.from_iterable(blocks)]
 

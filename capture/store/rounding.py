@@ -7,7 +7,7 @@ checkable as it was.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,32 +16,43 @@ from capture.store.chunks import decode, encode
 from capture.store.schema import MANTISSA, RAW_VARIABLES, VARIABLES
 from capture.store.shards import ShardFile, read_chunks
 
-_LARGEST: Final = 0x7F7FFFFF
-_SIGN: Final = np.uint32(0x80000000)
+BFLOAT16: Final = 7
+"""Explicit mantissa bits of a bfloat16, whose exponent is that of a float32."""
+
+_INFINITY: Final = np.uint32(0x7F800000)
+_MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 
 
-def round_mantissa(values: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.float32]:
-    """Values rounded to the nearest with so many explicit mantissa bits, halfway cases to the even one.
+def round_mantissa(
+    values: npt.NDArray[np.float32], bits: int, *, overflow: Literal["finite", "inf"] = "finite"
+) -> npt.NDArray[np.float32]:
+    """Values rounded to the nearest with so many explicit mantissa bits, halfway cases to the even one (IEEE 754).
 
-    The exponent keeps its range; a finite value stays finite, infinities and NaN stay what they are.
+    The exponent keeps its range; infinities and NaN stay what they are. Rounding keeps the order of values.
 
     Parameters
     ----------
-    values : float32 of any shape
+    values : float32 of any shape; returned itself where every value has no more bits already
     bits : 1 to 22
+    overflow : what becomes of a finite value that rounds beyond the largest: that largest, or infinite as in PyTorch
     """
-    dropped = np.uint32(MANTISSA - bits)
-    mask = np.uint32((1 << (MANTISSA - bits)) - 1)
-    number = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    half = np.uint32((1 << (MANTISSA - bits - 1)) - 1)
-    rounded = (number + half + ((number >> dropped) & np.uint32(1))) & ~mask
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    number = values.view(np.uint32)
+    last = np.uint32(1 << (MANTISSA - bits))
+    mask = last - np.uint32(1)
+    if not np.bitwise_or.reduce(number, axis=None) & mask:
+        return values
+    # Half of the last bit kept, less one where that bit is even: the sum carries exactly where rounding goes up.
+    rounded = (number >> np.uint32(MANTISSA - bits)) & np.uint32(1)
+    rounded += (mask >> np.uint32(1)) + number
+    rounded &= ~mask
+    special = (number & _MAGNITUDE) >= _INFINITY
+    if special.any():
+        rounded[special] = number[special]
+    if overflow == "finite":
+        over = (rounded & _MAGNITUDE == _INFINITY) & ~special
+        rounded[over] -= last
     result: npt.NDArray[np.float32] = rounded.view(np.float32)
-    finite = np.isfinite(values)
-    if not finite.all():
-        result[~finite] = values[~finite]
-    over = finite & ~np.isfinite(result)
-    if over.any():
-        rounded[over] = (number[over] & _SIGN) | (np.uint32(_LARGEST) & ~mask)
     return result
 
 
@@ -66,7 +77,7 @@ def write_rounded(store: Any, folder: Path, bits: int) -> dict[str, Path]:
             target = folder / name / source.name
             shard = ShardFile(target, grid)
             try:
-                for place, data in read_chunks(source, grid):
+                for place, data in read_chunks(source, grid, store.chunk_bytes(name)):
                     values = decode(data, VARIABLES[name].dtype, shape, compressed=store.compressed)
                     shard.append(place, encode(round_mantissa(values, bits), store.compression))
                 shard.commit()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,8 +12,9 @@ FORMAT: Final = "outlier-features"
 FORMAT_VERSION: Final = 1
 
 SIGNALS: Final = ("input", "output")
-SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp")
+SITES: Final = ("ln_attn", "ln_mlp", "ln_attn_mlp", "ln_block")
 RAW_CHOICES: Final = ("input", "output", "both", "none")
+COMPUTE_DTYPES: Final = ("float32", "bfloat16", "float16")
 
 SEQUENCE: Final = "sequence"
 LAYER: Final = "layer"
@@ -81,11 +82,29 @@ VARIABLES: Final[dict[str, Variable]] = {
         _PARAMETER, "float32", "1", "Weight of the norm as stored in the model; ones where the norm has none"
     ),
     "norm_bias": Variable(_PARAMETER, "float32", "1", "Bias of the norm"),
+    "weight_peak": Variable(
+        _PARAMETER,
+        "float32",
+        "1",
+        "Largest magnitude among the weights by which the linear maps that read the norm's output multiply the feature",
+    ),
+    "weight_norm": Variable(
+        _PARAMETER,
+        "float32",
+        "1",
+        "Euclidean norm of all weights by which the linear maps that read the norm's output multiply the feature",
+    ),
     "layer_high": Variable(
         (SIGNAL, SEQUENCE, LAYER, SITE, FEATURE), "float32", "1", "Largest value over positions; NaN is passed over"
     ),
     "layer_low": Variable(
         (SIGNAL, SEQUENCE, LAYER, SITE, FEATURE), "float32", "1", "Smallest value over positions; NaN is passed over"
+    ),
+    "final_high": Variable(
+        (SEQUENCE, FEATURE), "float32", "1", "Largest value of final_input over positions; NaN is passed over"
+    ),
+    "final_low": Variable(
+        (SEQUENCE, FEATURE), "float32", "1", "Smallest value of final_input over positions; NaN is passed over"
     ),
     "position_peak": Variable(
         (SIGNAL, SEQUENCE, POSITION, FEATURE),
@@ -107,12 +126,33 @@ VARIABLES: Final[dict[str, Variable]] = {
         "-log p(token given those before it), natural logarithm; NaN at position 0",
     ),
     "done": Variable((SEQUENCE,), "bool", "1", "Set last, once everything of the sequence is on disk"),
+    "length": Variable(
+        (SEQUENCE,),
+        "int32",
+        "1",
+        "Number of valid positions of the sequence; behind them values are NaN and tokens -1",
+    ),
 }
+
+WEIGHTS: Final = ("weight_peak", "weight_norm")
+"""Variables that a store has where the weights can be read; else the attribute `weights_left_out` says why not."""
+
+FINAL_PEAKS: Final = ("final_high", "final_low")
+"""Variables that every store has but the oldest."""
+
+OPTIONAL: Final = ("norm_bias", "length", *WEIGHTS, *FINAL_PEAKS)
+"""Variables that a store has only where its model or its text calls for them, or where it is new enough."""
+
+FIXED: Final = ("token_id", "length")
+"""Variables of a sequence that are written whole when the store is created, and never changed."""
 
 COORDINATES: Final[dict[str, Variable]] = {
     SIGNAL: Variable((SIGNAL,), "str", "1", "Which side of the norm the values were taken from"),
     SITE: Variable(
-        (SITE,), "str", "1", "Where a sublayer reads the residual stream: ln_attn, ln_mlp, or ln_attn_mlp for both"
+        (SITE,),
+        "str",
+        "1",
+        "Where a sublayer reads the residual stream: ln_attn, ln_mlp, ln_attn_mlp (both), ln_block",
     ),
 }
 
@@ -129,11 +169,17 @@ RAW_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "none": (),
 }
 
-PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll")
-"""What every sequence has beside its raw activations, whatever `--raw` says."""
+PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll", *FINAL_PEAKS)
+"""What every sequence has beside its raw activations, whatever `--raw` says; the oldest stores lack `FINAL_PEAKS`."""
 
 ROUNDED: Final = "rounded"
 """Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
+
+SPECIAL_TOKENS: Final = "special_tokens"
+"""Attribute with the numbers of special tokens: an object of lists `bos`, `eos` and `special`, all of them.
+
+Optional; an empty list says that the tokenizer has none.
+"""
 
 MANTISSA: Final = 23
 """Explicit mantissa bits of float32."""
@@ -171,17 +217,16 @@ class Sizes:
         return tuple(lengths[dim] for dim in dims)
 
 
-def stored_variables(raw: str, *, bias: bool) -> tuple[str, ...]:
+def stored_variables(raw: str, present: Container[str] = ()) -> tuple[str, ...]:
     """Names of the variables of a store, in the order of `VARIABLES`.
 
     Parameters
     ----------
     raw : as given to the capture; a store without raw activations keeps no `final_input` either
-    bias : whether there is a `norm_bias`
+    present : those of `OPTIONAL` that the store has; other names in it say nothing
     """
     absent = set(RAW_VARIABLES["both"]) - set(RAW_VARIABLES[raw])
-    if not bias:
-        absent.add("norm_bias")
+    absent |= {name for name in OPTIONAL if name not in present}
     return tuple(name for name in VARIABLES if name not in absent)
 
 
@@ -202,7 +247,10 @@ def mantissa_bits(attributes: Mapping[str, Any]) -> int | None:
     return bits
 
 
-FOLDER: Final = "ablation"
+ABLATION: Final = "ablation"
+QUANTIZATION: Final = "quantization"
+RECORDS: Final = (ABLATION, QUANTIZATION)
+"""Folders of a store with records of what its model did when it was run again."""
 
 
 CHECKSUMS = "SHA256SUMS"

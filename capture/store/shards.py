@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from capture.store.chunks import CHECKSUM_BYTES, checksum, is_sound
-from capture.store.files import AtomicFile, remove_partials
+from capture.store.chunks import CHECKSUM_BYTES, OVERHEAD, checksum, is_sound
+from capture.store.files import AtomicFile, open_plain, remove_partials
 from capture.store.planes import Piece
 
 MISSING = np.iinfo(np.uint64).max
@@ -89,7 +89,7 @@ def read_index(path: Path, grid: tuple[int, ...]) -> npt.NDArray[np.uint64]:
         The file is too short, or the index does not match its checksum.
     """
     size = index_bytes(grid)
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - size))
         tail = file.read(size)
@@ -113,17 +113,25 @@ def read_chunk(path: Path, offset: int, length: int) -> bytes:
     ValueError
         The file ends before the chunk does.
     """
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         if offset + length > os.fstat(file.fileno()).st_size or length < CHECKSUM_BYTES:
             raise ValueError(f"file {path.parent.name}/{path.name} is cut short")
         file.seek(offset)
         return file.read(length)
 
 
-def read_chunks(path: Path, grid: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    """Every chunk present in a shard file, still encoded, with its position inside the shard."""
+def read_chunks(path: Path, grid: tuple[int, ...], most: int) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Every chunk present in a shard file, still encoded, with its position inside the shard.
+
+    Raises
+    ------
+    ValueError
+        As `read_index` and `read_chunk`, or a chunk has more bytes than `most`, which it could have decoded.
+    """
     index = read_index(path, grid)
     for position in np.ndindex(*grid):
         offset, length = (int(number) for number in index[position])
+        if offset != MISSING and length > most + OVERHEAD:
+            raise ValueError(f"the index of {path.parent.name}/{path.name} says what cannot be")
         if offset != MISSING:
             yield position, read_chunk(path, offset, length)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.chunks import decode
 from capture.store.create import stored_array
-from capture.store.files import file_digest
+from capture.store.files import file_digest, read_plain
 from capture.store.layout import chunks_and_shards
+from capture.store.lengths import lengths_flaw
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
-)
+from capture.store.members import contents
+from capture.store.metadata import MOST_JSON, ArrayMetadata, read_metadata
 from capture.store.rounding import round_mantissa
 from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
-    PER_SEQUENCE,
+    FIXED,
+    POSITION,
     RAW_VARIABLES,
     SEQUENCE,
     SIGNALS,
@@ -38,6 +39,11 @@ from capture.store.shards import MISSING, index_bytes, read_chunks, read_index
 from capture.store.write import StoreWriter, open_group
 
 Array = npt.NDArray[Any]
+
+_BEHIND: Final = "has values behind the end of the sequence"
+
+
+_MOST_LISTED: Final = 2**26  # bytes of the list of checksums
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,13 @@ class Verification:
     ----------
     damage : everything that is wrong
     done, sequences : how many sequences are captured, of how many
+    strangers : what lies in the folder and is no file of the store, which no command hands on
     """
 
     damage: tuple[Damage, ...]
     done: int
     sequences: int
+    strangers: tuple[str, ...] = ()
 
 
 def verify(
@@ -94,7 +102,8 @@ def verify(
     """
     path = Path(path)
     try:
-        return _verified(path, repair, progress)
+        found = _verified(path, repair, progress)
+        return replace(found, strangers=tuple(contents(path, read_metadata(Folder(path)).arrays).strangers))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, MemoryError) as error:
         # Metadata that match their checksums and still make no sense: nobody's capture.
         raise OutliersError(
@@ -105,10 +114,12 @@ def verify(
 def _verified(path: Path, repair: bool, progress: Callable[[int, int], None] | None) -> Verification:
     open_group(path)
     damage = list(_fixed_damage(path))
-    if any("/c" not in item.place or item.place.startswith((SITE, "token_id")) for item in damage):
+    if any("/c" not in item.place or item.place.startswith((SITE, *FIXED)) for item in damage):
         return Verification(tuple(damage), 0, 0)  # shapes, codecs and names cannot be trusted: nothing can be read
     store = StoreWriter(path)
     damage += _layout_damage(store)
+    if not damage and (flaw := lengths_flaw(store.length, store.token_id)):
+        damage.append(Damage(None, "length", flaw))
     if damage:
         return Verification(tuple(damage), 0, 0)
     flags = store.clear_damaged_flags() if repair else store.damaged_flags()
@@ -129,13 +140,16 @@ def _verified(path: Path, repair: bool, progress: Callable[[int, int], None] | N
 def _fixed_damage(path: Path) -> Iterator[Damage]:
     """Damage in what was written when the store was created: metadata, tokens, norm parameters."""
     try:
-        lines = (path / CHECKSUMS).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        yield Damage(None, CHECKSUMS, f"cannot be read ({_told(error)}); restore it from a copy")
+        lines = read_plain(path / CHECKSUMS, _MOST_LISTED).decode().splitlines()
+    except (OSError, ValueError) as error:
+        yield Damage(None, CHECKSUMS, f"cannot be read ({one_line(error)}); restore it from a copy")
         return
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    arrays = read_metadata(Folder(path)).arrays
     damage = [
-        Damage(None, name, reason) for name, digest in listed.items() if (reason := _file_damage(path, name, digest))
+        Damage(None, name, reason)
+        for name, digest in listed.items()
+        if (reason := _file_damage(path, name, digest, arrays))
     ]
     yield from damage
     if "zarr.json" not in listed or damage:
@@ -144,9 +158,9 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
         return
     group = open_group(path)
     vocabulary = (f"{VOCABULARY}/id", f"{VOCABULARY}/text") if VOCABULARY in group else ()
-    for name in (*stored_variables(str(group.attrs["raw"]), bias="norm_bias" in group), *COORDINATES, *vocabulary):
+    for name in (*stored_variables(str(group.attrs["raw"]), set(group.array_keys())), *COORDINATES, *vocabulary):
         chunks = 0
-        if name not in VARIABLES or SEQUENCE not in VARIABLES[name].dims or name == "token_id":
+        if name not in VARIABLES or SEQUENCE not in VARIABLES[name].dims or name in FIXED:
             chunks = stored_array(group, name).nchunks
         if f"{name}/zarr.json" not in listed or sum(entry.startswith(f"{name}/c.") for entry in listed) != chunks:
             yield Damage(None, name, f"is not listed whole in {CHECKSUMS}; restore both from a copy")
@@ -155,7 +169,7 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
 def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
     """Arrays that are described otherwise than a capture does, so that a reader would find other values than here."""
     arrays, sizes = read_metadata(Folder(store.path)).arrays, store.sizes
-    for name in stored_variables(store.raw, bias="norm_bias" in arrays):
+    for name in stored_variables(store.raw, arrays):
         about, dims = arrays.get(name), VARIABLES[name].dims
         if about is None:
             yield Damage(
@@ -168,41 +182,56 @@ def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
             yield Damage(None, f"{name}/zarr.json", "describes no array that a capture writes; restore it from a copy")
 
 
-def _file_damage(path: Path, name: str, digest: str) -> str | None:
+def _file_damage(path: Path, name: str, digest: str, arrays: Mapping[str, ArrayMetadata]) -> str | None:
     file = path / name
     if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
         return "the file is missing; restore it from a copy"
+    about = None if name.endswith("zarr.json") else arrays.get(name.rpartition("/")[0])
+    if file.stat().st_size > (MOST_JSON if about is None else about.file_bytes):
+        return "is larger than it can be; restore it from a copy"
     if file_digest(file) != digest:
         return f"differs from its checksum in {CHECKSUMS}; restore it from a copy"
     return None
 
 
-def _told(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
     damage: list[Damage] = []
-    small = {name: _whole(store, name, number, damage) for name in PER_SEQUENCE}
+    small = {name: _whole(store, name, number, damage) for name in store.per_sequence}
+    length = int(store.length[number])
+    for name, own in small.items():
+        dims = [dim for dim in VARIABLES[name].dims if dim != SEQUENCE]
+        if own is not None and POSITION in dims and not _ends(own, length, dims.index(POSITION)):
+            damage.append(Damage(number, name, _BEHIND))
     rounded = mantissa_bits(store.attributes)
     for name in RAW_VARIABLES[store.raw]:
         before = len(damage)
-        peaks = _Peaks(store.sizes)
+        peaks = _Peaks(store.sizes, length)
+        found = peaks.arrays
+        ended = True
         for place, values in _chunks(store, name, number, damage):
-            if name != "final_input":
+            ended &= _ends(values, length, -2)
+            if name == "final_input":
+                found = {"final_high": np.fmax.reduce(values[0]), "final_low": np.fmin.reduce(values[0])}
+            else:
                 peaks.add(place[1:3], values[0, 0, 0])
-        if name == "final_input" or len(damage) > before:
+        if not ended:
+            damage.append(Damage(number, name, _BEHIND))
+        if len(damage) > before:
             continue
-        signal = SIGNALS.index(name.removeprefix("norm_"))
-        for variable, values in peaks.arrays.items():
-            stored = small[variable]
+        for variable, values in found.items():
+            stored = small.get(variable)
+            if stored is not None and name != "final_input":
+                stored = stored[SIGNALS.index(name.removeprefix("norm_"))]  # `signal` comes first
             if stored is not None and rounded is not None and stored.dtype.kind == "f":
                 stored = round_mantissa(stored, rounded)  # the peaks of rounded values are the rounded peaks
-            # `signal` comes first in the small arrays of one sequence.
-            if stored is not None and not np.array_equal(stored[signal], values, equal_nan=values.dtype.kind == "f"):
+            if stored is not None and not np.array_equal(stored, values, equal_nan=values.dtype.kind == "f"):
                 damage.append(Damage(number, variable, f"differs from the peaks of {name}"))
     return damage
+
+
+def _ends(values: Array, length: int, axis: int) -> bool:
+    """Whether nothing but NaN stands behind the end of a sequence."""
+    return bool(np.isnan(np.take(values, range(length, values.shape[axis]), axis)).all())
 
 
 def _chunks(
@@ -215,7 +244,7 @@ def _chunks(
         for reason in _shard_damage(file, grid):
             damage.append(Damage(number, name, reason))
             return
-        for place, data in read_chunks(file, grid):
+        for place, data in read_chunks(file, grid, store.chunk_bytes(name)):
             if place[axis] != number % grid[axis]:
                 continue
             try:
@@ -223,11 +252,11 @@ def _chunks(
             except (ValueError, RuntimeError) as error:
                 raw = name in ("norm_input", "norm_output")
                 where = f"{name}, layer {place[1]}, site {store.sizes.sites[place[2]]}" if raw else name
-                damage.append(Damage(number, where, _told(error)))
+                damage.append(Damage(number, where, one_line(error)))
     except FileNotFoundError:
         damage.append(Damage(number, name, "the file is missing"))
     except (OSError, ValueError) as error:
-        damage.append(Damage(number, name, _told(error)))
+        damage.append(Damage(number, name, one_line(error)))
 
 
 def _shard_damage(file: Path, grid: tuple[int, ...]) -> Iterator[str]:
@@ -254,7 +283,8 @@ def _whole(store: StoreWriter, name: str, number: int, damage: list[Damage]) -> 
 class _Peaks:
     """Peaks of one sequence of raw activations, by the definitions in `capture.store.schema`."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, length: int) -> None:
+        self._length = length
         cells = (sizes.layers, len(sizes.sites))
         self.arrays: dict[str, Array] = {
             "layer_high": np.empty((*cells, sizes.features), np.float32),
@@ -267,7 +297,7 @@ class _Peaks:
         """Take in the (position, feature) matrix of one (layer, site)."""
         self.arrays["layer_high"][cell] = np.fmax.reduce(matrix, axis=0)
         self.arrays["layer_low"][cell] = np.fmin.reduce(matrix, axis=0)
-        self.arrays["nonfinite_count"][cell] = np.count_nonzero(~np.isfinite(matrix))
+        self.arrays["nonfinite_count"][cell] = np.count_nonzero(~np.isfinite(matrix[: self._length]))
         np.fmax(self.arrays["position_peak"], np.abs(matrix), out=self.arrays["position_peak"])
 
 

@@ -6,8 +6,10 @@ capture that was killed goes on where it stopped. No two sequences of different 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +17,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
-from capture.store.chunks import COMPRESSION, decode, encode, encode_pieces
+from capture.errors import OutliersError, one_line
+from capture.store.chunks import COMPRESSION, OVERHEAD, decode, encode, encode_pieces
 from capture.store.create import stored_array
-from capture.store.files import AtomicFile, remove_partials
+from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
 from capture.store.layout import chunks_and_shards, sequences_per_group
+from capture.store.lengths import padded
 from capture.store.location import Folder
-from capture.store.metadata import (
-    read_metadata,
-)
+from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
 from capture.store.planes import Piece
-from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, SEQUENCE, SITE, VARIABLES, Sizes, mantissa_bits
+from capture.store.schema import (
+    COORDINATES,
+    PER_SEQUENCE,
+    POSITION,
+    RAW_VARIABLES,
+    SEQUENCE,
+    SITE,
+    VARIABLES,
+    VOCABULARY,
+    Sizes,
+    mantissa_bits,
+)
 from capture.store.shards import ShardFile, read_chunks
 
 if TYPE_CHECKING:
@@ -35,8 +47,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Chunks = dict[tuple[int, ...], bytes | list[Piece]]
 
 
-def _read(group: zarr.Group, name: str) -> npt.NDArray[Any]:
-    return np.asarray(stored_array(group, name)[...])
+def _read(group: zarr.Group, path: Path, name: str) -> npt.NDArray[Any]:
+    array = stored_array(group, name)
+    refuse_special(path / name, read_metadata(Folder(path)).arrays[name].file_bytes + MOST_JSON)
+    return np.asarray(array[...])
 
 
 def open_group(path: Path | str) -> zarr.Group:
@@ -51,8 +65,12 @@ def open_group(path: Path | str) -> zarr.Group:
 
     path = Path(path)
     read_metadata(Folder(path))
+    for name in (*VARIABLES, *COORDINATES, VOCABULARY, *TOKEN_TEXTS):
+        file = path / name / "zarr.json"
+        if file.exists() and not file.is_file():
+            raise OutliersError(f"{file} is no plain file; get another copy of the store")
     try:
-        return zarr.open_group(path, mode="r")
+        return zarr.open_group(path, mode="r", zarr_format=3)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutliersError(
             f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
@@ -81,9 +99,17 @@ class StoreWriter:
         self.compressed = COMPRESSION[self.compression] is not None
         input_shape = stored_array(group, "norm_weight").shape
         sequences, positions = stored_array(group, "token_id").shape
-        sites = tuple(str(name) for name in _read(group, SITE))
+        sites = tuple(str(name) for name in self.read(SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
+        self.per_sequence = tuple(name for name in PER_SEQUENCE if name in group)
+
+    @cached_property
+    def length(self) -> npt.NDArray[np.int32]:
+        """Valid positions of each sequence, (sequence,) int32."""
+        if "length" in open_group(self.path):
+            return self.read("length")
+        return np.full(self.sizes.sequences, self.sizes.positions, np.int32)
 
     @cached_property
     def token_id(self) -> npt.NDArray[np.int32]:
@@ -99,13 +125,13 @@ class StoreWriter:
             A chunk of it is damaged.
         """
         try:
-            return _read(open_group(self.path), name)
+            return _read(open_group(self.path), self.path, name)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
-            f"{name} of {self.path} is damaged ({str(error).splitlines()[0]}); "
+            f"{name} of {self.path} is damaged ({one_line(error)}); "
             f"see what can be mended with: outliers verify {self.path} --repair"
         )
 
@@ -147,9 +173,13 @@ class StoreWriter:
         """Shape of one chunk of a variable."""
         return chunks_and_shards(name, self.sizes)[0]
 
+    def chunk_bytes(self, name: str) -> int:
+        """Bytes of one chunk of a variable, decoded."""
+        return math.prod(self.chunk_shape(name)) * np.dtype(VARIABLES[name].dtype).itemsize
+
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
-        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *PER_SEQUENCE))
+        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *self.per_sequence))
         return sum(file.stat().st_size for file in files)
 
     def grid(self, name: str) -> tuple[int, ...]:
@@ -163,16 +193,19 @@ class StoreWriter:
 
         Parameters
         ----------
-        values : the variable's dimensions without `sequence`
+        values : the variable's dimensions without `sequence`; as many positions as the sequence has
         """
         self.put_chunks(name, number, self.encode_small(name, number, values))
 
     def encode_small(self, name: str, number: int, values: npt.NDArray[Any]) -> Chunks:
         """The encoded chunks of one sequence of a small array; parameters as of `put_small`."""
         dims = VARIABLES[name].dims
-        expected = tuple(length for dim, length in zip(dims, self.sizes.shape(dims), strict=True) if dim != SEQUENCE)
-        if values.shape != expected:
-            raise ValueError(f"{name} of one sequence has shape {values.shape}, and the store expects {expected}")
+        own_dims = tuple(dim for dim in dims if dim != SEQUENCE)
+        own_sizes = replace(self.sizes, positions=int(self.length[number]))
+        if values.shape != (expected := own_sizes.shape(own_dims)):
+            raise ValueError(f"{name} of sequence {number} has shape {values.shape}, and the store expects {expected}")
+        if POSITION in own_dims:
+            values = padded(values, self.sizes.positions, own_dims.index(POSITION))
         values = np.expand_dims(values.astype(VARIABLES[name].dtype, copy=False), dims.index(SEQUENCE))
         chunks, axis = self.chunk_shape(name), dims.index(SEQUENCE)
         encoded: Chunks = {}
@@ -188,12 +221,7 @@ class StoreWriter:
         return [place for place in np.ndindex(*grid) if place[axis] == number % grid[axis]]
 
     def put_chunks(self, name: str, number: int, encoded: Chunks) -> None:
-        """Write the encoded chunks of one sequence of a small array, as `put_small`.
-
-        Parameters
-        ----------
-        encoded : what stands at each of `places`
-        """
+        """Write the encoded chunks of one sequence of a small array, one for each of `places`; else as `put_small`."""
         grid, axis = self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
         whole: Chunks = {**(self._kept(name, number) if grid[axis] > 1 else {}), **encoded}
         shard = ShardFile(self._own(self.file(name, number)), grid)
@@ -212,7 +240,11 @@ class StoreWriter:
         if not file.exists():
             return {}
         try:
-            return {place: data for place, data in read_chunks(file, grid) if place[axis] != number % self._group}
+            return {
+                place: data
+                for place, data in read_chunks(file, grid, self.chunk_bytes(name))
+                if place[axis] != number % self._group
+            }
         except (OSError, ValueError) as error:
             start = number // self._group * self._group
             others = [n for n in range(start, start + self._group) if n != number and self.done()[n : n + 1].any()]
@@ -268,7 +300,9 @@ class StoreWriter:
 
     def _flags(self, number: int) -> npt.NDArray[np.bool_]:
         """The chunk of `done` that holds sequence `number`."""
-        return decode(self.file("done", number).read_bytes(), "bool", (self._group,), compressed=False)
+        return decode(
+            read_plain(self.file("done", number), self._group + OVERHEAD), "bool", (self._group,), compressed=False
+        )
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(self._own(file).parent, file.name)
@@ -287,7 +321,7 @@ class SequenceWriter:
         self._store = store
         self._number = number
         self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
-        self._small: dict[str, Chunks] = {name: {} for name in PER_SEQUENCE}
+        self._small: dict[str, Chunks] = {name: {} for name in store.per_sequence}
 
     def append(self, name: str, encoded: bytes | Sequence[Piece], layer: int = 0, site: int = 0) -> None:
         """Append one encoded (position, feature) matrix of a raw variable.
@@ -295,7 +329,7 @@ class SequenceWriter:
         Parameters
         ----------
         name : `norm_input`, `norm_output` or `final_input`
-        encoded : what `capture.store.chunks` made of the float32 matrix
+        encoded : what `capture.store.chunks` made of the float32 matrix, NaN behind the end of the sequence
         layer, site : indices; not used for `final_input`
         """
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
@@ -306,8 +340,12 @@ class SequenceWriter:
         self._small["position_peak"][self._store.places("position_peak", self._number)[signal]] = encoded
 
     def keep(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Encode a small array (one of `schema.PER_SEQUENCE`, without `sequence`) and keep it until `finish`."""
-        self._small[name] = self._store.encode_small(name, self._number, values)
+        """Encode a small array (one of `schema.PER_SEQUENCE`, without `sequence`) and keep it until `finish`.
+
+        A store that an earlier release began gets those that it has.
+        """
+        if name in self._small:
+            self._small[name] = self._store.encode_small(name, self._number, values)
 
     def finish(self) -> None:
         """Commit the raw shards, write the small arrays, set `done`.
@@ -317,8 +355,8 @@ class SequenceWriter:
         ValueError
             A small array was not handed over.
         """
-        for name, encoded in self._small.items():
-            if sorted(encoded) != self._store.places(name, self._number):
+        for name, own in self._small.items():
+            if sorted(own) != self._store.places(name, self._number):
                 raise ValueError(f"{name} of sequence {self._number} was not handed over")
         with ThreadPoolExecutor(len(self._shards) + len(self._small)) as pool:  # one wait for the disk, not one each
             files = [pool.submit(shard.commit) for shard in self._shards.values()]
@@ -340,19 +378,20 @@ def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
     ----------
     path : folder of the store
     number : which sequence
-    arrays : every variable of the sequence that the store keeps, without its `sequence` dimension
+    arrays : every variable of the sequence that the store keeps, without its `sequence` dimension, and with as many
+        positions as the sequence has
     """
     store = StoreWriter(path)
     writer = store.sequence(number)
     try:
         for name in RAW_VARIABLES[store.raw]:
-            values = arrays[name].astype(np.float32, copy=False)
+            values = padded(arrays[name].astype(np.float32, copy=False), store.sizes.positions, axis=-2)
             if name == "final_input":
                 writer.append(name, encode(values, store.compression))
                 continue
             for layer, site in np.ndindex(*values.shape[:2]):
                 writer.append(name, encode(values[layer, site], store.compression), layer, site)
-        for name in PER_SEQUENCE:
+        for name in store.per_sequence:
             writer.keep(name, arrays[name])
         writer.finish()
     except BaseException:

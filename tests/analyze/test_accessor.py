@@ -41,7 +41,7 @@ def test_every_method_is_its_function(store: xr.Dataset, path: Path) -> None:
         analyze.critical_magnitudes(path, Criteria(layers=0.5)).drop_attrs(),
     )
     expected = analyze.sweep(path, Criteria(sequences=(0, 2)), [1, 2, 3], [0.5])
-    assert ask.sweep(range(1, 4), 0.5, sequences=(0, 2)).rows == expected.rows
+    assert ask.sweep(range(1, 4), 0.5, sequences=(0, 2)).rows() == expected.rows()
     view = {"signal": "output", "sites": ("ln_mlp",)}
     xr.testing.assert_equal(ask.metrics(**view), analyze.layer_metrics(path, View(**view)))
     assert ask.null(repeats=2, seed=3).to_dict() == analyze.permutation_null(path, repeats=2, seed=3).to_dict()

@@ -83,14 +83,16 @@ def test_sweep_writes_rows_and_figure(path: Path, tmp_path: Path, capsys: pytest
     assert strict(capsys.readouterr().out) == expected.to_dict()
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["count"]) for row in rows] == [row["count"] for row in expected.rows]
-    assert {row["mean_layer_fraction"] for row, e in zip(rows, expected.rows, strict=True) if e["count"] == 0} == {""}
+    assert [int(row["count"]) for row in rows] == [row["count"] for row in expected.rows()]
+    assert {row["mean_layer_fraction"] for row, e in zip(rows, expected.rows(), strict=True) if e["count"] == 0} == {""}
     assert figure.read_bytes().startswith(b"<?xml")
 
 
 def test_sweep_prints_a_table(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(path), "--magnitude", "1,6"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split()[:4] == ["magnitude", "layers", "positions", "count"]
+    assert [line.split()[0] for line in lines[4:]] == ["1", "6"]
 
 
 def test_info_of_a_whole_store(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

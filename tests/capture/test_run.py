@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,12 @@ import xarray as xr
 
 torch = pytest.importorskip("torch")
 
+from analyze.cli import main  # noqa: E402
 from capture import run  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
 from capture.run import capture  # noqa: E402
+from capture.sites import columns  # noqa: E402
+from capture.sites.columns import UnreadableWeightsError  # noqa: E402
 from capture.store.verify import verify  # noqa: E402
 from capture.store.write import SequenceWriter, StoreWriter  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
@@ -48,7 +55,7 @@ def assert_same_capture(left: Path, right: Path) -> None:
     xr.testing.assert_identical(one.drop_attrs().load(), two.drop_attrs().load())
     for dataset in (one, two):
         for name in ("created", "command"):
-            del dataset.attrs[name]
+            dataset.attrs.pop(name, None)
     assert one.attrs == two.attrs
 
 
@@ -83,6 +90,18 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
                 weight = model.get_submodule(f"model.layers.{layer}.{name}").weight.detach().numpy()
                 np.testing.assert_array_equal(cell.norm_weight, weight)
         np.testing.assert_array_equal(dataset.final_input[n], seen["model.norm"][n][0][0])
+    np.testing.assert_array_equal(dataset.final_high, dataset.final_input.max("position"))
+    np.testing.assert_array_equal(dataset.final_low, dataset.final_input.min("position"))
+    for layer, block in enumerate(model.model.layers):
+        for site, maps in (
+            ("ln_attn", (block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj)),
+            ("ln_mlp", (block.mlp.gate_proj, block.mlp.up_proj)),
+        ):
+            rows = np.concatenate([linear.weight.detach().numpy() for linear in maps])
+            cell = dataset.sel(site=site).isel(layer=layer)
+            np.testing.assert_array_equal(cell.weight_peak, abs(rows).max(0))
+            np.testing.assert_allclose(cell.weight_norm, np.linalg.norm(rows, axis=0), rtol=1e-6)
+    assert "weights_left_out" not in dataset.attrs
     np.testing.assert_allclose(dataset.nll.mean("position"), losses, rtol=1e-6)
     for signal in ("input", "output"):
         raw = dataset[f"norm_{signal}"]
@@ -91,6 +110,25 @@ def test_the_store_holds_what_plain_hooks_see(do: Capture, checkpoint: Path, tex
         np.testing.assert_array_equal(peaks.layer_low, raw.min("position"))
         np.testing.assert_array_equal(peaks.position_peak, abs(raw).max(["layer", "site"]))
     assert dataset.done.values.all()
+
+
+def test_weights_that_cannot_be_read_are_left_out_and_the_store_says_why(
+    do: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UnreadableWeightsError("model.layers.0.mlp (Kernel) reads ln_mlp and is no linear map: it cannot be told")
+
+    monkeypatch.setattr(columns, "weight_columns", refuse)
+    path = do(raw="none")
+    dataset = xr.open_zarr(path)
+    assert not {"weight_peak", "weight_norm"} & set(dataset.variables)
+    assert dataset.attrs["weights_left_out"].startswith("model.layers.0.mlp (Kernel) reads ln_mlp")
+    assert {"final_high", "final_low"} <= set(dataset.variables)
+    assert verify(path).damage == ()
+    StoreWriter(path).mark_done(2, False)
+    monkeypatch.undo()
+    do(raw="none")  # the weights can be read now, and that is no other request
+    assert verify(path).done == 5
 
 
 def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Path, text_file: Path) -> None:
@@ -108,7 +146,8 @@ def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Pa
     assert attributes["bos"] is False
     assert attributes["document_separator"] == "<end>"
     assert attributes["versions"]["torch"] == torch.__version__
-    assert {"created", "command", "attention_implementation", "sites"} <= set(attributes)
+    assert "command" not in attributes  # the words of a program that calls are its own
+    assert {"created", "attention_implementation", "sites"} <= set(attributes)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 9])
@@ -214,16 +253,86 @@ def test_overwrite_that_fails_leaves_the_old_store(
     assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
+    """Let the capture fail once so many sequences are durable."""
+    mark_done, count = StoreWriter.mark_done, iter(range(100))
+
+    def failing(store: StoreWriter, number: int, value: bool = True) -> None:
+        if next(count) == after:
+            raise error
+        mark_done(store, number, value)
+
+    monkeypatch.setattr(StoreWriter, "mark_done", failing)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device"), ValueError("a bug")]
+)
+def test_overwrite_keeps_the_old_store_until_the_new_one_is_finished(
+    do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path, successor = do(), tmp_path / "s.zarr.successor"
+    before = snapshot(path)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 2, error)
+        expected = OutliersError if isinstance(error, OSError) else type(error)
+        with pytest.raises(expected) as told:
+            do(overwrite=True, length=6)
+    if expected is OutliersError:
+        assert re.search(rf"2 of 5 sequences are safe.* {path} is still the earlier store", str(told.value))
+    assert snapshot(path) == before
+    assert StoreWriter(successor).done().sum() == 2
+    with monkeypatch.context() as patch:
+        interrupted(patch, 3, RuntimeError("more than the three that were left"))
+        do(overwrite=True, length=6)
+    assert xr.open_zarr(path).sizes["position"] == 6
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_overwrite_takes_another_request_for_a_new_successor(
+    do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = do()
+    with monkeypatch.context() as patch:
+        interrupted(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            do(overwrite=True, length=6)
+    do(overwrite=True, length=7)
+    assert xr.open_zarr(path).sizes["position"] == 7
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_overwrite_through_a_link(do: Capture, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    os.rename(do(), tmp_path / "disk" / "real.zarr")
+    (tmp_path / "s.zarr").symlink_to(tmp_path / "disk" / "real.zarr")
+    path = do(overwrite=True, length=6)
+    assert path.is_symlink()
+    assert xr.open_zarr(path).sizes["position"] == 6
+    assert [entry.name for entry in (tmp_path / "disk").iterdir()] == ["real.zarr"]
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "nll/mine.csv", "other.zarr/zarr.json", ".git/config"])
+def test_overwrite_removes_nothing_that_is_not_the_stores(do: Capture, stranger: str) -> None:
+    path = do()
+    (path / stranger).parent.mkdir(exist_ok=True)
+    (path / stranger).write_text("mine")
+    before = snapshot(path)
+    with pytest.raises(OutliersError, match=r"holds .*, which is no file of a store, so --overwrite leaves it"):
+        do(overwrite=True)
+    assert snapshot(path) == before
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"length": 7}, "sizes"),
-        ({"sequences": 6}, "sizes"),
-        ({"dtype": "bfloat16"}, "compute_dtype"),
+        ({"length": 7}, "length"),
+        ({"sequences": 6}, "sequences"),
+        ({"dtype": "bfloat16"}, "dtype"),
         ({"raw": "none"}, "raw"),
         ({"compression": "small"}, "compression"),
-        ({"text": "other"}, "text_source"),
-        ({"model": "other"}, "model_id"),
+        ({"text": "other"}, "text"),
+        ({"model": "other"}, "model"),
     ],
 )
 def test_resuming_with_another_request_is_refused(
@@ -333,19 +442,98 @@ def test_a_bos_takes_the_first_place(do: Capture, tmp_path: Path) -> None:
     assert without.attrs["bos"] is False
 
 
+TEMPLATE = "{% for message in messages %}{{ message.content }} {{ eos_token }}{% endfor %}"
+
+
+@pytest.fixture
+def rows(tmp_path: Path, do: Capture) -> Capture:
+    """`capture` of records with a text, ids and messages, with a tokenizer that has a chat template."""
+    record = {"body": "alpha <end>", "ids": [3, 12], "messages": [{"role": "user", "content": "alpha <end>"}]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(record)}\n" * 30)
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "model")
+
+    def call(**options: Any) -> Path:
+        return do(**{"model": tmp_path / "model", "text": str(tmp_path / "rows.jsonl"), "sequences": 2, **options})
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("options", "begins", "recorded"),
+    [
+        ({"field": "ids"}, [3, 12, 2, 3, 12, 2], {"text_field": "ids", "text_kind": "ids", "text_chat": False}),
+        ({"field": "body"}, [3, 0, 0, 0, 2, 3], {"text_kind": "text", "text_special_spelled": 4}),
+        ({"field": "body", "special_tokens": "parse"}, [3, 2, 2, 3, 2, 2], {"text_special_tokens": "parse"}),
+        ({"chat": True}, [3, 0, 0, 0, 2, 2], {"text_field": "messages", "text_kind": "messages", "text_chat": True}),
+    ],
+)
+def test_records_of_every_kind_are_captured(
+    rows: Capture, options: dict[str, Any], begins: list[int], recorded: dict[str, Any]
+) -> None:
+    dataset = xr.open_zarr(rows(**options))
+    assert dataset.token_id.values.ravel()[:6].tolist() == begins
+    assert {name: dataset.attrs[name] for name in recorded} == recorded
+    assert dataset.attrs["text_documents"] > 0
+
+
+@pytest.mark.parametrize(
+    ("begun", "change", "named"),
+    [
+        ({"field": "ids"}, {"field": "body"}, r"field \(ids in the store, body asked for\)"),
+        ({"field": "ids"}, {"field": None, "chat": True}, "field .* chat "),
+        ({"field": "body"}, {"special_tokens": "parse"}, r"special_tokens \(text in the store, parse asked for\)"),
+        ({"chat": True}, {"template": "{{ messages[0].role }}" + TEMPLATE}, "text_template_sha256"),
+    ],
+)
+def test_resuming_with_another_reading_of_the_text_is_refused(
+    rows: Capture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: dict[str, Any],
+    change: dict[str, Any],
+    named: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 9, RuntimeError("stop"))
+        with pytest.raises(RuntimeError, match="stop"):
+            rows(**begun)
+    before = snapshot(tmp_path / "s.zarr")
+    if "template" in change:
+        (tmp_path / "model" / "chat_template.jinja").write_text(change.pop("template"))
+    with pytest.raises(OutliersError, match=f"begun with another request; it differs in .*{named}"):
+        rows(**{**begun, **change})
+    assert snapshot(tmp_path / "s.zarr") == before
+    assert StoreWriter(tmp_path / "s.zarr").done().tolist() == [True, False]
+
+
+def test_the_command_is_recorded_where_outliers_runs_and_without_secrets(
+    do: Capture, checkpoint: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hf-token", "abcdefgh"])
+    assert "command" not in StoreWriter(do()).attributes
+    words = ["capture", str(checkpoint), "--out", str(tmp_path / "c.zarr"), "--text", str(text_file)]
+    assert main([*words, "--sequences", "1", "--length", "8"]) == 0
+    attributes = StoreWriter(tmp_path / "c.zarr").attributes
+    assert attributes["command"] == shlex.join(["outliers", *words, "--sequences", "1", "--length", "8"])
+    assert "abcdefgh" not in str(attributes)
+
+
 def asks_nothing(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Trace as on a GPU, which is not asked at each site; what is returned tells how each batch was traced."""
-    from capture import loop
+    from capture import batches
 
     traces: list[bool] = []
-    trace = loop.trace_batch
+    trace = batches.trace_batch
 
     def told(*args: Any, careful: bool, **options: Any) -> Any:
         traces.append(careful)
         return trace(*args, careful=careful, **options)
 
-    monkeypatch.setattr(loop, "asks_at_each_site", lambda device: False)
-    monkeypatch.setattr(loop, "trace_batch", told)
+    monkeypatch.setattr(batches, "asks_at_each_site", lambda device: False)
+    monkeypatch.setattr(batches, "trace_batch", told)
     return traces
 
 

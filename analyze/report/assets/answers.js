@@ -104,7 +104,7 @@ const Answers = (() => {
       F: store.width,
       N: store.sequences.length,
       units: store.layers.length * (unit === "site" ? store.sites.length : 1),
-      positions: store.positions,
+      positions: store.counted,
     };
   }
 
@@ -132,19 +132,22 @@ const Answers = (() => {
     const largest = new Float32Array(F).fill(-Infinity);
     for (let f = 0, j = 0; f < F; f++) for (let n = 0; n < N; n++) largest[f] = Math.max(largest[f], data.largest[j++]);
     const units = L * (unit === "site" ? S : 1);
-    return { layer: accumulate(layer), position, largest, F, N: 1, units, positions: store.positions * N };
+    return { layer: accumulate(layer), position, largest, F, N: 1, units, positions: [store.counted.reduce((a, b) => a + b, 0)] };
   }
 
   // Smallest number of hits whose share is at least the fraction: the quotient is compared, as analyze.criteria does.
+  // Of nothing that counts 1 is asked, which is more than there is.
   function required(fraction, total) {
+    if (total === 0) return 1;
     let hits = Math.min(Math.max(Math.ceil(fraction * total), 0), total);
     while (hits > 0 && (hits - 1) / total >= fraction) hits -= 1;
     while (hits / total < fraction) hits += 1;
     return hits;
   }
 
+  // Least hits: of layer units, and of the positions of each group.
   function thresholds(hits, state) {
-    return [required(state.layers, hits.units), required(state.positions, hits.positions)];
+    return [required(state.layers, hits.units), hits.positions.map((total) => required(state.positions, total))];
   }
 
   // The outliers at one magnitude; `found` are indices into (feature, group).
@@ -153,21 +156,23 @@ const Answers = (() => {
     const size = hits.F * hits.N;
     const start = state.magnitude * size;
     const found = [];
-    let layers = 0, positions = 0, distinct = 0, last = -1;
+    let layers = 0, distinct = 0, last = -1;
+    const positions = new Map(); // hits by the number of positions that they are out of
     for (let i = 0; i < size; i++) {
-      const a = hits.layer[start + i], b = hits.position[start + i];
-      if (a < leastLayers || b < leastPositions) continue;
+      const a = hits.layer[start + i], b = hits.position[start + i], n = i % hits.N;
+      if (a < leastLayers || b < leastPositions[n]) continue;
       found.push(i);
       layers += a;
-      positions += b;
+      positions.set(hits.positions[n], (positions.get(hits.positions[n]) || 0) + b);
       const f = Math.floor(i / hits.N);
       if (f !== last) { distinct += 1; last = f; }
     }
     const count = found.length;
+    let meanPositions = count ? 0 : NaN;
+    for (const [total, sum] of positions) meanPositions += sum / (total * count);
     return {
-      found, count, distinct,
+      found, count, distinct, meanPositions,
       meanLayers: count ? layers / (hits.units * count) : NaN,
-      meanPositions: count ? positions / (hits.positions * count) : NaN,
     };
   }
 
@@ -191,7 +196,7 @@ const Answers = (() => {
     while (high - low > 1) {
       const g = (low + high) >> 1;
       const at = g * size + i;
-      if (hits.layer[at] >= leastLayers && hits.position[at] >= leastPositions) low = g; else high = g;
+      if (hits.layer[at] >= leastLayers && hits.position[at] >= leastPositions[i % hits.N]) low = g; else high = g;
     }
     return low;
   }

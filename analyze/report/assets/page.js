@@ -10,11 +10,9 @@
     unit: { site: "(layer, site)", layer: "layer" },
   };
   const CHOICES = { signal: facts.signals, counting: facts.countings, unit: facts.units };
-  const SIZES = [25, 100, 1000];
   const UNIT = { absolute: "", rms: " RMS", median: " medians" }[facts.scale];
 
-  const state = { ...facts.opening, rows: SIZES[0], sort: "critical", down: true, portrait: null };
-  const views = facts.stores.map(() => ({ page: 0, filter: "" }));
+  const state = { ...facts.opening, rows: Tables.SIZES[0], sort: "critical", down: true, portrait: null };
   let results = [];
 
   // --- settings in the address, so that they can be kept and sent on
@@ -32,7 +30,7 @@
       m: magnitudes[state.magnitude], layers: state.layers, positions: state.positions,
       signal: state.signal, counting: state.counting, unit: state.unit,
     });
-    if (state.rows !== SIZES[0]) words.set("rows", state.rows);
+    if (state.rows !== Tables.SIZES[0]) words.set("rows", state.rows);
     if (state.portrait) {
       words.set("store", state.portrait.store);
       words.set("feature", state.portrait.feature);
@@ -52,7 +50,7 @@
     if (given("m") >= 0 && given("m") < Infinity) state.magnitude = nearest(given("m"));
     for (const name of ["layers", "positions"]) if (given(name) >= 0 && given(name) <= 1) state[name] = given(name);
     for (const [name, choices] of Object.entries(CHOICES)) if (choices.includes(words.get(name))) state[name] = words.get(name);
-    if (SIZES.includes(given("rows"))) state.rows = given("rows");
+    if (Tables.SIZES.includes(given("rows"))) state.rows = given("rows");
     const inside = (name, size) => Number.isInteger(given(name)) && given(name) >= 0 && given(name) < size;
     state.portrait = null;
     if (inside("store", facts.stores.length) && inside("feature", facts.stores[given("store")].width)) {
@@ -176,7 +174,7 @@
     Charts.redrawAll();
   }
 
-  // --- one card, and one table, for each store
+  // --- one card for each store; its table is made in tables.js
 
   const cards = facts.stores.map((store, s) => {
     const cells = {};
@@ -190,7 +188,7 @@
     const flag = element("p", { class: "flag", hidden: true });
     const lost = element("p", { class: "flag", hidden: true });
     const rounded = store.rounded === null ? null : element("p", { class: "flag" }, `Rounded: ${store.rounded}.`);
-    const sizes = `${whole(store.sequences.length)} × ${whole(store.positions)} tokens, ${whole(store.layers.length)} layers, ` +
+    const sizes = `${whole(store.sequences.length)} × ${span(store.counted)} tokens, ${whole(store.layers.length)} layers, ` +
       `${store.sites.length} site${store.sites.length === 1 ? "" : "s"}, ${whole(store.width)} wide`;
     const rows = [["folder", store.folder], ["sites", store.sites.join(", ")], ...store.attributes].filter(([, value]) => value);
     const article = element("article", { class: "store", style: { "--colour": ofStore(s) }, "data-store": s, "aria-label": store.name },
@@ -206,46 +204,7 @@
     return { cells, command, needs, flag, lost };
   });
 
-  const COLUMNS = [
-    ["sequence", "seq.", "Number of the sequence"],
-    ["feature", "feature", "Index into the hidden dimension"],
-    ["layers", "L%", "Share of layer units with a hit"],
-    ["positions", "S%", "Share of positions with a hit"],
-    ["largest", "max |x|", "Largest magnitude"],
-    ["critical", "critical", "Between which two magnitudes of this page it stops being an outlier"],
-  ];
-
-  const tables = facts.stores.map((store, s) => {
-    const heads = {};
-    const head = element("tr", {}, ...COLUMNS.map(([name, title, help]) => {
-      const button = element("button", { type: "button", title: help, onclick: () => {
-        state.down = state.sort === name ? !state.down : !["sequence", "feature"].includes(name);
-        state.sort = name;
-        for (const view of views) view.page = 0;
-        schedule();
-      } }, title);
-      heads[name] = element("th", { scope: "col" }, button);
-      return heads[name];
-    }));
-    const body = element("tbody", {});
-    const title = element("p", { class: "quiet small" });
-    const filter = element("input", { type: "search", inputmode: "numeric", placeholder: "feature", "aria-label": `Feature to look up in ${store.name}`,
-      oninput: (event) => { views[s].filter = event.target.value.trim(); views[s].page = 0; table(s); } });
-    const turn = (by) => () => { views[s].page += by; table(s); };
-    const back = element("button", { type: "button", onclick: turn(-1), "aria-label": "Previous rows" }, "‹");
-    const next = element("button", { type: "button", onclick: turn(1), "aria-label": "Next rows" }, "›");
-    const size = element("select", { "aria-label": "Rows at a time", onchange: (event) => {
-      state.rows = Number(event.target.value);
-      for (const view of views) view.page = 0;
-      schedule();
-    } }, ...SIZES.map((each) => element("option", { value: each }, `${each} rows`)));
-    const save = element("button", { type: "button", onclick: () => download(s) }, "CSV");
-    byId("tables").append(element("section", { class: "rows", style: { "--colour": ofStore(s) }, "data-store": s, "aria-label": `Outliers of ${store.name}` },
-      element("h3", {}, store.name, facts.stores.length > 1 && store.folder ? element("span", { class: "quiet small" }, ` ${store.folder}`) : null),
-      element("div", { class: "bar" }, title, element("span", { class: "turn" }, back, next), element("span", { class: "grow" }), filter, size, save),
-      element("div", { class: "scroll" }, element("table", {}, element("thead", {}, head), body))));
-    return { heads, body, title, back, next, size };
-  });
+  const table = Tables.build({ state, result: (s) => results[s], change: schedule });
 
   function card(s) {
     const { hits, answer } = results[s];
@@ -264,84 +223,22 @@
     lost.textContent = `${whole(nonfinite)} ${nonfinite === 1 ? "value is" : "values are"} NaN or infinite; a NaN never hits.`;
     const [layers, positions] = Answers.thresholds(hits, state);
     const units = state.unit === "site" ? "(layer, site) pairs" : "layers";
-    needs.textContent = `Asks for ${whole(layers)} of ${whole(hits.units)} ${units} and ${whole(positions)} of ${whole(hits.positions)} positions.`;
+    needs.textContent = `Asks for ${whole(layers)} of ${whole(hits.units)} ${units} and ${span(positions)} of ${span(hits.positions)} positions.`;
     command.textContent = commandWords(store);
   }
 
   // A word for a shell. Names of folders and sites are a stranger's, and this line is there to be copied.
   const quoted = (word) => (/^[\w.@%+=:,-]+$/.test(word) ? String(word) : `'${word.replaceAll("'", "'\\''")}'`);
 
+  // Whole numbers as one, or from the least to the largest.
+  function span(values) {
+    const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+    return low === high ? whole(low) : `${whole(low)} to ${whole(high)}`;
+  }
+
   function commandWords(store) {
     return ["outliers", "find", store.folder === null ? "STORE" : store.folder, "--magnitude", magnitudes[state.magnitude], "--layers", state.layers, "--positions", state.positions,
       "--signal", state.signal, "--counting", state.counting, "--layer-unit", state.unit, ...facts.view].map(quoted).join(" ");
-  }
-
-  // Sorted rows: by the column asked for, then as outliers find breaks ties.
-  function ordered(s) {
-    const result = results[s];
-    const key = `${state.sort} ${state.down}`;
-    if (result.order && result.order.key === key) return result.order.rows;
-    const { hits, answer } = result;
-    const size = hits.F * hits.N;
-    const start = state.magnitude * size;
-    const least = Answers.thresholds(hits, state);
-    const rows = answer.found.map((i) => ({
-      i, feature: Math.floor(i / hits.N), sequence: i % hits.N, layers: hits.layer[start + i], positions: hits.position[start + i],
-      largest: hits.largest[i], critical: Answers.critical(hits, i, least),
-    }));
-    const by = state.sort;
-    const sign = state.down ? -1 : 1;
-    rows.sort((a, b) => (a[by] === b[by] ? 0 : sign * (a[by] < b[by] ? -1 : 1)) || b.critical - a.critical ||
-      a.sequence - b.sequence || a.feature - b.feature);
-    result.order = { key, rows };
-    return rows;
-  }
-
-  function table(s) {
-    const { hits } = results[s];
-    const store = facts.stores[s];
-    const view = views[s];
-    const { heads, body, title, back, next, size } = tables[s];
-    const pooled = state.counting === "pooled";
-    const every = ordered(s);
-    const rows = view.filter === "" ? every : every.filter((row) => String(row.feature) === view.filter);
-    const last = Math.max(0, Math.ceil(rows.length / state.rows) - 1);
-    view.page = Math.min(Math.max(view.page, 0), last);
-    const from = view.page * state.rows;
-    const shown = rows.slice(from, from + state.rows);
-    heads.sequence.hidden = pooled;
-    for (const [name] of COLUMNS) {
-      if (state.sort === name) heads[name].setAttribute("aria-sort", state.down ? "descending" : "ascending");
-      else heads[name].removeAttribute("aria-sort");
-    }
-    title.textContent = rows.length ? `${whole(from + 1)} to ${whole(from + shown.length)} of ${whole(rows.length)}`
-      : view.filter === "" ? "no outliers at these settings" : `feature ${view.filter} is no outlier at these settings`;
-    back.disabled = view.page === 0;
-    next.disabled = view.page === last;
-    size.value = String(state.rows);
-    body.replaceChildren(...shown.map((row) => element("tr", {},
-      pooled ? null : element("td", {}, datum(store.sequences[row.sequence], String(store.sequences[row.sequence]))),
-      element("td", {}, element("button", { type: "button", "aria-haspopup": "dialog", "data-row": row.i, "aria-label": `Portrait of feature ${row.feature}`, onclick: () => {
-        state.portrait = { store: s, feature: row.feature, sequence: pooled ? null : row.sequence };
-        schedule();
-      } }, datum(row.feature, String(row.feature)))),
-      element("td", {}, datum(row.layers / hits.units, percent(row.layers / hits.units))),
-      element("td", {}, datum(row.positions / hits.positions, percent(row.positions / hits.positions))),
-      element("td", {}, datum(row.largest, number(row.largest))),
-      element("td", {}, datum(row.critical, Portrait.bracket(row.critical + 1))))));
-  }
-
-  function download(s) {
-    const { hits } = results[s];
-    const store = facts.stores[s];
-    const pooled = state.counting === "pooled";
-    const top = (row) => (row.critical + 1 < magnitudes.length ? magnitudes[row.critical + 1] : "");
-    const lines = [["sequence", "feature", "layer_fraction", "position_fraction", "max_magnitude", "critical_from", "critical_below"],
-      ...ordered(s).map((row) => [pooled ? "" : store.sequences[row.sequence], row.feature, row.layers / hits.units,
-        row.positions / hits.positions, row.largest, magnitudes[row.critical], top(row)])];
-    const address = URL.createObjectURL(new Blob([lines.map((line) => `${line.join(",")}\n`).join("")], { type: "text/csv" }));
-    element("a", { href: address, download: "outliers.csv" }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 1000);
   }
 
   // --- charts of all stores

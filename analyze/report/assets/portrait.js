@@ -36,12 +36,12 @@ const Portrait = (() => {
     const size = hits.F * hits.N;
     const at = state.magnitude * size + i;
     const shares = [hits.layer, hits.position].map((each, kind) =>
-      magnitudes.map((_, g) => each[g * size + i] / (kind ? hits.positions : hits.units)));
+      magnitudes.map((_, g) => each[g * size + i] / (kind ? hits.positions[i % hits.N] : hits.units)));
     const critical = Answers.critical(hits, i, Answers.thresholds(hits, state));
     const rows = [
       [`hits at ${number(magnitudes[state.magnitude])}`,
         `${hits.layer[at]} of ${hits.units} ${state.unit === "site" ? "(layer, site) pairs" : "layers"}, ` +
-        `${Charts.whole(hits.position[at])} of ${Charts.whole(hits.positions)} positions`],
+        `${Charts.whole(hits.position[at])} of ${Charts.whole(hits.positions[i % hits.N])} positions`],
       ["largest |x|", number(hits.largest[i])],
       ["critical |x|", critical < 0 ? `below ${number(magnitudes[0])}` : bracket(critical + 1)],
     ];

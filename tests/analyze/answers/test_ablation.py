@@ -17,7 +17,7 @@ from analyze.answers.ablation import Ablation, read_ablation, read_ablations
 from analyze.question.criteria import Criteria
 from analyze.reading.open import fingerprint, open_store
 from capture.errors import OutliersError
-from capture.store.schema import FOLDER
+from capture.store.schema import ABLATION
 from tests import builders
 
 
@@ -42,8 +42,8 @@ def made(**changes: Any) -> Ablation:
 
 
 def keep(store: Path, ablation: Ablation, name: str = "0123456789abcdef.json") -> Path:
-    (store / FOLDER).mkdir(parents=True, exist_ok=True)
-    file = store / FOLDER / name
+    (store / ABLATION).mkdir(parents=True, exist_ok=True)
+    file = store / ABLATION / name
     file.write_bytes(ablation.dump().encode())
     return file
 
@@ -163,7 +163,7 @@ def test_a_store_has_any_number_of_them_and_is_none_the_worse(tmp_path: Path) ->
     keep(store, made(), "b.json")
     keep(store, made(features=(1,), random_features=((0,),) * 4), "c.json")
     keep(store, replace(made(), site="both"), "a.json")
-    (store / FOLDER / ".d.partial").write_text("half a rec")
+    (store / ABLATION / ".d.partial").write_text("half a rec")
     found = read_ablations(store)
     assert [(len(ablation.features), ablation.site) for ablation in found] == [
         (1, "ln_attn"),

@@ -94,18 +94,18 @@ def test_a_changed_store_has_other_steps(path: Path, tmp_path: Path) -> None:
     for name in ("layer_high", "layer_low", "position_peak"):
         for file in (other / name).glob("c.*"):
             (path / name / file.name).write_bytes(file.read_bytes())
-    assert sweep(path, None, [2, 3]).rows == sweep(other, None, [2, 3]).rows
+    assert sweep(path, None, [2, 3]).rows() == sweep(other, None, [2, 3]).rows()
 
 
 def test_a_damaged_file_is_made_again(path: Path) -> None:
-    expected = sweep(path, None, [1, 6]).rows
+    expected = sweep(path, None, [1, 6]).rows()
     (file,) = cache_module.cache_folder().glob("*.npz")
     data = bytearray(file.read_bytes())
     data[len(data) // 3] ^= 1
     file.write_bytes(data)
-    assert sweep(path, None, [1, 6]).rows == expected
+    assert sweep(path, None, [1, 6]).rows() == expected
     file.write_bytes(data[:100])
-    assert sweep(path, None, [1, 6]).rows == expected
+    assert sweep(path, None, [1, 6]).rows() == expected
 
 
 def test_a_store_with_all_bits_is_swept_without(tmp_path: Path) -> None:

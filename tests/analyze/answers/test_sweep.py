@@ -28,7 +28,7 @@ def test_every_row_equals_a_loop_over_hits(
     x: np.ndarray, criterion: Criteria, magnitudes: list[float], layers: list[float], positions: list[float]
 ) -> None:
     result = run(builders.dataset(x, x), criterion, magnitudes, layers, positions)
-    rows = iter(result.rows)
+    rows = iter(result.rows())
     for a in layers:
         for b in positions:
             for m in magnitudes:
@@ -51,7 +51,7 @@ def test_every_row_equals_a_loop_over_hits(
 @given(strategies.activations(), strategies.criteria(), magnitudes)
 def test_a_row_equals_find_to_the_last_bit(x: np.ndarray, criterion: Criteria, magnitudes: list[float]) -> None:
     store = builders.dataset(x, x)
-    for row in run(store, criterion, magnitudes).rows:
+    for row in run(store, criterion, magnitudes).rows():
         found = find_outliers(store, Criteria(**{**vars(criterion), "magnitude": row["magnitude"]}))
         np.testing.assert_equal(
             [found.count, found.distinct_features, found.mean_layer_fraction, found.mean_position_fraction],
@@ -94,7 +94,7 @@ def test_peaks_may_be_handled_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_sweep_reads_peaks_alone(tmp_path: Path) -> None:
     path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), raw="none")
     result = run(path, Criteria.preset("study"), np.linspace(0, 20, 1000).tolist())
-    assert len(result.rows) == 1000
+    assert len(result.rows()) == 1000
     counts = result.table["count"].values.ravel()
     assert (np.diff(counts) <= 0).all()
     assert counts[0] == 15

@@ -22,7 +22,7 @@ def test_the_curve_passes_through_every_row() -> None:
     (line, width) = sweep_figure(result).axes[0].lines
     assert line.get_drawstyle() == "steps-pre"
     x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-    for row in result.rows:
+    for row in result.rows():
         # Under steps-pre a corner's count holds from the corner before it up to and with the corner.
         assert y[np.searchsorted(x, np.float32(row["magnitude"]))] == row["count"]
     assert set(np.asarray(width.get_ydata())) == {5}

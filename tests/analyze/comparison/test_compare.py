@@ -25,8 +25,8 @@ from analyze.comparison import compare as module
 from analyze.comparison.bootstrap import draws, interval, intervals, tally
 from analyze.comparison.figures import PLANS, figure_of
 from analyze.comparison.hits import pack_bits, read_hits
-from analyze.comparison.result import as_csv, as_html, as_markdown, as_text, markdown
-from capture.store.schema import FOLDER
+from analyze.comparison.result import as_csv, as_markdown, as_text, markdown
+from capture.store.schema import ABLATION
 from tests import builders, strategies
 
 SHAPE = (4, 3, 2, 8, 6)
@@ -275,8 +275,8 @@ def test_published_rows_are_the_published_numbers(stores: list[Path]) -> None:
         ("dettmers2022_table4", result.table4),
     ):
         rows = [row for row in table if row["published"] == name]
-        assert len(rows) == len(published(name).rows)
-        for row, expected in zip(rows, published(name).rows, strict=True):
+        assert len(rows) == len(published(name).rows())
+        for row, expected in zip(rows, published(name).rows(), strict=True):
             for key, value in expected.items():
                 if key != "hf_id":
                     assert row[key] == (list(value) if key == "doubtful" else value), key
@@ -348,7 +348,7 @@ def test_a_strangers_strings_are_text_everywhere(tmp_path: Path) -> None:
     assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", text.splitlines()[5]))
     for raw in ("<img", "[l](", "http://", "www.e", "@me", " $x", " *b", "\x1b", " `x"):
         assert raw not in text
-    assert "<img" not in as_html(result)
+    assert "<img" not in result._repr_html_()
     assert "\x1b" not in as_text(result)
     (row,) = csv.DictReader(io.StringIO(as_csv(result, "dense")))
     assert row["model"].startswith("'=cmd")
@@ -375,8 +375,8 @@ def test_the_causal_test_appears_with_its_criterion(copies: list[Path]) -> None:
         top1 = np.full((3, 2, 3), 0.5) - np.array([0, 0.3, 0.1])[:, None, None] - number / 100
         nll = np.array([[1.0, 1.0], [3.0, 3.0], [1.5, 1.5]])
         ablation = Ablation(one, site, (1,), ((2,),), 6, 8, 0, top1, top1[:, :, 0], nll, {})
-        (copies[1] / FOLDER).mkdir(exist_ok=True)
-        (copies[1] / FOLDER / f"{number}.json").write_text(ablation.dump())
+        (copies[1] / ABLATION).mkdir(exist_ok=True)
+        (copies[1] / ABLATION / f"{number}.json").write_text(ablation.dump())
     result = compare(copies)
     rows = rows_by_model(result.table4)
     assert rows["org/dense"]["top1_without"] == pytest.approx(0.19)
@@ -386,7 +386,7 @@ def test_the_causal_test_appears_with_its_criterion(copies: list[Path]) -> None:
     assert f"{math.exp(1):.5g} / {math.exp(3):.5g} / {math.exp(1.5):.5g}" in as_markdown(result, "table4")
     assert "Top-1" not in as_markdown(result, "dense")
     assert rows_by_model(compare(copies, Criteria(magnitude=2)).study)["org/dense"]["top1_with"] == pytest.approx(0.48)
-    (copies[1] / FOLDER / "0.json").write_text("{}")
+    (copies[1] / ABLATION / "0.json").write_text("{}")
     with pytest.raises(OutliersError, match=r"0\.json is damaged"):
         compare(copies)
 

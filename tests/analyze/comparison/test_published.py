@@ -55,8 +55,8 @@ def test_numbers_are_those_of_the_file(name: str) -> None:
     table = published(name)
     with (FOLDER / f"{name}.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(table.rows) == len(lines) > 0
-    for row, line in zip(table.rows, lines, strict=True):
+    assert len(table.rows()) == len(lines) > 0
+    for row, line in zip(table.rows(), lines, strict=True):
         assert row["model"] == line["model"]
         for column, key, factor in NUMBERS[name]:
             assert row[key] == float(Decimal(line[column].rstrip("*")) * Decimal(factor)), (row["model"], key)
@@ -69,21 +69,21 @@ def test_numbers_are_those_of_the_file(name: str) -> None:
 
 def test_what_the_publications_say() -> None:
     dense = published("study_dense")
-    assert [row["count"] for row in dense.rows] == [9212, 16563, 1042, 777, 985]
+    assert [row["count"] for row in dense.rows()] == [9212, 16563, 1042, 777, 985]
     assert dense.criteria == Criteria.preset("study")
-    gpt_oss = published("study_moe").rows[1]
+    gpt_oss = published("study_moe").rows()[1]
     assert (gpt_oss["experts"], gpt_oss["top_k"], gpt_oss["doubtful"]) == (128, 4, ("experts", "top_k"))
     assert gpt_oss["total_parameters"] == 21_000_000_000
-    assert [row["doubtful"] for row in published("study_moe").rows].count(()) == 6
+    assert [row["doubtful"] for row in published("study_moe").rows()].count(()) == 6
     table4 = published("dettmers2022_table4")
     assert table4.criteria == Criteria.preset("dettmers")
-    assert [row["total_parameters"] for row in table4.rows][:5] == [117e6, 345e6, 125e6, 762e6, 1.5e9]
-    assert (table4.rows[-1]["median"], table4.rows[-1]["top1_without"]) == (-58, 0.16)
+    assert [row["total_parameters"] for row in table4.rows()][:5] == [117e6, 345e6, 125e6, 762e6, 1.5e9]
+    assert (table4.rows()[-1]["median"], table4.rows()[-1]["top1_without"]) == (-58, 0.16)
 
 
 def test_whole_numbers_are_integers() -> None:
     for name in module.TABLES:
-        for row in published(name).rows:
+        for row in published(name).rows():
             for key in ("total_parameters", "active_parameters", "experts", "count", "one_sided"):
                 assert isinstance(row.get(key, 0), int), (name, key)
 
@@ -96,16 +96,16 @@ def test_an_unknown_table_is_refused() -> None:
 def test_a_table_shows_itself_as_printed() -> None:
     shown = published("study_moe")._repr_html_()
     assert "128*" in shown
-    assert re.search(r"<td>Qwen3-30B</td>", shown)
+    assert re.search(r"<td[^>]*>Qwen3-30B</td>", shown)
 
 
 def test_an_installed_copy_goes_before_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in FOLDER.iterdir():
         (tmp_path / file.name).write_text(file.read_text().replace("9212", "1"))
     monkeypatch.setattr(module, "_INSTALLED", tmp_path)
-    assert published("study_dense").rows[0]["count"] == 1
+    assert published("study_dense").rows()[0]["count"] == 1
     monkeypatch.setattr(module, "_INSTALLED", tmp_path / "nowhere")
-    assert published("study_dense").rows[0]["count"] == 9212
+    assert published("study_dense").rows()[0]["count"] == 9212
 
 
 def test_a_wheel_carries_the_tables_to_where_they_are_read() -> None:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from analyze import OutliersError, View, open_store, view_peaks
 from analyze.peaks import cache
+from capture.store.drafts import draft_folder
 from tests import builders
 
 ROOT = Path(__file__).parents[3]
@@ -83,13 +84,12 @@ def test_a_bound_that_is_none_is_refused(path: Path, text: str, monkeypatch: pyt
 
 def test_drafts_of_killed_processes_go_and_those_of_others_stay(path: Path) -> None:
     cache.writable()
-    old, new = (cache.cache_folder() / f".{name}.partial" for name in ("old", "new"))
+    old = cache.cache_folder() / ".old.0123abcd.partial"
     old.mkdir()
-    new.mkdir()
-    os.utime(old, (1, 1))
-    view_peaks(open_store(path), View(skip_first=1))
+    with draft_folder(cache.cache_folder() / "new") as new:
+        view_peaks(open_store(path), View(skip_first=1))
+        assert new.exists()
     assert not old.exists()
-    assert new.exists()
 
 
 def test_six_equal_questions_at_once(path: Path) -> None:

@@ -13,10 +13,8 @@ import xarray as xr
 
 from analyze import Criteria, OutliersError, critical_magnitudes, feature_map, open_store, portrait, walk
 from analyze.cli import main
-from analyze.commands.map import print_map
-from analyze.commands.show import print_portrait
-from analyze.commands.walk import print_walk
 from analyze.display.figures import save
+from analyze.display.tables import print_result
 from analyze.portraits.drawing import signed_number, signed_ticks, words
 from analyze.portraits.figures import map_figure, portrait_figure
 from analyze.portraits.walk_figure import walk_figure
@@ -131,7 +129,7 @@ def test_a_map_by_hand(x: np.ndarray, path: Path, counting: str) -> None:
     order = sorted(range(5), key=lambda f: (-critical[f], f))[:3]
     assert found.table["feature"].values.tolist() == order
     assert found.table["critical_magnitude"].values.tolist() == critical[order].tolist()
-    for row, f in zip(found.rows, order, strict=True):
+    for row, f in zip(found.rows(), order, strict=True):
         for layer, site in np.ndindex(4, 2):
             values = x[:, layer, site, :, f].ravel()
             peak = found.table["peak"].sel(feature=f).values[layer, site]
@@ -139,9 +137,9 @@ def test_a_map_by_hand(x: np.ndarray, path: Path, counting: str) -> None:
         hit = [layer for layer in range(4) if (np.abs(x[:, layer, ..., f]) >= 3).any()]
         assert (row["first_layer"], row["last_layer"]) == ((hit[0], hit[-1]) if hit else (None, None))
         assert row["outlier"] == (critical[f] >= 3)
-    first = found.rows[0]
+    first = found.rows()[0]
     assert (first["feature"], first["peak"], first["peak_layer"], first["peak_site"]) == (0, -80, 2, "ln_mlp")
-    assert len(feature_map(path, top=99).rows) == 5
+    assert len(feature_map(path, top=99).rows()) == 5
 
 
 def test_the_walk_of_the_study(tmp_path: Path) -> None:
@@ -191,7 +189,7 @@ def test_a_walk_where_both_sublayers_read_the_same_stream_says_so() -> None:
 def test_rounded_activations_are_said_to_be(x: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
     data = builders.dataset(x).assign_attrs(rounded={"mantissa_bits": 7})
     results = (portrait(data, 0), feature_map(data), walk(data, 0))
-    for result, show in zip(results, (print_portrait, print_map, print_walk), strict=True):
+    for result, show in zip(results, (print_result, print_result, print_result), strict=True):
         assert result.to_dict()["mantissa_bits"] == 7
         assert "activations have 7 mantissa bits" in result._repr_html_()
         show(result)

@@ -79,6 +79,7 @@ def test_presets() -> None:
         "sites": None,
         "sequences": None,
         "skip_first": 0,
+        "skip_tokens": [],
         "scale": "absolute",
         "rounding": "none",
         "magnitude": 6.0,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pickle
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,7 @@ from tests import builders, servers
 
 obstore = pytest.importorskip("obstore")
 
+ROOT = Path(__file__).parents[3]
 X = builders.random_activations((3, 4, 2, 64, 96))
 MANY = (Criteria(magnitude=2.5), Criteria(magnitude=3, signal="output", counting="pooled", layer_unit="layer"))
 
@@ -272,7 +279,6 @@ def test_every_analysis_command_takes_a_url(
         ("refused/s.zarr", r"zarr.json: access is refused \(403\); check the URL and your credentials"),
         ("unknown/s.zarr", r"zarr.json: the server asks who you are \(401\); check your credentials"),
         ("failing/s.zarr", r"the server fails \(500 Internal Server Error\); try again later"),
-        ("partless/s.zarr", "the server cannot send parts of files; expected one that serves range requests"),
         ("nothing.zarr.zip", "no file at .*nothing.zarr.zip; check the path"),
     ],
 )
@@ -406,7 +412,7 @@ def test_what_needs_a_folder_says_so(name: str, folder: Path, capsys: pytest.Cap
 
 
 def test_no_credentials() -> None:
-    from analyze.reading.server import reason
+    from analyze.reading.transport import reason
 
     text = "Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error ... kind: Connect"
     assert reason(Exception(text), None).startswith("no credentials; set AWS_ACCESS_KEY_ID")
@@ -416,15 +422,104 @@ def test_an_empty_file_on_a_server_is_damage(server: servers.Nginx, monkeypatch:
     """A server can give no last part of nothing; some say so by a status of its own."""
     import obstore
 
-    get = obstore.get
+    get = obstore.get_async
 
     def unsatisfiable(store: Any, key: str, **more: Any) -> Any:
         if "layer_high/c" in key or key.endswith(".zip"):
             raise obstore.exceptions.GenericError("Server returned non-2xx status code: 416 Range Not Satisfiable")
         return get(store, key, **more)
 
-    monkeypatch.setattr(obstore, "get", unsatisfiable)
+    monkeypatch.setattr(obstore, "get_async", unsatisfiable)
     with pytest.raises(OutliersError, match=r"layer_high is damaged at .* is empty or cut short"):
         find_outliers(f"{server.url}/s.zarr", MANY[0])
     with pytest.raises(OutliersError, match=r"s.zarr.zip is no whole ZIP file .* is empty or cut short"):
         open_store(f"{server.url}/s.zarr.zip")
+
+
+def test_a_server_without_parts_serves_what_is_small(folder: Path, server: servers.Nginx) -> None:
+    """As Python's http.server."""
+    for name in ("s.zarr", "s.zarr.zip"):
+        assert find_outliers(f"{server.url}/partless/{name}") == find_outliers(folder / name)
+    with pytest.raises(OutliersError, match="cannot send parts of files, which activations are read in; expected one"):
+        find_outliers(f"{server.url}/partless/s.zarr", Criteria(skip_first=1))
+
+
+def test_the_http_server_of_python(folder: Path) -> None:
+    port = servers.free_port()
+    words = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            servers.wait_for(port)
+            url = f"http://127.0.0.1:{port}/s.zarr"
+            assert find_outliers(url) == find_outliers(folder / "s.zarr")
+            with pytest.raises(OutliersError, match="which activations are read in"):
+                open_store(url)["norm_input"].compute()
+        finally:
+            process.terminate()
+
+
+def test_a_large_file_is_not_taken_whole(server: servers.Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analyze.reading.server._LARGEST_WHOLE", 100)
+    with pytest.raises(OutliersError, match=r"is larger than the 100 bytes"):
+        find_outliers(f"{server.url}/partless/s.zarr")
+
+
+def dripping(head: bytes) -> Callable[[socket.socket, bytes], None]:
+    """A server that sends a head and then a byte at a time."""
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(head)
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.2)
+
+        threading.Thread(target=drip, daemon=True).start()
+
+    return answer
+
+
+DRIPS = [b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Slow: "]
+
+
+@pytest.mark.parametrize("head", DRIPS, ids=["body", "head"])
+def test_a_server_that_drips_is_not_waited_for(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTLIERS_TIMEOUT", "1")
+    with servers.answering(dripping(head)) as url:
+        began = time.perf_counter()
+        with pytest.raises(OutliersError, match="does not answer in time"):
+            open_store(f"{url}/s.zarr")
+        assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("head", [b"", *DRIPS], ids=["silent", "body", "head"])
+def test_an_interrupt_is_heard_within_a_second(head: bytes) -> None:
+    asked = threading.Event()
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        asked.set()
+        if head:
+            dripping(head)(connection, request)
+
+    with servers.answering(answer) as url:
+        words = [sys.executable, "-m", "analyze.cli", "find", f"{url}/s.zarr"]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+            assert asked.wait(120)
+            time.sleep(0.5)
+            began = time.perf_counter()
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+            assert time.perf_counter() - began < 5  # a second, and what a busy machine adds
+    assert (process.returncode, told) == (130, b"outliers: interrupted\n")
+
+
+@pytest.mark.parametrize("path", ["nothing.zarr", "refused/s.zarr", "failing/s.zarr"])
+def test_a_password_in_a_url_is_not_repeated(
+    path: str, server: servers.Nginx, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["find", f"{server.url.replace('://', '://jane:hidden@')}/{path}"]) == 2
+    told = capsys.readouterr().err
+    assert "hidden" not in told
+    assert "http://...@" in told

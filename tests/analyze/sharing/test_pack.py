@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyze import find_outliers, open_store
+from analyze.answers.ablation import read_ablations
 from analyze.cli import main
 from analyze.question.criteria import Criteria
 from analyze.sharing import files as entries_module
@@ -34,6 +35,7 @@ from capture.store.schema import RAW_VARIABLES
 from capture.store.verify import verify
 from capture.store.write import StoreWriter
 from tests import builders
+from tests.analyze.answers.test_ablation import keep, made
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +254,7 @@ def test_what_cannot_be_packed(store: Path, tmp_path: Path, monkeypatch: pytest.
         pack(store, out, overwrite=True)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(entries_module.shutil, "disk_usage", lambda folder: usage(1000))
-    with pytest.raises(OutliersError, match="has 0.00 GB free"):
+    with pytest.raises(OutliersError, match="has 0.0 MB free"):
         pack(store, tmp_path / "b.zarr.zip")
     assert {path.name for path in tmp_path.iterdir()} == {"u.zarr", "s.zarr", "text", "a.zarr.zip"}
 
@@ -261,6 +263,9 @@ def test_links_are_not_followed(store: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("key")
     (store / "nll" / "c.9").symlink_to(secret)
+    assert not any("secret" in info or "c.9" in info for info in names(pack(store, tmp_path / "s.zarr.zip")))
+    (store / "nll" / "c.0.0").unlink()
+    (store / "nll" / "c.0.0").symlink_to(secret)
     with pytest.raises(OutliersError, match="is a link"):
         pack(store, tmp_path / "a.zarr.zip")
 
@@ -409,10 +414,14 @@ def test_what_cannot_be_unpacked(store: Path, tmp_path: Path, monkeypatch: pytes
     shutil.rmtree(out)
     shutil.copytree(store, out)
     (out / "mine").write_text("")
+    with pytest.raises(OutliersError, match="holds mine, which is no file of a store, so --overwrite leaves it"):
+        unpack(sound, out, overwrite=True)
+    (out / "mine").unlink()
+    (out / "nll" / "c.0.0").write_text("damaged")
     assert files(unpack(sound, out, overwrite=True)) == content
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(entries_module.shutil, "disk_usage", lambda folder: usage(1000))
-    with pytest.raises(OutliersError, match="has 0.00 GB free"):
+    with pytest.raises(OutliersError, match="has 0.0 MB free"):
         unpack(sound, tmp_path / "v.zarr")
 
 
@@ -463,12 +472,75 @@ def test_a_large_entry_gets_the_64_bit_fields(tmp_path: Path, monkeypatch: pytes
     assert files(unpack(out, tmp_path / "u.zarr")) == files(store)
 
 
-@pytest.mark.parametrize("name", ["a:b.txt", "a\\b", "Zarr.json", "x\ny"])
-def test_no_archive_is_packed_that_nobody_opens(name: str, store: Path, tmp_path: Path) -> None:
-    (store / name).write_text("notes")
-    with pytest.raises(OutliersError, match="move it out of the store") as caught:
-        pack(store, tmp_path / "a.zarr.zip")
-    assert "\n" not in str(caught.value)
+def names(archive: Path) -> list[str]:
+    with zipfile.ZipFile(archive) as opened:
+        return opened.namelist()
+
+
+STRANGERS = {
+    **{name: name for name in ("notes.txt", "a:b.txt", "a\\b", "Zarr.json", "x\ny", "nll/mine.csv", "nll/c.7.0")},
+    **{name: name for name in ("norm_weight/c.0.0.0.0", "nll/c.00.0", "ablation/mine.json")},
+    ".git/config": ".git/",
+    "other.zarr/zarr.json": "other.zarr/",
+    "ablation/deep/x.json": "ablation/deep/",
+    "norm_sum/zarr.json": "norm_sum/",
+}
+
+
+@pytest.mark.parametrize(("name", "named"), STRANGERS.items())
+def test_what_is_no_file_of_the_store_is_left_out_and_said(
+    name: str, named: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = names(pack(store, tmp_path / "a.zarr.zip"))
+    (store / name).parent.mkdir(exist_ok=True, parents=True)
+    (store / name).write_text("mine")
+    assert main(["pack", str(store), "--out", str(tmp_path / "b.zarr.zip")]) == 0
+    assert names(tmp_path / "b.zarr.zip") == plain
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if "left out" in line)
+    assert told.endswith(f": {named}".replace("\n", " "))
+    known = name == "ablation/mine.json"  # by its name; only what reads records sees that it is none
+    assert verify(store).strangers == (() if known else (named,))
+    assert main(["verify", str(store)]) == 0
+    assert known or f"no file of the store, and never shared: {named!r}" in capsys.readouterr().out
+
+
+def test_another_raw_array_than_the_stores_is_a_stranger(tmp_path: Path) -> None:
+    """Its values are checked by nobody."""
+    store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), raw="input")
+    both = builders.on_disk(tmp_path / "b.zarr", builders.random_activations(), raw="both")
+    shutil.copytree(both / "norm_output", store / "norm_output")
+    assert not any(name.startswith("norm_output/") for name in names(pack(store, tmp_path / "a.zarr.zip")))
+    assert verify(store).strangers == ("norm_output/",)
+
+
+PRIVATE = {
+    "model_id": "/home/jane/model",
+    "model_source": "~/jane/model",
+    "text_source": "/home/jane/my text.txt",
+    "command": "outliers capture /home/jane/model --out=/home/jane/s.zarr",
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"peaks_only": True}, {"mantissa_bits": 4}])
+def test_paths_stay_on_the_machine(options: dict[str, int], tmp_path: Path) -> None:
+    store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), attributes=PRIVATE)
+    keep(store, made(attributes={"model_id": "/home/jane/model", "command": "outliers ablate /home/jane/s.zarr"}))
+    before = files(store)
+    packed = pack(store, tmp_path / "a.zarr.zip", **options)  # type: ignore[arg-type]
+    assert b"jane" not in packed.read_bytes()
+    assert files(store) == before
+    out = unpack(packed, tmp_path / "u.zarr")
+    assert verify(out).damage == ()
+    assert {name: open_store(out).attrs[name] for name in PRIVATE} == {
+        "model_id": "model",
+        "model_source": "model",
+        "text_source": "my text.txt",
+        "command": "outliers capture model --out=s.zarr",
+    }
+    (record,) = read_ablations(out)
+    assert record.attributes == {"model_id": "model", "command": "outliers ablate s.zarr"}
+    whole = unpack(pack(store, tmp_path / "b.zarr.zip", keep_paths=True), tmp_path / "w.zarr")
+    assert files(whole) == before
 
 
 def test_a_flipped_bit_in_the_metadata_of_an_archive(store: Path, tmp_path: Path) -> None:
@@ -493,3 +565,20 @@ def test_what_is_no_file_to_unpack(store: Path, tmp_path: Path) -> None:
         unpack(store, tmp_path / "u.zarr")
     with pytest.raises(OutliersError, match="is a URL, and this needs a file on this machine; download it first"):
         unpack("https://host/s.zarr.zip", tmp_path / "u.zarr")
+
+
+@pytest.mark.parametrize("function", [open_store, lambda path: unpack(path, path.with_name("u.zarr"))])
+def test_a_directory_of_too_many_entries_is_not_parsed(
+    function: Callable[[Path], object], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack(store, tmp_path / "a.zarr.zip")
+    many = tmp_path / "b.zarr.zip"
+    with zipfile.ZipFile(many, "w") as target:
+        for name in ("zarr.json", "SHA256SUMS"):
+            target.writestr(name, (store / name).read_bytes())
+        for number in range(2000):
+            target.writestr(f"x/{number}", b"")
+    monkeypatch.setattr("analyze.reading.archive._MOST_ENTRIES", 1000)
+    assert find_outliers(packed, Criteria(magnitude=2)).count >= 0
+    with pytest.raises(OutliersError, match="its directory has over 1,000 entries"):
+        function(many)

@@ -55,9 +55,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub.Hub]
     from huggingface_hub import constants
 
     with hub.running() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("://")[2][len("huggingface.co") :]
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.connect(running, tmp_path / "cache", monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
         yield running
@@ -509,18 +507,49 @@ def test_a_stopped_upload_to_a_bucket_goes_on(
 
 
 def test_files_of_many_parts_are_known_again(
-    store: Path, bucket: Any, puts: list[str], monkeypatch: pytest.MonkeyPatch
+    bucket: Any, puts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their tags are no MD5 of the content, so that the digest left with them must do."""
-    file = store / "ablation" / "large.json"
-    file.parent.mkdir()
-    file.write_bytes(np.random.default_rng(0).bytes(6 * 2**20))
+    store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations((1, 1, 2, 50, 20_000)), raw="input")
+    monkeypatch.setattr("analyze.sharing.bucket._ONE_REQUEST", 5 * 2**20)
     monkeypatch.setattr("analyze.sharing.bucket._PART", 5 * 2**20)
     push(store, S3)
-    assert "-2" in bucket.head_object(Bucket="bucket", Key="captures/s.zarr/ablation/large.json")["ETag"]
+    assert "-2" in bucket.head_object(Bucket="bucket", Key="captures/s.zarr/norm_input/c.0.0.0.0.0")["ETag"]
     puts.clear()
     push(store, S3)
     assert puts == []
+
+
+def test_an_upload_leaves_nothing_half_open(store: Path, bucket: Any) -> None:
+    """Files go in one request each: parts of one that is killed would stay, unseen, until somebody aborts it."""
+    push(store, S3)
+    assert objects(bucket) == files(store)
+    tags = [bucket.head_object(Bucket="bucket", Key=f"captures/s.zarr/{name}")["ETag"] for name in files(store)]
+    assert not any("-" in tag for tag in tags)
+    assert "Uploads" not in bucket.list_multipart_uploads(Bucket="bucket")
+
+
+@pytest.mark.parametrize("target", ["s3://bucket/captures/s.zarr", DATASET])
+def test_strangers_and_paths_stay_at_home(
+    target: str, server: hub.Hub, bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attributes = {"model_id": "/home/jane/model", "command": "outliers capture ~jane/model --hf-token abcd"}
+    store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations((1, 1, 2, 3, 4)), attributes=attributes)
+    expected = set(files(store))
+    for name in ("notes.txt", "nll/mine[1].csv", "other.zarr/zarr.json"):
+        (store / name).parent.mkdir(exist_ok=True)
+        (store / name).write_text("mine")
+    assert main(["push", str(store), target]) == 0
+    said = capsys.readouterr().err
+    assert "left out, since it is no file of the store: nll/mine[1].csv, notes.txt, other.zarr/" in said
+    there = objects(bucket) if target.startswith("s3") else stored(server)
+    assert set(there) == expected
+    pages = [] if target.startswith("s3") else server.repositories["org/data"].files.values()
+    every = [*there.values(), *(file.content for file in pages)]
+    assert not any(word in (content or b"") for content in every for word in (b"jane", b"abcd"))
+    assert main(["push", str(store), target]) == 0  # what is there is known again
+    with pytest.raises(OutliersError, match="holds another store"):
+        push(store, target, keep_paths=True)
 
 
 def test_files_that_another_tool_copied_are_known(store: Path, bucket: Any, puts: list[str]) -> None:

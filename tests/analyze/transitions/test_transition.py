@@ -144,7 +144,7 @@ def test_too_few_models_with_outliers() -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_published_points_are_the_table(table: str) -> None:
     result = published_transition(table, repeats=99)
-    rows = sorted(published(table).rows, key=lambda row: row["total_parameters"])
+    rows = sorted(published(table).rows(), key=lambda row: row["total_parameters"])
     assert [point.x for point in result.points] == [row["total_parameters"] for row in rows]
     assert [point.layers for point in result.points] == [100 * row["mean_layer_fraction"] for row in rows]
 
@@ -177,8 +177,8 @@ def test_a_table_without_the_axis_is_left_out() -> None:
 
 def test_a_grid_has_what_single_tests_have(grid: TransitionGrid) -> None:
     stores = families.family(families.step)
-    assert len(grid.rows) == 3 * len(CONVENTIONS) * 3 * 2
-    for row in grid.rows[::29]:
+    assert len(grid.rows()) == 3 * len(CONVENTIONS) * 3 * 2
+    for row in grid.rows()[::29]:
         names = ("signal", "counting", "layer_unit", "magnitude", "layers")
         single = transition(stores, Criteria(**{name: row[name] for name in names}), repeats=499)
         test = single.tests[row["outcome"]]
@@ -192,7 +192,7 @@ def test_a_grid_has_what_single_tests_have(grid: TransitionGrid) -> None:
 
 
 def test_the_planted_step_survives_until_nothing_qualifies(grid: TransitionGrid) -> None:
-    found = {(row["magnitude"], row["layers"]): row["verdict"] for row in grid.rows if row["outcome"] == "layers"}
+    found = {(row["magnitude"], row["layers"]): row["verdict"] for row in grid.rows() if row["outcome"] == "layers"}
     assert found == {
         (6, 0.25): "step",
         (12, 0.25): "step",
@@ -202,20 +202,20 @@ def test_the_planted_step_survives_until_nothing_qualifies(grid: TransitionGrid)
         (20, 0.5): "empty",
     }
     assert grid.counts("layers")["input", "pooled", "layer"] == {"step": 2, "onset": 2, "empty": 2}
-    assert sum(grid.summary()[0][verdict] for verdict in ("step", "onset", "empty")) == 6
+    assert sum(grid.verdict_counts()[0][verdict] for verdict in ("step", "onset", "empty")) == 6
 
 
 def test_a_grid_drops_models_without_outliers() -> None:
     stores = families.family(families.step, sizes=dict(list(families.SIZES.items())[1:7]))
     dropped = transition_grid(stores, None, [6, 50], [0.5], absent="drop", repeats=99)
-    some, empty = dropped.rows[:2]
+    some, empty = dropped.rows()[:2]
     assert (some["points"], some["without_outliers"]) == (3, 3)
     assert some["verdict"] == "none"  # what is left is all alike
     assert (empty["verdict"], empty["points"], empty["reason"]) == ("empty", 0, "0 of 6 models have outliers")
 
 
 def test_saturated_models_are_counted() -> None:
-    rows = transition_grid(families.family(families.step, sizes=SOME), Criteria(layers=0), [0.0, 6], repeats=99).rows
+    rows = transition_grid(families.family(families.step, sizes=SOME), Criteria(layers=0), [0.0, 6], repeats=99).rows()
     assert [row["saturated"] for row in rows if row["outcome"] == "layers"][:2] == [3, 0]
 
 

@@ -37,8 +37,21 @@ NAMES = (
     "qwen3_next",
     "falcon_7b",
     "dbrx",
+    "falcon_h1",
+    "git",
+    "minimax",
 )
-MIXERS = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "norm_attn_norm.attn", "mamba")
+MIXERS = (
+    "attention.self",
+    "attention.self",
+    "self_attn",
+    "attn",
+    "attention",
+    "self_attention",
+    "linear_attn",
+    "norm_attn_norm.attn",
+    "mamba",
+)
 
 
 def readers(name: str, part: str) -> list[str]:

@@ -23,13 +23,14 @@ from analyze.reading.open import fingerprint  # noqa: E402
 from capture.ablation import measure, reload  # noqa: E402
 from capture.ablation.measure import ablate  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
-from capture.store.schema import FOLDER  # noqa: E402
+from capture.store.schema import ABLATION  # noqa: E402
 from tests import builders  # noqa: E402
 from tests.architectures import ARCHITECTURES, VOCABULARY  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
 LENGTH, SEQUENCES = 12, 3
-FOUND = ("--signal", "input", "--magnitude", "2", "--layers", "0.25", "--positions", "0.3")
+PLAIN = ("--preset", "study", "--signal", "input")
+FOUND = (*PLAIN, "--magnitude", "2", "--layers", "0.25", "--positions", "0.3")
 CRITERIA = Criteria(signal="input", magnitude=2, layers=0.25, positions=0.3)
 
 
@@ -108,6 +109,56 @@ def test_from_store_to_record(store: Path, site: str, parts: list[str], capsys: 
     assert ("attention top-1" in table) == (site != "ln_mlp")
 
 
+@pytest.mark.parametrize("words", [(), ("--preset", "dettmers"), ("--magnitude", "4.5")])
+def test_the_paper_s_criterion_holds_unless_another_is_given(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Norm inputs saturate, as in nearly every model; norm outputs have one outlier."""
+    inputs = np.full((2, 3, 2, 20, 8), 9, np.float32)
+    outputs = np.ones_like(inputs)
+    outputs[..., 5] = 7
+    store = builders.on_disk(tmp_path / "s.zarr", inputs, outputs)
+    taken: list[Any] = []
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise OutliersError("enough")
+
+    def draws(features: tuple[int, ...], *_: Any) -> Any:
+        taken.append(features)
+        return ()
+
+    monkeypatch.setattr(measure, "_draws", draws)
+    monkeypatch.setattr(measure, "reload_model", stop)
+    assert main(["ablate", str(store), *words]) == 2
+    with pytest.raises(OutliersError):
+        ablate(store)
+    assert taken == [(5,), (5,)]
+    monkeypatch.undo()
+    assert main(["ablate", str(store), *PLAIN]) == 2
+    assert "the criterion finds 8 outlier features of 8" in capsys.readouterr().err
+
+
+def test_documents_count_by_their_own_lengths(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text(
+        "".join(json.dumps({"text": " ".join(WORDS[n : n + words])}) + "\n" for n, words in enumerate((5, 5, 3, 5, 2)))
+    )
+    words = ["--text", str(tmp_path / "docs.jsonl"), "--documents", "--out", str(tmp_path / "s.zarr")]
+    assert main(["capture", str(checkpoint), *words, "--length", "8"]) == 0
+    path = tmp_path / "s.zarr"
+    record = ablate(path, CRITERIA, sequences=5, batch_size=3, repeats=1)
+    assert record.lengths is not None
+    assert record.lengths.tolist() == [5, 5, 3, 5, 2]
+    ids = [row[row >= 0] for row in xr.open_zarr(path).token_id.values]
+    paths = [f"model.layers.{layer}.self_attn" for layer in range(3)]
+    expected = plain_nll(tiny_llama(), ids, paths, list(record.features))
+    np.testing.assert_allclose(record.nll[1], expected, rtol=1e-5)
+    by_token = np.exp(np.sum(expected * (record.lengths - 1)) / np.sum(record.lengths - 1))
+    assert record.row()["perplexity_without"] == pytest.approx(by_token, rel=1e-5)
+    assert record.row()["perplexity"] == pytest.approx(find_outliers(path).perplexity, rel=1e-5)
+    (again,) = read_ablations(path)
+    assert again.perplexities.tolist() == record.perplexities.tolist()
+
+
 def test_the_answer_is_kept_and_given_without_the_model(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ablate(store, CRITERIA, sequences=1, repeats=1)
 
@@ -146,7 +197,7 @@ def test_an_interrupted_run_goes_on(store: Path, after: int) -> None:
     left = 8 if after == 4 else 4
     assert told[-1] == (left, left)
     assert len(told) == told[-1][1]
-    assert [file.suffix for file in (store / FOLDER).iterdir()] == [".json"]
+    assert [file.suffix for file in (store / ABLATION).iterdir()] == [".json"]
 
 
 def test_a_draft_that_is_damaged_or_of_other_circumstances_is_not_gone_on_with(store: Path) -> None:
@@ -157,7 +208,7 @@ def test_a_draft_that_is_damaged_or_of_other_circumstances_is_not_gone_on_with(s
     for spoil in (b"half a rec", None):
         with pytest.raises(KeyboardInterrupt):
             ablate(store, CRITERIA, sequences=2, repeats=1, overwrite=True, progress=interrupt)
-        (draft,) = (store / FOLDER).glob(".*.partial")
+        (draft,) = (store / ABLATION).glob(".*.partial")
         known = Ablation.load(draft.read_text())
         other = replace(known, attributes={**known.attributes, "device": "cuda:0"}, nll=known.nll + 1)
         draft.write_bytes(other.dump().encode() if spoil is None else spoil)
@@ -203,7 +254,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     base = ["ablate", str(store), *FOUND, "--sequences", "1", "--repeats", "1"]
     assert main([*base, *words]) == 2
     assert reason in one_line(capsys)
-    assert not (store / FOLDER).exists()
+    assert not (store / ABLATION).exists()
 
 
 def test_a_model_that_is_gone_can_be_named(
@@ -262,7 +313,7 @@ def test_a_model_on_a_hub_out_of_reach_is_said_in_one_line(
     site = {"layer": 0, "name": "ln_attn", "module": "a", "kind": "rms", "feeds": ["b"]}
     listed = {"sites": [site, {**site, "name": "final"}]}
     store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), attributes=listed)
-    assert main(["ablate", str(store), "--sequences", "1", "--magnitude", "10"]) == 2
+    assert main(["ablate", str(store), *PLAIN, "--sequences", "1", "--magnitude", "10"]) == 2
     message = one_line(capsys)
     assert "cannot load the model test/model (no route to host)" in message
     assert "--model" in message
@@ -286,7 +337,7 @@ def test_a_store_that_does_not_say_what_it_is_of(
     tmp_path: Path, attributes: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), attributes=attributes)
-    assert main(["ablate", str(store), "--sequences", "1", "--magnitude", "10"]) == 2
+    assert main(["ablate", str(store), *PLAIN, "--sequences", "1", "--magnitude", "10"]) == 2
     assert reason in one_line(capsys)
 
 
@@ -308,9 +359,9 @@ def test_nothing_is_written_outside_of_the_store(link: bool, store: Path, tmp_pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     if link:
-        (store / FOLDER).symlink_to(elsewhere)
+        (store / ABLATION).symlink_to(elsewhere)
     else:
-        (store / FOLDER).write_text("mine")
+        (store / ABLATION).write_text("mine")
     with pytest.raises(OutliersError, match="is a link or no folder"):
         ablate(store, CRITERIA, sequences=1, repeats=1)
     assert list(elsewhere.iterdir()) == []

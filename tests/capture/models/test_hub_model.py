@@ -14,7 +14,7 @@ from analyze import open_store
 from capture.errors import OutliersError
 from capture.models.load import cached_commit, find_source, load_model
 from capture.run import capture
-from tests.hub_server import COMMIT, connect, serving
+from tests.hub import COMMIT, connect, serving
 
 NAME = "org/tiny"
 

@@ -16,7 +16,7 @@ from capture.errors import OutliersError
 from capture.models import retry as patience
 from capture.models.retry import passing_fault, patiently
 from capture.progress import Display, Silence
-from tests.hub_server import Hub, connect, serving
+from tests.hub import Hub, connect, serving
 
 
 class Refused(Exception):
@@ -178,10 +178,10 @@ def test_a_model_is_loaded_from_a_hub_that_refuses_everything_twice(
 
     from capture.models.load import load_model
 
-    server.refusal = lambda path, earlier: (429, {"Retry-After": "7"}) if earlier < 2 else None
+    server.fault = lambda *asked: (429, {"Retry-After": "7"}) if server.requests.count(asked) < 3 else None
     told = Told()
     loaded = load_model("org/tiny", reporter=told)
-    assert server.seen["GET", "/api/models/org/tiny"] == 3
+    assert server.requests.count(("GET", "/api/models/org/tiny")) == 3
     assert len(told.waits) >= 2
     assert all("429 Too Many Requests" in reason and 7 <= seconds <= 8 for reason, seconds in told.waits)
     assert all(seconds >= 7 for seconds in clock if seconds > 1)
@@ -195,7 +195,7 @@ def test_a_tokenizer_is_never_loaded_without_a_file_that_the_hub_withholds(serve
     """transformers alone goes on without it, and the tokens would be others."""
     from capture.models.load import load_model
 
-    server.refusal = lambda path, earlier: (503, {}) if path.endswith("/tokenizer_config.json") else None
+    server.fault = lambda _, path: 503 if path.endswith("/tokenizer_config.json") else None
     with pytest.raises(OutliersError, match="refused tokenizer of the model org/tiny .*503 Service Unavailable"):
         load_model("org/tiny")
 

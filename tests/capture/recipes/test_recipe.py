@@ -9,6 +9,7 @@ import pytest
 
 from capture.errors import OutliersError
 from capture.recipes.recipe import Entry, read_recipe
+from capture.request import Request
 
 RECIPES = Path(__file__).parents[3] / "data" / "recipes"
 
@@ -48,11 +49,11 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
             """,
         )
     )
-    shared = {"text": "c4", "length": 512, "trust_remote_code": True}
+    shared: dict[str, Any] = {"text": "c4", "length": 512, "trust_remote_code": True}
     assert recipe.entries == (
-        Entry("some-model-7b", "Org/Some-Model-7B", shared, "shape.json"),
-        Entry("gpt2", "random:tiny/GPT2.json", {**shared, "length": 64, "bos": False}),
-        Entry("Own.name_1", "files/model.Q8_0.gguf", shared),
+        Entry("some-model-7b", Request("Org/Some-Model-7B", **shared), "shape.json"),
+        Entry("gpt2", Request("random:tiny/GPT2.json", **{**shared, "length": 64, "bos": False})),
+        Entry("Own.name_1", Request("files/model.Q8_0.gguf", **shared)),
     )
     assert recipe.analysis.presets == ("dettmers",)
     assert (recipe.analysis.compare, recipe.analysis.published, recipe.analysis.ablate) == (False, True, False)
@@ -73,20 +74,20 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         ("model = 'm'", "the key 'model' is not known; expected one of defaults, analysis, models"),
         ("defaults = 3\n[[models]]\nmodel = 'm'", "[defaults]: expected a table, and it is 3"),
         ("[[models]]\nname = 'm'", "[[models]] number 1: the key model is missing"),
-        ("[[models]]\nmodel = ''", "[[models]] number 1: model is empty"),
+        ("[[models]]\nmodel = ''", "[[models]] number 1: model = '' is empty"),
         ("[[models]]\nmodel = '--help'", "[[models]] number 1: model = '--help' looks like an option"),
-        ("[[models]]\nmodel = 3", "[[models]] number 1: model is 3; expected a string"),
+        ("[[models]]\nmodel = 3", "[[models]] number 1: model = 3; expected a string"),
         ("[[models]]\nmodel = 'm'\nsequnces = 3", "[[models]] number 1: the key 'sequnces' is not known"),
-        ("[[models]]\nmodel = 'm'\nsequences = '3'", "[[models]] number 1: sequences is '3'; expected a whole number"),
-        ("[[models]]\nmodel = 'm'\nsequences = true", "sequences is True; expected a whole number"),
-        ("[[models]]\nmodel = 'm'\nsequences = 2.0", "sequences is 2.0; expected a whole number"),
+        ("[[models]]\nmodel = 'm'\nsequences = '3'", "[[models]] number 1: sequences = '3'; expected a whole number"),
+        ("[[models]]\nmodel = 'm'\nsequences = true", "sequences = True; expected a whole number"),
+        ("[[models]]\nmodel = 'm'\nsequences = 2.0", "sequences = 2.0; expected a whole number"),
         ("[[models]]\nmodel = 'm'\nsequences = 0", "sequences = 0 is too small; expected 1 or more"),
         ("[[models]]\nmodel = 'm'\nlength = 1", "length = 1 is too small; expected 2 or more"),
-        ("[[models]]\nmodel = 'm'\nbos = 1", "bos is 1; expected true or false"),
+        ("[[models]]\nmodel = 'm'\nbos = 1", "bos = 1; expected true or false"),
         ("[[models]]\nmodel = 'm'\nraw = 'all'", "raw = 'all' is not known; expected one of input, output, both, none"),
         ("[[models]]\nmodel = 'm'\ndtype = 'int4'", "dtype = 'int4' is not known; expected one of auto, float32"),
         ("[[models]]\nmodel = 'm'\nout = '/etc'", "the key 'out' is not known"),
-        ("[defaults]\nmodel = 'm'", "[defaults]: the key 'model' is not known; expected one of text, sequences"),
+        ("[defaults]\nmodel = 'm'", "[defaults]: the key 'model' is not known; expected one of text, field"),
         ("[defaults]\ncompression = 'zip'\n[[models]]\nmodel = 'm'", "[defaults]: compression = 'zip' is not known"),
         ("[[models]]\nmodel = 'm'\n[[models]]\nmodel = 'org/M'", "number 2: the name 'm' is that of number 1 too"),
         ("[[models]]\nmodel = 'm'\nname = '../x'", "name = '../x' cannot name a store"),
@@ -95,7 +96,7 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         ("[[models]]\nmodel = 'm'\nname = 'a\\nb'", "cannot name a store"),
         ('[[models]]\nmodel = "m"\nname = "a\\n"', "cannot name a store"),
         ("[[models]]\nmodel = 'org/ü'", "name = 'ü' cannot name a store"),
-        ("[analysis]\npresets = 'study'\n[[models]]\nmodel = 'm'", "[analysis]: presets is 'study'; expected a list"),
+        ("[analysis]\npresets = 'study'\n[[models]]\nmodel = 'm'", "[analysis]: presets = 'study'; expected a list"),
         (
             "[analysis]\npresets = ['mine']\n[[models]]\nmodel = 'm'",
             "presets has 'mine'; expected some of study, dettmers",
@@ -103,7 +104,7 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         ("[analysis]\npresets = [['study']]\n[[models]]\nmodel = 'm'", "presets has ['study']; expected some of"),
         ("[analysis]\npresets = ['study', 'study']\n[[models]]\nmodel = 'm'", "presets has one of them twice"),
         ("[analysis]\npresets = []\nablate = true\n[[models]]\nmodel = 'm'", "ablate = true, and presets is empty"),
-        ("[analysis]\ncompare = 'yes'\n[[models]]\nmodel = 'm'", "compare is 'yes'; expected true or false"),
+        ("[analysis]\ncompare = 'yes'\n[[models]]\nmodel = 'm'", "compare = 'yes'; expected true or false"),
         ("[[models", "is no TOML file"),
     ],
 )
@@ -130,8 +131,8 @@ def test_the_recipes_that_come_along(name: str, models: int) -> None:
     assert len(recipe.entries) == models
     for entry in recipe.entries:
         assert entry.config is None or (RECIPES / entry.config).is_file()
-        if entry.model.startswith("random:"):
-            assert (RECIPES / entry.model.removeprefix("random:")).is_file()
+        if entry.request.model.startswith("random:"):
+            assert (RECIPES / entry.request.model.removeprefix("random:")).is_file()
 
 
 def test_the_recipes_of_the_study_have_the_models_of_its_tables() -> None:
@@ -141,4 +142,4 @@ def test_the_recipes_of_the_study_have_the_models_of_its_tables() -> None:
         with (RECIPES.parent / "published" / f"{name}.csv").open() as file:
             published: list[dict[str, Any]] = list(csv.DictReader(file))
         recipe = read_recipe(RECIPES / f"{name.replace('_', '-')}.toml")
-        assert [entry.model for entry in recipe.entries] == [row["hf_id"] for row in published]
+        assert [entry.request.model for entry in recipe.entries] == [row["hf_id"] for row in published]

@@ -19,6 +19,7 @@ pytest.importorskip("torch")
 from analyze.answers.find import find_outliers
 from analyze.cli import main
 from analyze.question.criteria import Criteria
+from capture.errors import OutliersError
 from capture.models.cache import cached_repository, removal_of
 from capture.recipes import run
 from capture.recipes.process import StepError
@@ -27,7 +28,7 @@ from capture.recipes.run import Outcome, Results, run_recipe
 from capture.run import capture
 from capture.store.write import StoreWriter
 from tests.capture.models.test_random_weights import SHAPE
-from tests.hub_server import COMMIT, connect, serving
+from tests.hub import COMMIT, connect, serving
 
 RECIPES = Path(__file__).parents[3] / "data" / "recipes"
 
@@ -178,12 +179,12 @@ def test_an_unfinished_store_is_gone_on_with(folder: Path, tmp_path: Path, comma
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("length = 16", "length = 8", r"length \(16 in the store, 8 in the recipe\)"),
-        ("sequences = 2", "sequences = 1", r"sequences \(2 in the store, 1 in the recipe\)"),
-        ('"words.txt"', '"python-docs"', r"text \(words.txt in the store, python-docs in the recipe\)"),
-        ("length = 16", 'length = 16\nraw = "both"', r"raw \(input in the store, both in the recipe\)"),
-        ("length = 16", 'length = 16\ndtype = "bfloat16"', r"dtype \(float32 in the store, bfloat16 in the recipe\)"),
-        ("length = 16", 'length = 16\ncompression = "none"', r"compression \(fast in the store, none in the recipe\)"),
+        ("length = 16", "length = 8", r"length \(16 in the store, 8 asked for\)"),
+        ("sequences = 2", "sequences = 1", r"sequences \(2 in the store, 1 asked for\)"),
+        ('"words.txt"', '"python-docs"', r"text \(words.txt in the store, python-docs asked for\)"),
+        ("length = 16", 'length = 16\nraw = "both"', r"raw \(input in the store, both asked for\)"),
+        ("length = 16", 'length = 16\ndtype = "bfloat16"', r"dtype \(float32 in the store, bfloat16 asked for\)"),
+        ("length = 16", 'length = 16\ncompression = "none"', r"compression \(fast in the store, none asked for\)"),
     ],
 )
 def test_a_finished_store_of_another_request_is_never_taken_for_done(
@@ -209,7 +210,7 @@ def test_a_text_is_told_by_its_content_and_not_by_its_path(
     assert run_recipe(recipe, tmp_path / "out", only=["llama"]).failures() == {}
     (folder / "same.txt").write_text("other words " * 100)
     told = run_recipe(recipe, tmp_path / "out", only=["llama"]).failures()["llama"]
-    assert "text (words.txt of other content in the store, same.txt in the recipe)" in told
+    assert "text (words.txt of other content in the store, same.txt asked for)" in told
 
 
 @pytest.mark.parametrize("kept", ['{"comparison": 3}', '{"comparison": {"command": "x"}}', "[]", "{"])
@@ -325,7 +326,7 @@ def test_what_the_disk_has_no_room_for_is_refused_before_anything_runs(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     for words in ([], ["--dry-run"]):
         assert main(["run", str(folder / "r.toml"), "--out", str(tmp_path / "out"), *words]) == 2
-        assert "the recipe needs about 0.00 GB and the disk of" in capsys.readouterr().err
+        assert "the recipe needs about of" in capsys.readouterr().err
     assert commands.run == []
     assert not (tmp_path / "out").exists()
 
@@ -442,3 +443,61 @@ def test_the_offline_recipe_in_real_processes(tmp_path: Path) -> None:
     assert (
         "$ outliers capture random:tiny/qwen3-moe.json --out" in (tmp_path / "out/logs/tiny-qwen3-moe.txt").read_text()
     )
+
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").write_text("")
+raise RuntimeError
+"""
+
+
+@pytest.fixture
+def hostile(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A recipe beside a model folder whose own code it wants to be run; the code leaves a file called `ran`."""
+    model = folder / "mine"
+    model.mkdir()
+    (model / "code.py").write_text(CODE)
+    classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (model / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": classes}))
+    (folder / "r.toml").write_text(f'{RECIPE}\n[[models]]\nmodel = "mine"\nname = "mine"\ntrust_remote_code = true\n')
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return folder
+
+
+def ran(*folders: Path) -> bool:
+    return any(list(folder.rglob("ran")) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    "options", [["--dry-run"], ["--dry-run", "--trust-remote-code"], [], ["--only", "mine"]], ids=" ".join
+)
+def test_a_recipe_alone_runs_no_code(
+    options: list[str], hostile: Path, tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", str(hostile / "r.toml"), "--out", str(tmp_path / "out"), *options])
+    assert not ran(tmp_path)
+    assert code == 2  # one of the models cannot be had
+    told = capsys.readouterr()
+    if options[:1] == ["--dry-run"]:
+        assert "not known before its own code runs" in told.out
+        assert "would fail (absent)" in told.err
+    else:
+        assert "asks to run the code that mine brings along, and a recipe cannot allow that" in told.err
+        assert told.err.count("\n") == 1
+    assert commands.run == []
+
+
+def test_python_needs_the_permission_too(hostile: Path, tmp_path: Path, commands: Commands) -> None:
+    recipe = read_recipe(hostile / "r.toml")
+    with pytest.raises(OutliersError, match="a recipe cannot allow that"):
+        run_recipe(recipe, tmp_path / "out")
+    run_recipe(recipe, tmp_path / "out", only=["llama"])
+    assert not ran(tmp_path)
+
+
+def test_the_permission_reaches_those_that_the_recipe_names(hostile: Path, tmp_path: Path, commands: Commands) -> None:
+    commands.failing["capture"] = StepError("not here")
+    run_recipe(read_recipe(hostile / "r.toml"), tmp_path / "out", trust_remote_code=True)
+    trusted = ["--trust-remote-code" in words for words in commands.run if words[0] == "capture"]
+    assert trusted == [False, False, False, True]

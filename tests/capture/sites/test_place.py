@@ -12,8 +12,8 @@ from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from capture.errors import OutliersError  # noqa: E402
-from capture.sites.blocks import refuse_lookahead  # noqa: E402
 from capture.sites.place import Site, SiteMap, find_sites, parse_overrides, sites_from_config  # noqa: E402
+from capture.sites.trial import refuse_lookahead  # noqa: E402
 from tests.architectures import ARCHITECTURES, HIDDEN, Expected  # noqa: E402
 
 pytestmark = pytest.mark.capture
@@ -97,15 +97,20 @@ def test_the_first_site_of_a_block_reads_the_very_stream_that_enters_the_block(n
 
         return hook
 
-    firsts = [site for site in found.sites if site.name in ("ln_attn", "ln_attn_mlp")]
+    firsts = [site for site in found.sites if site.name in ("ln_attn", "ln_attn_mlp", "ln_block")]
     for site in firsts:
         block = architecture.blocks.format(site.layer)
         model.get_submodule(site.module).register_forward_pre_hook(keep(site.module, site.argument), with_kwargs=True)
         model.get_submodule(block).register_forward_pre_hook(keep(block, 0), with_kwargs=True)
+        if name == "minimax":  # a block begins with the norm whose output is the stream from there on
+            model.get_submodule(f"{block}.input_layernorm").register_forward_hook(
+                lambda _, args, output, block=block: seen.update({block: output.clone()})
+            )
     with torch.no_grad():
         model(input_ids=tokens(), use_cache=False)
     for site in firsts:
-        assert torch.equal(seen[site.module], seen[architecture.blocks.format(site.layer)])
+        stream = seen[architecture.blocks.format(site.layer)]
+        assert torch.equal(seen[site.module], stream.to(seen[site.module].dtype))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3", "exaone4", "falcon_40b", "gptj"])
@@ -435,9 +440,73 @@ def test_a_norm_inside_the_head_is_not_the_last_norm() -> None:
     assert sites.final.module == "model.final_norm"
 
 
-def test_a_norm_that_runs_twice_is_refused() -> None:
-    with pytest.raises(OutliersError, match=r"model\.norm, read at final, runs 2 times in a pass"):
-        sites_from_config(bert_like("nanochat", num_key_value_heads=4))
+class TwiceBlock(nn.Module):
+    """One norm in front of both sublayers."""
+
+    def __init__(self, width: int, layer: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.attention, self.feed = Attention(width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm(x))
+        return x + self.feed(self.norm(x))
+
+
+def test_a_norm_that_runs_twice_in_a_block_is_refused() -> None:
+    with pytest.raises(OutliersError, match=r"layers\.0\.norm, read at ln_attn, runs 2 times in a pass"):
+        find_sites(Toy(TwiceBlock))
+
+
+class Renumbered(Toy):
+    """Some blocks do not run."""
+
+    def __init__(self, order: tuple[int, ...]) -> None:
+        super().__init__(FusedBlock)
+        self.layers = nn.ModuleList(FusedBlock(24, layer) for layer in range(4))
+        self.order = order
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> torch.Tensor:
+        x = self.embedding(input_ids)
+        for number in self.order:
+            x = self.layers[number](x)
+        return self.head(self.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ((0, 2, 3), "blocks 1 of layers do not run"),
+        ((1, 2), "blocks 0 of layers do not run"),
+        ((1, 0, 2), "run out of order"),
+    ],
+)
+def test_layers_never_get_another_number(order: tuple[int, ...], words: str) -> None:
+    with pytest.raises(OutliersError, match=words):
+        find_sites(Renumbered(order))
+
+
+def test_blocks_behind_the_last_that_runs_change_no_number() -> None:
+    assert [site.module for site in find_sites(Renumbered((0, 1, 2))).sites if site.layer == 2] == [
+        "layers.2.first",
+        "layers.2.second",
+    ]
+
+
+def test_cross_attention_blocks_that_do_not_run_on_text_are_refused() -> None:
+    text = {
+        **SMALL,
+        "model_type": "mllama_text_model",
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "cross_attention_layers": [1],
+        "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    config = transformers.AutoConfig.for_model("mllama", text_config=text)
+    with pytest.raises(OutliersError, match=r"blocks 1 of model\.layers do not run"):
+        sites_from_config(config)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import xarray as xr
 
 from analyze.cli import main
 from capture.store.create import create
-from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES, Sizes
+from capture.store.schema import Sizes
 from capture.store.verify import verify
 from capture.store.write import StoreWriter, write_sequence
 
@@ -72,7 +72,7 @@ def test_the_golden_store_gives_the_same_answers_for_ever(tmp_path: Path, capsys
 def test_a_capture_that_the_first_release_began_goes_on(tmp_path: Path) -> None:
     copy = shutil.copytree(GOLDEN, tmp_path / "s.zarr")
     StoreWriter(copy).mark_done(1, False)
-    write_sequence(copy, 1, {name: content(1)[name] for name in (*RAW_VARIABLES["both"], *PER_SEQUENCE)})
+    write_sequence(copy, 1, content(1))
     result = verify(copy)
     assert (result.damage, result.done) == ((), 3)
     xr.testing.assert_identical(xr.open_zarr(copy).load(), xr.open_zarr(GOLDEN).load())
@@ -90,6 +90,4 @@ if __name__ == "__main__":
         norm_bias=np.linspace(-1, 1, np.prod(shape), dtype=np.float32).reshape(shape),
     )
     for sequence in range(SIZES.sequences):
-        write_sequence(
-            GOLDEN, sequence, {name: content(sequence)[name] for name in (*RAW_VARIABLES["both"], *PER_SEQUENCE)}
-        )
+        write_sequence(GOLDEN, sequence, content(sequence))

@@ -38,6 +38,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content["layer_low"] = np.fmin.reduce(both, axis=3)
         content["position_peak"] = np.fmax.reduce(np.fmax.reduce(np.abs(both), axis=1), axis=1)
         content["nonfinite_count"] = (~np.isfinite(both)).sum((3, 4)).astype(np.int32)
+        content["final_input"][0, 1] = np.nan
+        content["final_high"] = np.fmax.reduce(content["final_input"], axis=0)
+        content["final_low"] = np.fmin.reduce(content["final_input"], axis=0)
         write.write_sequence(path, number, content)
     return path
 
@@ -110,6 +113,15 @@ def test_peaks_that_are_not_those_of_the_values_are_found(copy: Path) -> None:
     writer.put_small("layer_low", 1, values)
     (damage,) = verify(copy).damage
     assert str(damage) == "sequence 1: layer_low: differs from the peaks of norm_output"
+
+
+@pytest.mark.parametrize("name", ["final_high", "final_low"])
+def test_peaks_of_the_last_norm_that_are_not_those_of_its_values_are_found(copy: Path, name: str) -> None:
+    values = xr.open_zarr(copy)[name][1].values
+    values[2] += 1
+    write.StoreWriter(copy).put_small(name, 1, values)
+    (damage,) = verify(copy).damage
+    assert str(damage) == f"sequence 1: {name}: differs from the peaks of final_input"
 
 
 def test_repair_takes_back_only_the_damaged_sequences(copy: Path) -> None:

@@ -1,4 +1,4 @@
-"""The loop over batches: one is traced while the one before it becomes durable."""
+"""Batches of sequences through the model and to the disk: one is traced while those before it become durable."""
 
 from __future__ import annotations
 
@@ -23,9 +23,32 @@ if TYPE_CHECKING:
     from capture.models.load import Loaded
     from capture.sites.place import SiteMap
 
-
 _BEHIND: Final = 2
 """Batches that become durable while the next one is traced: a GPU is told of that one long before it has computed."""
+
+
+def equal_batches(mine: Sequence[int], length: npt.NDArray[np.int32], batch_size: int) -> list[list[int]]:
+    """Sequences that go through the model together: equally long ones, so that nothing is padded for any of them.
+
+    A padded sequence would be another one to convolutions and linear attention, whatever an attention mask says.
+
+    Parameters
+    ----------
+    mine : numbers of sequences, ascending
+    length : (sequence,) int32
+    batch_size : the most in a batch
+
+    Returns
+    -------
+    batches, ordered by their first sequence
+    """
+    alike: dict[int, list[int]] = {}
+    for number in mine:
+        alike.setdefault(int(length[number]), []).append(number)
+    parts = [
+        group[begin : begin + batch_size] for group in alike.values() for begin in range(0, len(group), batch_size)
+    ]
+    return sorted(parts)
 
 
 class NonfiniteError(Exception):
@@ -69,7 +92,8 @@ class BatchWriter:
         carry, submit = self._pipeline.carry, self._pipeline.submit
         for row, writer in self._writers.items():
             self._writes += [
-                carry(batch.extremes[row], functools.partial(_keep_extremes, writer, careful)),
+                carry(batch.extremes[row], functools.partial(_keep_extremes, writer, "layer", careful)),
+                carry(batch.final_extremes[row], functools.partial(_keep_extremes, writer, "final", careful)),
                 carry(batch.nonfinite_count[row], functools.partial(_keep, writer, "nonfinite_count")),
                 carry(batch.nll[row], functools.partial(_keep, writer, "nll")),
             ]
@@ -95,7 +119,8 @@ class BatchWriter:
             write.result()
         for row, writer in self._writers.items():
             writer.finish()
-            reporter.advance(1, self._store.sizes.positions, self._store.sequence_bytes(self.numbers[row]))
+            number = self.numbers[row]
+            reporter.advance(1, int(self._store.length[number]), self._store.sequence_bytes(number))
 
     def discard(self) -> None:
         """Remove what is not durable."""
@@ -107,13 +132,13 @@ def _keep(writer: SequenceWriter, name: str, values: torch.Tensor) -> None:
     writer.keep(name, values.numpy())
 
 
-def _keep_extremes(writer: SequenceWriter, careful: bool, extremes: torch.Tensor) -> None:
-    """Keep `layer_low` and `layer_high` of one sequence, given as (signal, 2, layer, site, feature)."""
+def _keep_extremes(writer: SequenceWriter, of: str, careful: bool, extremes: torch.Tensor) -> None:
+    """Keep `layer_low` and `layer_high` of one sequence, (signal, 2, layer, site, feature), or those of `final`."""
     values = widen(extremes)
     if not careful and not np.isfinite(values).all():
         raise NonfiniteError
-    for kind, name in enumerate(("layer_low", "layer_high")):
-        writer.keep(name, values[:, kind])
+    for kind, name in enumerate((f"{of}_low", f"{of}_high")):
+        writer.keep(name, values[:, kind] if of == "layer" else values[kind])
 
 
 class _Loop:
@@ -132,7 +157,8 @@ class _Loop:
 
     def trace(self, writer: BatchWriter) -> None:
         """Have a batch computed, and its values on their way to the disk."""
-        ids, careful = self._store.token_id[list(writer.numbers)], self._careful
+        ids = self._store.token_id[list(writer.numbers), : self._store.length[writer.numbers[0]]]
+        careful = self._careful
         batch = trace_batch(self._loaded.traced, self._placed, ids, writer.sink, self._wanted, careful=careful)
         writer.take(batch, careful=careful)
         self._pipeline.flush()
@@ -152,26 +178,29 @@ class _Loop:
 def capture_sequences(
     loaded: Loaded, placed: SiteMap, store: StoreWriter, mine: Sequence[int], batch_size: int, reporter: Reporter
 ) -> None:
-    """Capture those of the sequences `mine` that are not done.
+    """Capture what is not captured yet of some sequences.
 
     Parameters
     ----------
-    loaded, placed : the model, and where to read
+    loaded, placed : the model, and where it is read
     store : where to write
-    batch_size : sequences that go through the model together
+    mine : which sequences
+    batch_size : sequences that go through the model together, at the most
+    reporter : is told of the progress
     """
     done = store.done()
-    # A batch that was half done runs whole again: which blocks go through the model together must not depend on where
-    # a capture was interrupted, for the last bits of the values can.
-    batches = [mine[begin : begin + batch_size] for begin in range(0, len(mine), batch_size)]
-    batches = [batch for batch in batches if not done[list(batch)].all()]
+    # A batch that was half done runs whole again: which sequences go through the model together must not depend on
+    # where a capture was interrupted, for the last bits of the values can.
+    batches = [batch for batch in equal_batches(mine, store.length, batch_size) if not done[batch].all()]
     reporter.start(len(mine), int(done[list(mine)].sum()))
     device = loaded.model.device.type
     current: deque[BatchWriter] = deque()
     try:
         # Sequences are made durable beside the next forward passes, `_BEHIND` batches behind and no further.
         with (
-            Pipeline(store.compression, writing_threads(device), in_rounds=device == "cpu") as pipeline,
+            Pipeline(
+                store.compression, writing_threads(device), positions=store.sizes.positions, in_rounds=device == "cpu"
+            ) as pipeline,
             ThreadPoolExecutor(1) as finisher,
         ):
             loop = _Loop(loaded, placed, store, pipeline, asks_at_each_site(device))

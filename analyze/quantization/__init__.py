@@ -1,0 +1,1 @@
+"""What fewer bits do to activations: where a number format overflows, and what a quantiser loses."""

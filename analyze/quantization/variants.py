@@ -1,0 +1,102 @@
+"""What is asked of a store: schemes, transforms and thresholds by their names, checked and made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from analyze.peaks.lookup import view_peaks
+from analyze.quantization.columns import checked_thresholds
+from analyze.quantization.errors import Variant
+from analyze.quantization.schemes import schemes_for
+from analyze.quantization.transforms import (
+    Hadamard,
+    Plain,
+    Smooth,
+    Transform,
+    parse_transform,
+    random_signs,
+    smooth_scales,
+)
+from analyze.question.view import View
+from analyze.reading.lazy import loaded
+from analyze.types import Float32, Progress
+from capture.errors import OutliersError
+from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
+
+
+def outputs_view(view: View | None, data: xr.Dataset) -> View:
+    """A view's layers, sites, sequences and positions, of norm outputs as they are; resolved against a store."""
+    asked = View() if view is None else view.view
+    return replace(asked, signal="output", scale="absolute", rounding="none").resolve(data)
+
+
+def asked_variants(
+    data: xr.Dataset,
+    view: View,
+    schemes: Sequence[str] | None,
+    thresholds: Sequence[float],
+    transforms: Sequence[str],
+    progress: Progress | None,
+) -> tuple[Variant, ...]:
+    """Every combination of schemes, transforms and thresholds that is asked for.
+
+    Parameters
+    ----------
+    data : Dataset from `open_store`
+    view : of its norm outputs, resolved; what a transform is made from
+    schemes, thresholds, transforms, progress : as for `quantize`
+
+    Raises
+    ------
+    OutliersError
+        One of them is unknown or out of range, or the store lacks what a transform needs.
+    """
+    found = schemes_for(schemes, data.sizes[FEATURE])
+    limits = checked_thresholds(thresholds)
+    if limits and not any(one.share == "token" for one in found):
+        raise OutliersError("threshold is for schemes by token alone; add one, such as int8-token, or leave it out")
+    if not transforms:
+        raise OutliersError("no transform is given; expected one or more, such as none")
+    made = [_made(data, view, name, progress) for name in dict.fromkeys(transforms)]
+    return tuple(
+        Variant(one, transform, limit)
+        for transform in made
+        for one in found
+        for limit in (None, *(limits if one.share == "token" else ()))
+    )
+
+
+def _made(data: xr.Dataset, view: View, name: str, progress: Progress | None = None) -> Transform:
+    """A transform for a view of a store.
+
+    Raises
+    ------
+    OutliersError
+        There is no such transform, or the store lacks what it needs.
+    """
+    kind, number = parse_transform(name)
+    if kind == "none":
+        return Plain()
+    if kind == "hadamard":
+        return Hadamard(name, random_signs(data.sizes[FEATURE], int(number)))
+    if "weight_peak" not in data:
+        raise OutliersError(
+            f"transform {name} needs the weights' peaks, and the store has no weight_peak; capture again to have it"
+        )
+    return Smooth(
+        name, smooth_scales(channel_maxima(data, view, progress), loaded(view.select(data)["weight_peak"]), number)
+    )
+
+
+def channel_maxima(data: xr.Dataset, view: View, progress: Progress | None = None) -> Float32:
+    """Largest magnitude of each feature over the sequences and positions of a view, (layer, site, feature)."""
+    peaks = view_peaks(data, view, progress=progress)
+    result = np.full(tuple(peaks.sizes[dim] for dim in (LAYER, SITE, FEATURE)), np.nan, np.float32)
+    for n in range(peaks.sizes[SEQUENCE]):
+        for name in ("layer_high", "layer_low"):
+            np.fmax(result, np.abs(loaded(peaks[name].isel({SEQUENCE: n}))), out=result)
+    return result

@@ -1,0 +1,69 @@
+"""What a configuration tells of a model's text: which part describes it, and how many positions it has."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from capture.errors import OutliersError
+from capture.models.failures import in_one_line
+
+POSITIONS: Final = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_length",
+    "n_ctx",
+    "context_length",
+    "max_context_length",
+    "model_max_length",
+    "max_target_positions",
+)
+"""Names under which configurations give the number of positions, those of transformers and of code beside it."""
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the language model.
+
+    Raises
+    ------
+    OutliersError
+        It describes several, or none.
+    """
+    try:
+        found = config.get_text_config()
+        if not isinstance(getattr(found, "model_type", None), str):
+            raise ValueError(f"text_config is {found!r}")
+        return found
+    except ValueError as error:
+        raise OutliersError(
+            f"the configuration of {config.model_type!r} describes no single model of text ({in_one_line(error)}); "
+            "expected one decoder; choose another model"
+        ) from error
+
+
+def positions(config: Any) -> tuple[str, int] | None:
+    """Name and value of a configuration's number of positions; None where it gives none under a known name."""
+    text = text_config(config)
+    for name in POSITIONS:
+        value = getattr(text, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return name, value
+    return None
+
+
+def check_length(config: Any, length: int) -> None:
+    """Refuse sequences that are longer than a model's positions.
+
+    Raises
+    ------
+    OutliersError
+        The configuration gives fewer than `length`.
+    """
+    found = positions(config)
+    if found is not None and length > found[1]:
+        raise OutliersError(
+            f"--length {length} is longer than the {found[1]} positions that the model knows ({found[0]} of its "
+            f"configuration); use --length {found[1]} or less"
+        )

@@ -1,0 +1,162 @@
+"""`outliers quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analyze.commands.options import Csv, Json, Scheduler, Workers, asks_for_criteria, numbers
+from analyze.commands.output import print_json, print_or_json
+from capture.errors import OutliersError
+from capture.store.output import output_file
+
+if TYPE_CHECKING:
+    from analyze.quantization.result import Quantization
+    from analyze.question.criteria import Criteria
+
+_OF_CRITERIA = ("preset", "magnitude", "layers", "positions", "signal", "counting", "layer_unit", "scale", "rounding")
+
+
+@asks_for_criteria(without=_OF_CRITERIA)
+def quantize_command(
+    stores: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STORE...", help="One store or several: folder, .zarr.zip file, or URL.", show_default=False
+        ),
+    ],
+    criteria: Criteria,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="int4 to int8 with -tensor, -token or -groupG; fp8-tensor, fp8-token, mxfp8, mxfp4, nvfp4. "
+            "May be given again.",
+            show_default="twelve of them",
+        ),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep columns with |x| >= this in 16 bits, as LLM.int8() does: START:STOP:STEP, a list or a number; "
+            "for schemes by token.",
+            show_default="none kept",
+        ),
+    ] = None,
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="none, hadamard, hadamard:SEED or smooth:A with A from 0 to 1. May be given again.",
+            show_default="none",
+        ),
+    ] = None,
+    scales_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Another store of the same model, whose largest magnitudes set the scales; for schemes by tensor.",
+            show_default="what is quantised",
+        ),
+    ] = None,
+    perplexity: Annotated[
+        bool,
+        typer.Option("--perplexity", help="Run the store's model under the quantisers as well; needs [capture]."),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Where the store's model is now.", show_default="as the store says")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run the model again for what the store has the answer to.")
+    ] = False,
+    scheduler: Scheduler = None,
+    workers: Workers = None,
+    csv: Csv = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw one store's errors to this .png or .svg file.", show_default=False),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say what quantisers would lose on what the sublayers read, scheme by scheme, best first.
+
+    Example: outliers quantize data/smollm2.zarr --scheme int8-token --threshold 2:8:2 --plot quantize.png
+    """
+    if csv is not None:
+        output_file(csv)
+    if plot is not None:
+        from analyze.display.figures import check_path
+
+        check_path(plot)  # before the work, not after it
+        if len(stores) > 1:
+            raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
+    if scales_from is not None and (len(stores) > 1 or threshold is not None or transform or plot is not None):
+        raise OutliersError(
+            "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
+        )
+    if perplexity and (len(stores) > 1 or scales_from is not None):
+        raise OutliersError("perplexity is of one store, without --scales-from; leave these out")
+    limits = [] if threshold is None else numbers(threshold, "threshold")
+    from analyze.commands.progress import shown
+    from analyze.peaks.scheduler import scheduler as running
+    from analyze.quantization.quantize import quantize as run
+    from analyze.quantization.static import quantize_static
+
+    asked: dict[str, Any] = {"thresholds": limits, "transforms": transform or ("none",)}
+    results: list[Any]
+    if perplexity:
+        settings = {"model": model, "device": device, "trust_remote_code": trust_remote_code, "overwrite": overwrite}
+        results = [_with_model(stores[0], scheme or None, **asked, view=criteria.view, **settings)]
+    else:
+        with running(scheduler, workers), shown("reading activations") as progress:
+            where: dict[str, Any] = {"view": criteria.view, "progress": progress}
+            if scales_from is None:
+                results = [run(store, scheme or None, **asked, **where) for store in stores]
+            else:
+                results = [quantize_static(stores[0], scales_from, scheme or None, **where)]
+    if csv is not None:
+        from analyze.display.tables import write_csv
+
+        named = len(results) > 1
+        write_csv(csv, [({"store": one.name} if named else {}) | row for one in results for row in one.rows()])
+    if plot is not None:
+        from analyze.display.figures import save
+        from analyze.quantization.quantize_figure import quantize_figure
+
+        save(quantize_figure(results[0]), plot)
+    if len(results) == 1:
+        print_or_json(results[0], json_)
+    elif json_:
+        print_json({"stores": [result.to_dict() for result in results]})
+    else:
+        print_stores(results)
+
+
+def _with_model(store: str, schemes: list[str] | None, **settings: Any) -> Quantization:
+    """The same, with the model at work."""
+    from capture.environment import prepare
+
+    prepare()
+    from analyze.commands.progress import shown
+    from capture.quantization.perplexity import quantize_with_perplexity
+
+    try:
+        with shown("passes") as progress:
+            return quantize_with_perplexity(store, schemes, **settings, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo("outliers: interrupted; finished schemes are safe, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
+
+
+def print_stores(results: list[Quantization]) -> None:
+    """Each store, then all side by side."""
+    from analyze.display.tables import print_result, print_rows
+    from analyze.quantization.result import side_by_side
+
+    for result in results:
+        print_result(result)
+        print()
+    print_rows(side_by_side(results), title="side by side")

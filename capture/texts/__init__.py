@@ -1,0 +1,1 @@
+"""What the model reads: sources of documents, documents as tokens, tokens as blocks."""
