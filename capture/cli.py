@@ -13,7 +13,7 @@ import typer
 from capture.ablation.command import ablate_command
 from capture.ablation.weight_command import weight_command
 from capture.environment import prepare
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.quantization.command import quantize_command
 from capture.store.output import output_path
 
@@ -134,7 +134,7 @@ def capture_command(
         raise typer.Exit(130) from None
     done = StoreWriter(out).done()
     if done.all():
-        typer.echo(f"captured in {out}; next: outliers find {out}")
+        typer.echo(f"captured in {out}; next: {advice('find', out)}")
     else:
         typer.echo(f"part {part} is captured in {out}, {done.sum()} of {done.size} sequences; next: the other parts")
 
@@ -222,19 +222,21 @@ def verify_command(
         typer.echo(f"no file of the store, and never shared: {name!r}")
     if result.damage:
         redo = sorted({damage.sequence for damage in result.damage if damage.sequence is not None})
-        advice = (
+        remedy = (
             f"run the same outliers capture again to redo sequences {', '.join(map(str, redo))}"
             if repair and redo
-            else f"take damaged sequences back with: outliers verify {store} --repair"
+            else f"take damaged sequences back with: {advice('verify', store, '--repair')}"
             if redo
             else "restore the files named above from a copy"
         )
         places = "1 place" if len(result.damage) == 1 else f"{len(result.damage)} places"
-        raise OutliersError(f"{store} is damaged in {places}; {advice}")
+        raise OutliersError(f"{store} is damaged in {places}; {remedy}")
     whole = "" if result.done == result.sequences else ", unfinished"
     typer.echo(
         f"{store} is sound{whole}: {result.done} of {result.sequences} sequences captured, every chunk read back"
     )
+    if result.unchecked is not None:
+        typer.echo(f"not checked: {result.unchecked}")
 
 
 def run_command(

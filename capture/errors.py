@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Final
 
 # Behind :// or the :/ that a path makes of it, up to an @ before the next slash.
@@ -28,3 +29,8 @@ def one_line(error: BaseException, most: int = 200) -> str:
     """What another library's error says, to stand within a line of ours: its first line, or else its class."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return " ".join(first.split())[:most]
+
+
+def advice(*words: object) -> str:
+    """An `outliers` command that a reader can copy into a shell."""
+    return shlex.join(["outliers", *map(str, words)])

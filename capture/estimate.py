@@ -11,11 +11,14 @@ from capture.models.load import load_config
 from capture.pipeline import host_buffers, writing_threads
 from capture.progress import Reporter
 from capture.request import Request
+from capture.store.create import check_sizes
 from capture.store.schema import (
+    FINAL_PEAKS,
     PER_SEQUENCE,
     RAW_VARIABLES,
     SEQUENCE,
     VARIABLES,
+    WEIGHTS,
     Sizes,
     stored_variables,
 )
@@ -84,6 +87,7 @@ def estimate(
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
     sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    check_sizes(sizes, raw)
     matrix = length * placed.hidden_size
     vocabulary = int(text_config(config).vocab_size)
     threads = writing_threads("cpu")
@@ -113,11 +117,12 @@ def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", s
     bytes on disk
     """
     one_sequence = 0.0
-    for name in (*RAW_VARIABLES[raw], *PER_SEQUENCE, "token_id"):
+    for name in (*RAW_VARIABLES[raw], *PER_SEQUENCE, "token_id", "digest"):
         dims = VARIABLES[name].dims
         measured = _COMPRESSED_BYTES if name in RAW_VARIABLES[raw] else _COMPRESSED_PEAK_BYTES
         each = _UNCOMPRESSED_BYTES if compression == "none" else measured[dtype]
         one_sequence += each * math.prod(n for dim, n in zip(dims, sizes.shape(dims), strict=True) if dim != SEQUENCE)
-    metadata = (len(stored_variables(raw)) + 2) * _ARRAY_BYTES
-    metadata += sizes.layers * len(sizes.sites) * (_SITE_BYTES + 4 * sizes.features)  # with the norm's own weight
+    metadata = (len(stored_variables(raw, {*WEIGHTS, *FINAL_PEAKS, "digest"})) + 2) * _ARRAY_BYTES
+    # With the norm's own weight, and two sizes of those that read it.
+    metadata += sizes.layers * len(sizes.sites) * (_SITE_BYTES + 3 * 4 * sizes.features)
     return metadata + round(one_sequence * (sizes.sequences if sequences is None else sequences))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.estimate import store_bytes
 from capture.models.limits import check_length
 from capture.models.load import Loaded, describe_model
@@ -177,7 +177,7 @@ def capture(
             with _told(store, loaded.model, batch_size):
                 capture_sequences(loaded, placed, store, mine, batch_size, reporter)
         except Exception:
-            if begun and part == (1, 1) and not store.done().any():
+            if begun and part == (1, 1) and store.is_same() and not store.done().any():
                 remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
             raise
     return out
@@ -209,7 +209,7 @@ def _check_target(out: Path, part: tuple[int, int], overwrite: bool) -> None:
     # With parts, another part may have finished the store; then this one has simply nothing left to do.
     if done.all() and part[1] == 1:
         raise OutliersError(
-            f"{out} exists already and is finished ({len(done)} sequences); look at it with: outliers info {out}, "
+            f"{out} exists already and is finished ({len(done)} sequences); look at it with: {advice('info', out)}, "
             "choose another --out, or pass --overwrite to capture it again"
         )
 

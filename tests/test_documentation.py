@@ -237,6 +237,8 @@ class Stage:
     def value(self, command: str, option: str, value: str) -> str:
         if option == "--sites" and "=" in value:
             return SITES
+        if command == "weight" and option == "--feature":  # the planted one comes from the embedding
+            return "0"
         if option == "--scales-from":
             return self.readable(value)
         if command == "transition" and ":" in value:  # a fit with permutations for every cell

@@ -33,6 +33,7 @@ WRITERS = {
     "fits csv": ["fits", "none.zarr", "--csv"],
     "quantize csv": ["quantize", "none.zarr", "--csv"],
     "quantize plot": ["quantize", "none.zarr", "--plot"],
+    "export": ["export", "none.zarr", "--smoothquant"],
     "fits plot": ["fits", "none.zarr", "--plot"],
     "show": ["show", "none.zarr", "--feature", "1", "--plot"],
     "map": ["map", "none.zarr", "--plot"],

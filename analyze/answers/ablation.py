@@ -14,20 +14,21 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from analyze.answers.records import sealed, unsealed
+from analyze.answers.records import read_text, sealed, unsealed
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
 from analyze.types import Counts, Float64
 from capture.errors import OutliersError, one_line
-from capture.store.files import read_plain
+from capture.store.identity import STORE_ID, store_id
+from capture.store.location import Folder
+from capture.store.metadata import read_metadata
 from capture.store.schema import ABLATION
 
 SITE_CHOICES: Final = ("ln_attn", "ln_mlp", "both")
 _FORMAT: Final = "outlier-features ablation"
 _VERSION: Final = 1
 _INTERVAL: Final = (0.025, 0.975)
-_LARGEST: Final = 2**26  # bytes of a record
 _LISTED: Final = 12  # features that a line of text names
 
 
@@ -151,6 +152,7 @@ class Ablation(Shown):
             "repeats": self.repeats,
             "seed": self.seed,
             "criteria": self.criteria.to_dict(),
+            **({STORE_ID: name} if (name := store_id(self.attributes)) is not None else {}),
         }
 
     def summary(self) -> list[tuple[str, str]]:
@@ -258,11 +260,15 @@ def read_ablations(store: Path | str) -> list[Ablation]:
     Raises
     ------
     OutliersError
-        A record is damaged, or of a newer release.
+        A record is damaged, of a newer release, or of another store.
     """
     folder = Path(store) / ABLATION
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".")) if folder.is_dir() else []
     found = [read_ablation(file) for file in files]
+    if found:
+        owner = read_metadata(Folder(Path(store)))
+        for file, ablation in zip(files, found, strict=True):
+            refuse_foreign(file, ablation, owner.attributes, owner.arrays["norm_weight"].shape[-1])
     return sorted(found, key=lambda ablation: (len(ablation.features), ablation.site, str(ablation.criteria)))
 
 
@@ -275,7 +281,7 @@ def read_ablation(file: Path) -> Ablation:
         It cannot be read, is damaged, or is of a newer release.
     """
     try:
-        return Ablation.load(read_plain(file, _LARGEST).decode())
+        return Ablation.load(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise OutliersError(
             f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
@@ -283,10 +289,21 @@ def read_ablation(file: Path) -> Ablation:
         ) from error
 
 
-def is_ablation(file: Path) -> bool:
-    """Whether a file is a sound record."""
-    try:
-        read_ablation(file)
-    except OutliersError:
-        return False
-    return True
+def refuse_foreign(file: Path, ablation: Ablation, attributes: Mapping[str, Any], hidden_size: int) -> None:
+    """Refuse the record of another store.
+
+    Parameters
+    ----------
+    file : where the record is
+    attributes, hidden_size : of the store that it lies in
+
+    Raises
+    ------
+    OutliersError
+        It is one.
+    """
+    if store_id(ablation.attributes) != store_id(attributes) or ablation.hidden_size != hidden_size:
+        raise OutliersError(
+            f"{file} is the record of another store, not of the one that it lies in; move it away, and run "
+            "outliers ablate again"
+        )

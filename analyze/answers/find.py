@@ -19,6 +19,7 @@ from analyze.question.criteria import SATURATED, Criteria
 from analyze.question.ranks import critical_magnitude, required_hits, threshold
 from analyze.reading.open import as_dataset
 from analyze.types import Float32, Progress, Store
+from capture.store.identity import store_id
 from capture.store.schema import FEATURE, SEQUENCE, mantissa_bits
 
 
@@ -57,6 +58,7 @@ class Outliers(Shown):
     nonfinite_count : NaN and infinite values among those that count (over all positions of the view's sequences)
     criteria : the criterion
     features : the outliers, those with the largest critical magnitude first
+    store_id : name of the store that answered; None where it has none
     mantissa_bits : to which the store's activations were rounded when it was packed; None where they are exact
     """
 
@@ -70,6 +72,7 @@ class Outliers(Shown):
     criteria: Criteria
     features: tuple[Outlier, ...] = field(repr=False)
     mantissa_bits: int | None = None
+    store_id: str | None = None
 
     @property
     def share(self) -> float:
@@ -98,6 +101,8 @@ class Outliers(Shown):
             result["nonfinite_count"] = self.nonfinite_count
         if self.mantissa_bits is not None:
             result["mantissa_bits"] = self.mantissa_bits
+        if self.store_id is not None:
+            result["store_id"] = self.store_id
         return result
 
     def summary(self) -> list[tuple[str, str]]:
@@ -161,6 +166,7 @@ def find_outliers(
         criteria=criteria,
         features=tuple(rows),
         mantissa_bits=mantissa_bits(store.attrs),
+        store_id=store_id(store.attrs),
     )
 
 

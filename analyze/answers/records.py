@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+from capture.store.files import read_plain
+
+_LARGEST: Final = 2**26  # bytes of a record
+_FAMILY: Final = "outlier-features "
 
 
 def sealed(content: dict[str, Any]) -> str:
@@ -37,11 +43,50 @@ def unsealed(text: str, form: str, version: int) -> dict[str, Any]:
     ValueError
         The text is not, to the last bit, what `sealed` made, or is of another kind.
     """
-    content = json.loads(text)
-    if not isinstance(content, dict) or content.get("format") != form:
+    content = _parsed(text)
+    if content.get("format") != form:
         raise ValueError(f"it is no record of {form}")
     if content.get("version") != version:
         raise ValueError(f"it has version {content.get('version')}, and this release reads {version}")
+    return _checked(content, text)
+
+
+def any_unsealed(text: str) -> dict[str, Any]:
+    """Content of a record of any kind; else as `unsealed`."""
+    content = _parsed(text)
+    if not str(content.get("format")).startswith(_FAMILY):
+        raise ValueError("it is no record")
+    return _checked(content, text)
+
+
+def read_text(file: Path) -> str:
+    """Text of a file that may be a stranger's.
+
+    Raises
+    ------
+    OSError, ValueError
+        It is missing, no plain file, larger than a record, or no text.
+    """
+    return read_plain(file, _LARGEST).decode()
+
+
+def is_record(file: Path) -> bool:
+    """Whether a file is a sound record of any kind."""
+    try:
+        any_unsealed(read_text(file))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is no record")
+    return content
+
+
+def _checked(content: dict[str, Any], text: str) -> dict[str, Any]:
     content.pop("sha256", None)
     if sealed(content) != text:
         raise ValueError("it does not match its checksum")

@@ -24,6 +24,7 @@ NAMES: Final = (
     "pack",
     "unpack",
     "push",
+    "export",
     "report",
 )
 

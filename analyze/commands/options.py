@@ -118,6 +118,12 @@ _CRITERIA: Final[dict[str, Any]] = {
     "rounding": Rounding,
 }
 
+OF_CRITERIA_ALONE: Final = (
+    *("preset", "magnitude", "layers", "positions", "signal"),
+    *("counting", "layer_unit", "scale", "rounding"),
+)
+"""Options that a command has not which asks for layers, sites, sequences and positions alone."""
+
 
 def asks_for_criteria(
     *, preset: str | None = None, without: tuple[str, ...] = ()

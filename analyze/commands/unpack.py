@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from capture.errors import advice
+
 
 def unpack(
     archive: Annotated[Path, typer.Argument(metavar="FILE", help="File made by outliers pack.", show_default=False)],
@@ -22,4 +24,4 @@ def unpack(
 
     with shown("reading back") as progress:
         store = run(archive, out, overwrite=overwrite, progress=progress)
-    typer.echo(f"unpacked {store}, every chunk read back; next: outliers info {store}")
+    typer.echo(f"unpacked {store}, every chunk read back; next: {advice('info', store)}")

@@ -57,6 +57,11 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
         try:
             with client.as_current():
                 yield
+        except distributed.KilledWorker as error:
+            raise OutliersError(
+                "a worker ended again and again at the same work, most likely for want of memory; use fewer --workers, "
+                "or a scheduler whose workers have more"
+            ) from error
         finally:
             client.close()
     finally:

@@ -245,4 +245,4 @@ def _streams(
 
 def _column(matrix: Float32, feature: int) -> tuple[Float32, int]:
     """The feature, and a mark of the whole matrix."""
-    return matrix[:, feature].copy(), zlib.crc32(np.ascontiguousarray(matrix))
+    return matrix[:, feature].copy(), zlib.crc32(np.ascontiguousarray(matrix).data)

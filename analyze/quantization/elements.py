@@ -30,7 +30,9 @@ class Element:
     @property
     def largest(self) -> float:
         """The largest of the numbers; the smallest is its negative, also of the integers."""
-        return 2.0 ** (self.bits - 1) - 1 if self.name == "int" else float(ml_dtypes.finfo(FLOATS[self.name]).max)
+        if self.name == "int":
+            return 2.0 ** (self.bits - 1) - 1
+        return float(ml_dtypes.finfo(FLOATS[self.name]).max)  # type: ignore[no-untyped-call]
 
     @property
     def largest_exponent(self) -> int:
@@ -57,4 +59,5 @@ class Element:
 def _values(name: str) -> Float32:
     """The number of every code; looking one up takes a quarter of the time of a cast."""
     codes = np.arange(256, dtype=np.uint8) if name != "e2m1" else np.arange(16, dtype=np.uint8)
-    return codes.view(FLOATS[name]).astype(np.float32)
+    numbers: Float32 = codes.view(FLOATS[name]).astype(np.float32)
+    return numbers

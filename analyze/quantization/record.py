@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from analyze.answers.records import sealed, unsealed
+from analyze.answers.records import read_text, sealed, unsealed
 from analyze.question.view import View
 from capture.errors import OutliersError, one_line
 from capture.store.schema import QUANTIZATION
@@ -109,7 +109,7 @@ def read_predictions(file: Path) -> Predictions:
         It cannot be read, is damaged, or is of a newer release.
     """
     try:
-        return Predictions.load(file.read_bytes().decode())
+        return Predictions.load(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise OutliersError(
             f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "

@@ -107,7 +107,7 @@ class Quantization(Shown):
             values = self.table[self.measure].isel({VARIANT: number})
             worst: dict[str, Any] = {"worst_error": None, "at_layer": None, "at_site": "-"}
             if not bool(values.isnull().all()):
-                place = values.isel(values.argmax(...))  # type: ignore[arg-type]
+                place = values.isel(values.argmax(...))
                 worst = {
                     "worst_error": float(place),
                     "at_layer": int(place[LAYER]),

@@ -123,7 +123,7 @@ def scales(scheme: Scheme, peaks: Float32, largest: np.float32) -> Float32:
     else:
         small = Element("e4m3", 8)
         whole = largest / np.float32(top * np.float32(small.largest))
-        whole = np.where(whole == 0, np.float32(1), whole)
+        whole = np.float32(1) if whole == 0 else whole
         scale = small.rounded(peaks / top / whole) * whole
         scale = np.where(np.isfinite(peaks), scale, np.float32(np.nan))
     return np.where(scale == 0, np.float32(1), scale)

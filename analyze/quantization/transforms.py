@@ -94,11 +94,13 @@ class Smooth:
 
     def forward(self, values: Float32, place: Place) -> Float32:
         """Values divided."""
-        return values / self.scales[place]
+        divided: Float32 = values / self.scales[place]
+        return divided
 
     def back(self, values: Float32, place: Place) -> Float32:
         """Values multiplied."""
-        return values * self.scales[place]
+        multiplied: Float32 = values * self.scales[place]
+        return multiplied
 
 
 def power_blocks(width: int) -> Iterator[slice]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.store.files import folded_name, name_flaw
 from capture.store.location import Folder, Location, Range
 from capture.store.schema import CHECKSUMS
@@ -52,7 +52,7 @@ class Archive:
             raise OutliersError(f"{self} is no whole ZIP file ({error}); get another copy of it") from error
         if tail is None:
             raise OutliersError(
-                f"no file at {self}; check the path, or make one with: outliers pack STORE --out {self}"
+                f"no file at {self}; check the path, or make one with: {advice('pack', 'STORE', '--out', self)}"
             )
         data, self._size = tail
         window = _Window(around, file, data, self._size)
@@ -139,6 +139,13 @@ class Archive:
     def size(self) -> int:
         """Size of the archive."""
         return self._size
+
+    def root_mark(self) -> str | None:
+        """Size and time of the archive; empty where it is gone, None where it is on a server."""
+        try:
+            return None if self.remote else self._around.mark(self._file)
+        except OSError:
+            return ""
 
     def fingerprint(self) -> str | None:
         """Digest of the directory, which has a checksum of each entry, and of what tells a new file of this name."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from analyze.reading.digests import Digests
 from analyze.reading.locations import open_location
 from capture.errors import OutliersError, one_line
 from capture.store.chunks import OVERHEAD, decode, decode_strings
@@ -62,13 +63,22 @@ class StoredArray:
     name : name of the variable
     labels : names of the sites, for error messages
     metadata : of the array; read from its own file where None
+    root_mark : of the store when it was opened, so that no other in its place answers; None to ask no such question
+    digests : of the store, for a variable that they speak of; None where there are none
     """
 
     def __init__(
-        self, store: Location | Path | str, name: str, labels: tuple[str, ...], metadata: ArrayMetadata | None = None
+        self,
+        store: Location | Path | str,
+        name: str,
+        labels: tuple[str, ...],
+        metadata: ArrayMetadata | None = None,
+        root_mark: str | None = None,
+        digests: Digests | None = None,
     ) -> None:
         location = open_location(store)
-        self._location, self._name, self._labels = location, name, labels
+        self._location, self._name, self._labels, self._root_mark = location, name, labels, root_mark
+        self._digests = digests
         self._metadata = read_array_metadata(location, name) if metadata is None else metadata
         self.shape = self._metadata.shape
         self.dtype: np.dtype[Any] = np.dtype(self._metadata.dtype)
@@ -77,10 +87,16 @@ class StoredArray:
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         slices, inner = box(key, self.shape)
         try:
-            return np.asarray(self._decoded(slices)[inner])
+            values = np.asarray(self._decoded(slices)[inner])
         except (ValueError, RuntimeError, OSError) as error:
+            refuse_replaced(self._location, self._root_mark)
             reason = one_line(error).split(". ")[0]
             raise self._damage(slices, reason) from error
+        except OutliersError:
+            refuse_replaced(self._location, self._root_mark)
+            raise
+        refuse_replaced(self._location, self._root_mark)  # behind the reading: nothing can come in between
+        return values
 
     def _decoded(self, slices: tuple[slice, ...]) -> npt.NDArray[Any]:
         """Values of a selection, its chunks decoded by this thread."""
@@ -90,6 +106,7 @@ class StoredArray:
         dtype = self.dtype.newbyteorder("<")
         result: npt.NDArray[Any] | None = None
         for place, encoded in self._encoded(slices, touched):
+            self._check_digest(place, encoded)
             chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed)
             source, target = [], []
             for part, p, c in zip(slices, place, chunk.shape, strict=True):
@@ -103,6 +120,18 @@ class StoredArray:
                 result = np.empty([part.stop - part.start for part in slices], dtype)
             result[tuple(target)] = chunk[tuple(source)]
         return np.empty([part.stop - part.start for part in slices], dtype) if result is None else result
+
+    def _check_digest(self, place: Place, encoded: bytes) -> None:
+        """Refuse what was captured for another sequence or store, once all of a sequence was read."""
+        if self._digests is None:
+            return
+        about, axis = self._metadata, VARIABLES[self._name].dims.index(SEQUENCE)
+        chunks = math.prod(files * grid for files, grid in zip(about.files, about.grid, strict=True)) // (
+            about.files[axis] * about.grid[axis]
+        )
+        if not self._digests.agree(self._name, place[axis], place, encoded, chunks):
+            corner = tuple(slice(place[axis], place[axis] + 1) if i == axis else slice(0, 0) for i in range(self.ndim))
+            raise self._damage(corner, "it was captured for another sequence or store: its digest is another")
 
     def _encoded(self, slices: tuple[slice, ...], touched: list[Place]) -> Iterator[tuple[Place, bytes]]:
         """Chunks of a selection, each of which must be there; those of a distant store fetched many at a time."""
@@ -165,6 +194,23 @@ class StoredArray:
             f"{self._location}: {self._name} is damaged{place} ({reason}); "
             "outliers verify lists all damage; restore the file from a copy, or capture again"
         )
+
+
+def refuse_replaced(location: Location, root_mark: str | None) -> None:
+    """Refuse to answer from a store that took the place of the one that was opened.
+
+    Parameters
+    ----------
+    location : where it was
+    root_mark : of the store when it was opened; None where nothing tells
+
+    Raises
+    ------
+    OutliersError
+        Another store is there, or none.
+    """
+    if root_mark is not None and location.root_mark() != root_mark:
+        raise OutliersError(f"{location} was replaced or removed since it was opened; open it again")
 
 
 def strings(location: Location, about: ArrayMetadata) -> tuple[str, ...]:

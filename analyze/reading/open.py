@@ -11,16 +11,19 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from analyze.reading.arrays import StoredArray, strings
+from analyze.reading.arrays import StoredArray, refuse_replaced, strings
+from analyze.reading.digests import Digests
 from analyze.reading.lazy import array_name, loaded
 from analyze.reading.locations import open_location
 from analyze.types import Store
 from capture.errors import OutliersError, one_line
 from capture.store.chunks import OVERHEAD, decode
+from capture.store.identity import store_id
 from capture.store.location import Folder, Location
 from capture.store.metadata import TOKEN_TEXTS, ArrayMetadata, read_metadata
 from capture.store.schema import (
     COORDINATES,
+    DIGESTED,
     FEATURE,
     LAYER,
     POSITION,
@@ -70,6 +73,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
         compute time.
     """
     location = open_location(path)
+    root_mark = location.root_mark()
     metadata = read_metadata(location)
     attributes, arrays = metadata.attributes, metadata.arrays
     raw = attributes.get("raw")
@@ -97,10 +101,13 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
         raise OutliersError(f"{location}: dimension {empty} is empty; capture again")
 
     mark = opening_mark(location)
+    digests, identity = None, store_id(attributes)
+    if identity is not None and "digest" in arrays:
+        digests = Digests(StoredArray(location, "digest", labels, arrays["digest"], root_mark), identity)
     data = {}
     for name in wanted[len(COORDINATES) :]:
         about = arrays[name]
-        source = StoredArray(location, name, labels, about)
+        source = StoredArray(location, name, labels, about, root_mark, digests if name in DIGESTED else None)
         # What has no features is small, and is asked for whole.
         few = FEATURE not in VARIABLES[name].dims and math.prod(about.shape) * source.dtype.itemsize <= _SMALL
         lazy = da.from_array(
@@ -118,7 +125,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
         **{dim: np.arange(sizes[dim]) for dim in (SEQUENCE, LAYER, POSITION, FEATURE)},
     }
     store = xr.Dataset(data, coords=coordinates, attrs=attributes)
-    store.encoding.update(source=str(location), location=location, mark=mark)
+    store.encoding.update(source=str(location), location=location, mark=mark, root_mark=root_mark)
     if not partial:
         done = loaded(store["done"])
         if not done.all():
@@ -159,12 +166,14 @@ def token_texts(store: xr.Dataset) -> dict[int, str]:
                 return {}  # the folder was removed, which consolidated metadata do not know
             raise ValueError(f"file {key} is missing")
         ids = decode(encoded, "int32", numbers.shape, compressed=numbers.compressed)
-        return dict(zip(ids.tolist(), strings(location, texts), strict=True))
+        found = dict(zip(ids.tolist(), strings(location, texts), strict=True))
     except (ValueError, RuntimeError, OSError) as error:
         reason = one_line(error).split(". ")[0]
         raise OutliersError(
             f"{location}: {VOCABULARY} is damaged ({reason}); restore that folder from a copy, or remove it"
         ) from error
+    refuse_replaced(location, store.encoding.get("root_mark"))
+    return found
 
 
 def _check(location: Location, about: ArrayMetadata, sizes: dict[str, int]) -> None:

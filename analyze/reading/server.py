@@ -212,6 +212,9 @@ class Server:
     def size(self) -> None:
         """Not known: every file would have to be asked for."""
 
+    def root_mark(self) -> None:
+        """Not known without a journey."""
+
     def fingerprint(self) -> str | None:
         """Digest of URL, metadata, and what the server marks each file of the arrays with; None if it marks none.
 

@@ -128,7 +128,8 @@ async def fetch(store: Any, key: str, part: Any, limit: int) -> tuple[bytes, int
     start, stop = answer.range
     if stop - start > limit:
         raise ValueError(f"{key} is larger than the {limit:,} bytes that it can have")
-    pieces, received = [], 0
+    pieces: list[Any] = []
+    received = 0
     stream = answer.stream(min_chunk_size=LEAST).__aiter__()
     while True:
         try:

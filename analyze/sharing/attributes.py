@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analyze.answers.ablation import Ablation
+from analyze.answers.records import any_unsealed, sealed
 from analyze.sharing.files import Entry
 from capture.store.privacy import shortened
-from capture.store.schema import ABLATION, CHECKSUMS
+from capture.store.schema import CHECKSUMS, RECORDS
 
 
 def without_paths(found: list[Entry]) -> list[Entry]:
-    """The same files with only the last part of every path of this machine, in attributes and records of ablations.
+    """The same files with only the last part of every path of this machine, in attributes and records.
 
     Parameters
     ----------
@@ -25,11 +24,11 @@ def without_paths(found: list[Entry]) -> list[Entry]:
     attributes = shortened(root["attributes"])
     changed: dict[str, Path | bytes] = {}
     for entry in found:
-        if entry.name.startswith(f"{ABLATION}/"):
-            record = Ablation.load(content(entry).decode())
-            private = shortened(dict(record.attributes))
-            if private != record.attributes:
-                changed[entry.name] = replace(record, attributes=private).dump().encode()
+        if entry.name.partition("/")[0] in RECORDS:
+            record = any_unsealed(content(entry).decode())
+            private = shortened(record.get("attributes"))
+            if private != record.get("attributes"):
+                changed[entry.name] = sealed({**record, "attributes": private}).encode()
     if attributes != root["attributes"]:
         changed["zarr.json"] = as_json({**root, "attributes": attributes})
     return relisted(found, changed) if changed else found

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.display.text import plain
+from analyze.peaks.counted import lengths
 from analyze.reading.open import open_store
 from capture.store.privacy import shortened
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, VARIABLES
@@ -108,7 +109,7 @@ def card(store: Path, name: str, url: str, *, licence: str | None = None, keep_p
     if not keep_paths:
         data.attrs = shortened(data.attrs)
     licence = UNKNOWN if licence is None else licence
-    tokens = data.sizes[SEQUENCE] * data.sizes[POSITION]
+    tokens = int(lengths(data).sum())
     model = str(data.attrs.get("model_id", UNKNOWN))
     header = "\n".join(
         [
@@ -185,8 +186,10 @@ def _section(data: xr.Dataset, store: Path, name: str, url: str, licence: str) -
         if raw == "none"
         else f"norm {'inputs and outputs' if raw == 'both' else raw + 's'}"
     )
+    least = int(lengths(data).min())
+    shortest = "" if least == sizes[POSITION] else f"{least:,} to "
     facts = [
-        f"- sequences: {sizes[SEQUENCE]:,} of {sizes[POSITION]:,} tokens",
+        f"- sequences: {sizes[SEQUENCE]:,} of {shortest}{sizes[POSITION]:,} tokens",
         f"- layers: {sizes[LAYER]:,}, with sites {', '.join(code(site) for site in data[SITE].values)}",
         f"- features: {sizes[FEATURE]:,}",
         f"- activations kept: {kept}",

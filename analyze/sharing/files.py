@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from analyze.answers.ablation import is_ablation
+from analyze.answers.records import is_record
 from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.files import folded_name, name_flaw
@@ -18,7 +18,7 @@ from capture.store.location import Folder
 from capture.store.members import contents
 from capture.store.metadata import read_metadata
 from capture.store.replace import check_replaceable
-from capture.store.schema import ABLATION, CHECKSUMS, RAW_VARIABLES
+from capture.store.schema import CHECKSUMS, RAW_VARIABLES, RECORDS
 from capture.store.verify import flaw
 
 _NAMED: Final = 5
@@ -69,7 +69,7 @@ def entries(store: Path) -> tuple[list[Entry], tuple[str, ...]]:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise OutliersError(f"{path} is a link or no plain file; expected a store of plain files, copy it there")
-        if name.startswith(f"{ABLATION}/") and not is_ablation(path):
+        if name.partition("/")[0] in RECORDS and not is_record(path):
             inside.strangers.append(name)
             continue
         reason = name_flaw(name)

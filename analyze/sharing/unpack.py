@@ -12,7 +12,7 @@ from analyze.reading.archive import Archive, checked_entries
 from analyze.reading.open import open_store
 from analyze.sharing.files import check_target
 from analyze.types import Progress
-from capture.errors import OutliersError
+from capture.errors import OutliersError, advice
 from capture.store.drafts import draft_folder
 from capture.store.files import check_free_space, sync_folder
 from capture.store.location import URLS, Folder
@@ -52,7 +52,7 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         raise OutliersError(f"{archive} is a URL, and this needs a file on this machine; download it first")
     if not archive.is_file():
         raise OutliersError(
-            f"no file at {archive}; check the path, or make one with: outliers pack STORE --out {archive}"
+            f"no file at {archive}; check the path, or make one with: {advice('pack', 'STORE', '--out', archive)}"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     settle(out)

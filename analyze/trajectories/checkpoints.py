@@ -128,7 +128,7 @@ def _check_alike(placed: Sequence[Checkpoint]) -> None:
     first = placed[0]
     tokens = loaded(first.store["token_id"])
     for other in placed[1:]:
-        pairs = {"model": (first.run, other.run)}
+        pairs: dict[str, tuple[Any, Any]] = {"model": (first.run, other.run)}
         pairs |= {name: (first.store.attrs.get(name), other.store.attrs.get(name)) for name in _FACTS}
         pairs |= {
             f"number of {dim}s": (first.store.sizes[dim], other.store.sizes.get(dim)) for dim in first.store.sizes

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.answers.ablation import SITE_CHOICES, Ablation, read_ablation
+from analyze.answers.ablation import SITE_CHOICES, Ablation, read_ablation, refuse_foreign
 from analyze.answers.find import find_outliers
 from analyze.peaks.counted import lengths
 from analyze.question.criteria import Criteria
@@ -29,6 +29,7 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.files import AtomicFile
+from capture.store.identity import STORE_ID
 from capture.store.privacy import command_line
 from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
@@ -115,7 +116,9 @@ def ablate(
         raise OutliersError(f"{folder} is a link or no folder, and results are kept in the store itself; remove it")
     file = folder / f"{question.key}.json"
     if file.is_file() and not overwrite:
-        return read_ablation(file)
+        known = read_ablation(file)
+        refuse_foreign(file, known, dataset.attrs, dataset.sizes[FEATURE])
+        return known
     if not os.access(path, os.W_OK):
         raise OutliersError(f"{path} cannot be written, and the result is kept there; copy the store, or its model")
     loaded, placed = reload_model(path, dataset.attrs, model=model, device=device, trust_remote_code=trust_remote_code)
@@ -198,6 +201,7 @@ class _Experiment:
         own = ("model_id", "model_revision", "compute_dtype", "weight_quantisation", "attention_implementation")
         return {
             **{name: self.loaded.attributes[name] for name in own},
+            **{name: value for name, value in self.dataset.attrs.items() if name == STORE_ID},
             "device": str(self.loaded.model.device),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyze.commands.options import Csv, Json, Scheduler, Workers, asks_for_criteria, numbers
+from analyze.commands.options import OF_CRITERIA_ALONE, Csv, Json, Scheduler, Workers, asks_for_criteria, numbers
 from analyze.commands.output import print_json, print_or_json
 from capture.errors import OutliersError
 from capture.store.output import output_file
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from analyze.quantization.result import Quantization
     from analyze.question.criteria import Criteria
 
-_OF_CRITERIA = ("preset", "magnitude", "layers", "positions", "signal", "counting", "layer_unit", "scale", "rounding")
 
-
-@asks_for_criteria(without=_OF_CRITERIA)
+@asks_for_criteria(without=OF_CRITERIA_ALONE)
 def quantize_command(
     stores: Annotated[
         list[str],

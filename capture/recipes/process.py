@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
@@ -17,8 +19,10 @@ from capture.store.privacy import without_secrets
 # A recipe's folder is the working directory, and nothing in it must be imported: -P keeps it off the path.
 _OUTLIERS: Final = (
     *(sys.executable, "-P", "-c"),
+    "from capture.recipes.process import end_with_starter; end_with_starter(); "
     "import sys, analyze.cli; sys.argv[0] = 'outliers'; sys.exit(analyze.cli.main())",
 )
+_WATCHED: Final = "OUTLIERS_STARTER"  # environment variable: descriptor of a pipe that the starter holds open
 _GRACE: Final = 30.0  # seconds that a process has to end by itself after an interruption
 _COMPLAINT: Final = "outliers: "
 
@@ -50,8 +54,12 @@ def run_outliers(
     log.write(f"$ {shlex.join(['outliers', *without_secrets(words)])}\n")
     log.flush()
     last = complaint = ""
+    # However this process ends, the system closes its end of a pipe, which the other one watches.
+    watched, held = os.pipe()
     process = subprocess.Popen(
         [*_OUTLIERS, *words],
+        pass_fds=[watched],
+        env={**os.environ, _WATCHED: str(watched)},
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if output is None else output,
@@ -59,7 +67,8 @@ def run_outliers(
         text=True,
         errors="replace",
     )
-    with _interruptible(process):
+    os.close(watched)
+    with contextlib.closing(os.fdopen(held, "wb")), _interruptible(process):
         said = process.stdout if output is None else process.stderr
         assert said is not None
         for line in filter(str.strip, said):
@@ -94,6 +103,19 @@ def _interruptible(process: subprocess.Popen[str]) -> Iterator[None]:
                     process.communicate(timeout=grace)
                     break
             raise
+
+
+def end_with_starter() -> None:
+    """End this process, first as Ctrl-C does, once the one that started it is gone, however that ended."""
+    descriptor = int(os.environ.pop(_WATCHED))
+
+    def watch() -> None:
+        os.read(descriptor, 1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _reason(step: str, code: int, said: str) -> str:

@@ -21,6 +21,7 @@ from capture.recipes.forecast import finished_share, store_path
 from capture.recipes.process import StepError, run_outliers
 from capture.recipes.recipe import Entry, Recipe
 from capture.store.files import AtomicFile
+from capture.store.identity import STORE_ID
 from capture.store.output import output_path
 from capture.store.write import StoreWriter
 
@@ -185,18 +186,15 @@ class _Campaign:
         outcome.status = status
 
     def _answer(self, entry: Entry, name: str, words: list[str], log: IO[str]) -> dict[str, Any]:
-        """The JSON object that a command prints, from a file younger than the store where there is one."""
-        target = self._out / "found" / f"{entry.name}.{name}"
-        if not target.exists() or target.stat().st_mtime < _captured(store_path(self._out, entry)):
+        """The JSON object that a command prints, from a file of this very store and younger where there is one."""
+        store, target = store_path(self._out, entry), self._out / "found" / f"{entry.name}.{name}"
+        fresh = target.exists() and target.stat().st_mtime >= _captured(store)
+        if not fresh or _json(target).get(STORE_ID) != StoreWriter(store).store_id:
             partial = target.with_suffix(".partial")
             with partial.open("w", encoding="utf-8") as output:
                 self._outliers([*words, "--json"], log, output)
             partial.replace(target)
-        try:
-            answer: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StepError(f"{target} is no JSON file ({error}); remove it, and it is made again") from error
-        return answer
+        return _json(target)
 
     def _ablate(self, entry: Entry, preset: str, found: dict[str, Any], log: IO[str]) -> None:
         """Take the outliers away, where there are some and as many others for the control."""
@@ -235,8 +233,9 @@ class _Campaign:
         folder = self._out / "comparison"
         words = ["compare", *map(str, stores), *(["--published"] if self._recipe.analysis.published else [])]
         made = self._results.comparison
-        changed = max(map(_changed, stores))
-        if made and made["command"] == shlex.join(words) and made["began"] > changed and folder.is_dir():
+        changed, identities = max(map(_changed, stores)), [StoreWriter(store).store_id for store in stores]
+        same = made and made["command"] == shlex.join(words) and made.get("stores") == identities
+        if made and same and made["began"] > changed and folder.is_dir():
             return
         self._results.comparison = None
         self._tell(f"comparing {len(stores)} stores")
@@ -244,7 +243,12 @@ class _Campaign:
         with (self._out / "logs" / "comparison.txt").open("a", encoding="utf-8") as log:
             try:
                 self._outliers([*words, "--out", str(folder)], log)
-                self._results.comparison = {"command": shlex.join(words), "folder": str(folder), "began": began}
+                self._results.comparison = {
+                    "command": shlex.join(words),
+                    "folder": str(folder),
+                    "began": began,
+                    "stores": identities,
+                }
             except StepError as error:
                 self._results.comparison_failure = str(error)
         self._record()
@@ -267,6 +271,15 @@ class _Campaign:
 
     def _outliers(self, words: Sequence[str], log: IO[str], output: IO[str] | None = None) -> None:
         run_outliers(words, self._folder, log, self._tell, output)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The object that a command printed into a file."""
+    try:
+        answer: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StepError(f"{file} is no JSON file ({error}); remove it, and it is made again") from error
+    return answer
 
 
 def _captured(store: Path) -> float:

@@ -64,9 +64,7 @@ class _Total:
                 self.add(part)
 
 
-def variables_of_weights(
-    model: Any, placed: SiteMap, reporter: Reporter
-) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+def variables_of_weights(model: Any, placed: SiteMap, reporter: Reporter) -> tuple[dict[str, Any], dict[str, str]]:
     """`weight_peak` and `weight_norm` for a store, or the attribute that says why it has neither."""
     try:
         columns = weight_columns(model, placed)

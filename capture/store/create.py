@@ -16,12 +16,15 @@ from capture.errors import OutliersError
 from capture.store.chunks import COMPRESSION, LEVEL
 from capture.store.drafts import draft_folder
 from capture.store.files import file_digest, sync_folder
+from capture.store.identity import STORE_ID, new_store_id
 from capture.store.layout import KEYS, chunks_and_shards
 from capture.store.lengths import lengths_flaw
 from capture.store.metadata import MOST_CHUNKS, MOST_SEQUENCES
 from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
+    DIGESTED,
+    FILL,
     FINAL_PEAKS,
     FORMAT,
     FORMAT_VERSION,
@@ -88,17 +91,7 @@ def create(
     path = Path(path)
     if os.path.lexists(path):
         raise StoreExistsError(f"{path} exists already; choose another --out, or pass --overwrite to replace a store")
-    if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
-        raise OutliersError(
-            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
-            "use a smaller --length"
-        )
-    chunks = sizes.layers * len(sizes.sites) * sizes.sequences if RAW_VARIABLES[raw] else 0
-    if sizes.sequences > MOST_SEQUENCES or chunks > MOST_CHUNKS:
-        raise OutliersError(
-            f"{sizes.sequences:,} sequences of {sizes.layers} layers exceed what a store holds, {MOST_SEQUENCES:,} "
-            f"sequences and {MOST_CHUNKS:,} matrices; use fewer --sequences, and several stores"
-        )
+    check_sizes(sizes, raw)
     if length is not None and (flaw := lengths_flaw(length, token_id)):
         raise ValueError(flaw)
     optional = {"norm_bias": norm_bias, "length": length, "weight_peak": weight_peak, "weight_norm": weight_norm}
@@ -110,13 +103,15 @@ def create(
             attributes={
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
+                STORE_ID: new_store_id(),
                 "raw": raw,
                 "compression": compression,
                 **attributes,
             },
         )
-        for name in stored_variables(raw, {*present, *FINAL_PEAKS}):
+        for name in stored_variables(raw, {*present, *FINAL_PEAKS, "digest"}):
             _create_variable(group, name, sizes, compression)
+        group["digest"].update_attributes({"variables": list(DIGESTED)})
         for name, labels in ((SIGNAL, SIGNALS), (SITE, sizes.sites)):
             _create_labels(group, name, labels, name, COORDINATES[name].description)
         _fill(group, "done", np.zeros(sizes.sequences, bool))  # so that a flag that is not there is damage too
@@ -152,6 +147,27 @@ def create(
         sync_folder(path.parent)
 
 
+def check_sizes(sizes: Sizes, raw: str) -> None:
+    """Refuse what no store holds.
+
+    Raises
+    ------
+    OutliersError
+        One (position, feature) matrix is larger than a chunk can be, or there are too many.
+    """
+    if sizes.positions * sizes.features * 4 > _LARGEST_CHUNK:
+        raise OutliersError(
+            f"{sizes.positions} positions of {sizes.features} features exceed the 2 GiB of one chunk; "
+            "use a smaller --length"
+        )
+    chunks = sizes.layers * len(sizes.sites) * sizes.sequences if RAW_VARIABLES[raw] else 0
+    if sizes.sequences > MOST_SEQUENCES or chunks > MOST_CHUNKS:
+        raise OutliersError(
+            f"{sizes.sequences:,} sequences of {sizes.layers} layers exceed what a store holds, {MOST_SEQUENCES:,} "
+            f"sequences and {MOST_CHUNKS:,} matrices; use fewer --sequences, and several stores"
+        )
+
+
 def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: str) -> None:
     from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
@@ -170,7 +186,7 @@ def _create_variable(group: zarr.Group, name: str, sizes: Sizes, compression: st
                 typesize=np.dtype(variable.dtype).itemsize,
             ),
         )
-    fill: Any = {"float32": np.nan, "int32": -1, "bool": False}[variable.dtype]
+    fill: Any = FILL[variable.dtype]
     group.create_array(
         name,
         shape=sizes.shape(variable.dims),

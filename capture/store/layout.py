@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from capture.store.schema import FEATURE, LAYER, POSITION, RAW_VARIABLES, SEQUENCE, SIGNAL, SITE, VARIABLES, Sizes
+from capture.store.schema import (
+    FEATURE,
+    LAYER,
+    POSITION,
+    RAW_VARIABLES,
+    SEQUENCE,
+    SIGNAL,
+    SITE,
+    VARIABLE,
+    VARIABLES,
+    Sizes,
+)
 
 # Small arrays of several sequences share a file, so that a store of a million tokens stays far below 10,000 files.
 _MOST_GROUPS = 256
@@ -42,7 +53,7 @@ def chunks_and_shards(name: str, sizes: Sizes) -> tuple[tuple[int, ...], tuple[i
         return (group,), None
     if SEQUENCE not in VARIABLES[name].dims:
         return shape, None
-    together = {FEATURE, POSITION, LAYER, SITE, SIGNAL}
+    together = {FEATURE, POSITION, LAYER, SITE, SIGNAL, VARIABLE}
     if name in RAW_VARIABLES["both"]:
         together, group = {FEATURE, POSITION}, 1
     elif name == "position_peak":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from capture.errors import advice
 from capture.store.files import open_plain
 from capture.store.schema import VARIABLES
 
@@ -48,6 +49,9 @@ class Location(Protocol):
     def size(self) -> int | None:
         """Size of everything that is here; None where that takes many questions."""
 
+    def root_mark(self) -> str | None:
+        """What tells another store in this place, at the cost of no journey; None where it takes one."""
+
     def fingerprint(self) -> str | None:
         """Digest of what tells this content from any other at little cost; None where nothing tells it for sure."""
 
@@ -84,11 +88,12 @@ class Folder:
         if str(self.path).startswith(URLS):
             return f"{self.path} is a URL, and this needs a store in a folder of this machine; download it first"
         if self.path.name.endswith(".zip") and self.path.is_file():
-            command = f"outliers unpack {self.path} --out STORE"
+            command = advice("unpack", self.path, "--out", "STORE")
             return f"{self.path} is an archive, and this needs a folder; unpack it with: {command}"
         if self.path.exists():
             return f"{self.path} is no Zarr v3 store (it has no zarr.json); expected a store made by outliers capture"
-        return f"no store at {self.path}; check the path, or make one with: outliers capture MODEL --out {self.path}"
+        made = advice("capture", "MODEL", "--out", self.path)
+        return f"no store at {self.path}; check the path, or make one with: {made}"
 
     def read(self, keys: Sequence[str], limit: int) -> list[bytes | None]:
         """Whole files; None for one that is not there."""
@@ -143,6 +148,13 @@ class Folder:
         """Size and time of a file."""
         status = (self.path / key).stat()
         return f"{status.st_size} {status.st_mtime_ns}"
+
+    def root_mark(self) -> str:
+        """Size and time of the metadata of the group, which never change; empty where they are gone."""
+        try:
+            return self.mark("zarr.json")
+        except OSError:
+            return ""
 
     def fingerprint(self) -> str:
         """Digest of the metadata, and of name, size and time of each file of the arrays."""

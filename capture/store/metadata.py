@@ -45,7 +45,7 @@ _DEEPEST: Final = 64
 _LONGEST: Final = 2**22
 _MOST_TOKENS: Final = 2**30
 _LARGEST_CHUNK: Final = 2**31
-_BYTES: Final = {"float32": 4, "int32": 4, "bool": 1, "string": 256}
+_BYTES: Final = {"float32": 4, "int32": 4, "uint64": 8, "bool": 1, "string": 256}
 _STRINGS_BYTES: Final = 2**20  # that a chunk of strings may have whatever their number
 _LITTLE: Final = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC: Final = {"name": "crc32c"}
@@ -61,7 +61,7 @@ class ArrayMetadata:
     name : path of the array in the store
     shape : of the array
     dims : names of the dimensions; None where the metadata have none
-    dtype : `float32`, `int32`, `bool` or `string`
+    dtype : `float32`, `int32`, `uint64`, `bool` or `string`
     chunk : shape of a chunk
     shard : shape of a shard, a file of several chunks; None where every chunk is a file
     compressed : whether chunks are compressed by Blosc

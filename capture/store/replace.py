@@ -45,7 +45,8 @@ def replacing(out: Path, new: Path) -> Iterator[None]:
     try:
         yield
     except OutliersError as error:
-        raise OutliersError(f"{error}; {out} is still the earlier store, its successor is {new}") from error
+        begun = f", its successor is {new}" if new.exists() else ""
+        raise OutliersError(f"{error}; {out} is still the earlier store{begun}") from error
     take_place(new, out)
 
 

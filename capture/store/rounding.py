@@ -6,14 +6,17 @@ checkable as it was.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from capture.store.chunks import decode, encode
-from capture.store.schema import MANTISSA, RAW_VARIABLES, VARIABLES
+from capture.store.chunks import CHECKSUM_BYTES, decode, encode
+from capture.store.identity import digest
+from capture.store.schema import DIGESTED, MANTISSA, RAW_VARIABLES, VARIABLES
 from capture.store.shards import ShardFile, read_chunks
 
 BFLOAT16: Final = 7
@@ -57,7 +60,7 @@ def round_mantissa(
 
 
 def write_rounded(store: Any, folder: Path, bits: int) -> dict[str, Path]:
-    """Write the files of a store's raw activations anew, rounded.
+    """Write the files of a store's raw activations anew, rounded, and their digests to match.
 
     Parameters
     ----------
@@ -69,20 +72,50 @@ def write_rounded(store: Any, folder: Path, bits: int) -> dict[str, Path]:
     -------
     file of each name inside the store
     """
-    written = {}
+    written: dict[str, Path] = {}
+    digests = None if store.store_id is None else store.read("digest")
     for name in RAW_VARIABLES[store.raw]:
-        (folder / name).mkdir(parents=True)
-        grid, shape = store.grid(name), store.chunk_shape(name)
-        for source in sorted({store.file(name, number) for number in range(store.sizes.sequences)}):
+        for number in range(store.sizes.sequences):  # a shard is one sequence
+            source, checksums = store.file(name, number), []
             target = folder / name / source.name
-            shard = ShardFile(target, grid)
-            try:
-                for place, data in read_chunks(source, grid, store.chunk_bytes(name)):
-                    values = decode(data, VARIABLES[name].dtype, shape, compressed=store.compressed)
-                    shard.append(place, encode(round_mantissa(values, bits), store.compression))
-                shard.commit()
-            except BaseException:
-                shard.discard()
-                raise
+            with _shard(target, store.grid(name)) as shard:
+                for place, data in read_chunks(source, store.grid(name), store.chunk_bytes(name)):
+                    dtype, shape = VARIABLES[name].dtype, store.chunk_shape(name)
+                    values = decode(data, dtype, shape, compressed=store.compressed)
+                    encoded = encode(round_mantissa(values, bits), store.compression)
+                    checksums.append(encoded[-CHECKSUM_BYTES:])
+                    shard.append(place, encoded)
             written[f"{name}/{source.name}"] = target
+            if digests is not None:
+                digests[number, DIGESTED.index(name)] = digest(store.store_id, name, number, checksums)
+    if digests is not None:
+        written |= _write_digests(store, folder, digests)
     return written
+
+
+def _write_digests(store: Any, folder: Path, digests: npt.NDArray[np.uint64]) -> dict[str, Path]:
+    written = {}
+    grid = store.grid("digest")
+    for begin in range(0, len(digests), grid[0]):
+        source = store.file("digest", begin)
+        target = folder / "digest" / source.name
+        with _shard(target, grid) as shard:
+            for place in np.ndindex(*grid):
+                row = digests[begin + place[0] : begin + place[0] + 1]
+                values = row if len(row) else np.zeros((1, len(DIGESTED)), np.uint64)  # behind the last sequence
+                shard.append(place, encode(values, store.compression))
+        written[f"digest/{source.name}"] = target
+    return written
+
+
+@contextlib.contextmanager
+def _shard(target: Path, grid: tuple[int, ...]) -> Iterator[ShardFile]:
+    """A shard that is there once the block has filled it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shard = ShardFile(target, grid)
+    try:
+        yield shard
+        shard.commit()
+    except BaseException:
+        shard.discard()
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,7 @@ SITE: Final = "site"
 POSITION: Final = "position"
 FEATURE: Final = "feature"
 SIGNAL: Final = "signal"
+VARIABLE: Final = "variable"
 
 
 def refuse_newer(what: str, version: int) -> None:
@@ -126,6 +128,12 @@ VARIABLES: Final[dict[str, Variable]] = {
         "-log p(token given those before it), natural logarithm; NaN at position 0",
     ),
     "done": Variable((SEQUENCE,), "bool", "1", "Set last, once everything of the sequence is on disk"),
+    "digest": Variable(
+        (SEQUENCE, VARIABLE),
+        "uint64",
+        "1",
+        "What binds the values of each of `variables` to this store and sequence; 0 where there is no such variable",
+    ),
     "length": Variable(
         (SEQUENCE,),
         "int32",
@@ -140,11 +148,14 @@ WEIGHTS: Final = ("weight_peak", "weight_norm")
 FINAL_PEAKS: Final = ("final_high", "final_low")
 """Variables that every store has but the oldest."""
 
-OPTIONAL: Final = ("norm_bias", "length", *WEIGHTS, *FINAL_PEAKS)
+OPTIONAL: Final = ("norm_bias", "length", *WEIGHTS, *FINAL_PEAKS, "digest")
 """Variables that a store has only where its model or its text calls for them, or where it is new enough."""
 
 FIXED: Final = ("token_id", "length")
 """Variables of a sequence that are written whole when the store is created, and never changed."""
+
+FILL: Final[dict[str, float]] = {"float32": math.nan, "int32": -1, "uint64": 0, "bool": False}
+"""What stands where nothing was written, by dtype."""
 
 COORDINATES: Final[dict[str, Variable]] = {
     SIGNAL: Variable((SIGNAL,), "str", "1", "Which side of the norm the values were taken from"),
@@ -171,6 +182,9 @@ RAW_VARIABLES: Final[dict[str, tuple[str, ...]]] = {
 
 PER_SEQUENCE: Final = ("layer_high", "layer_low", "position_peak", "nonfinite_count", "nll", *FINAL_PEAKS)
 """What every sequence has beside its raw activations, whatever `--raw` says; the oldest stores lack `FINAL_PEAKS`."""
+
+DIGESTED: Final = (*RAW_VARIABLES["both"], *PER_SEQUENCE)
+"""What `digest` speaks of, along its dimension `variable`."""
 
 ROUNDED: Final = "rounded"
 """Attribute of a store whose raw activations are rounded: an object with `mantissa_bits` and `variables`."""
@@ -213,6 +227,7 @@ class Sizes:
             SITE: len(self.sites),
             POSITION: self.positions,
             FEATURE: self.features,
+            VARIABLE: len(DIGESTED),
         }
         return tuple(lengths[dim] for dim in dims)
 

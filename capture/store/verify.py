@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError, one_line
-from capture.store.chunks import decode
+from capture.store.chunks import CHECKSUM_BYTES, decode
 from capture.store.create import stored_array
 from capture.store.files import file_digest, read_plain
+from capture.store.group import open_group
+from capture.store.identity import STORE_ID, digest
 from capture.store.layout import chunks_and_shards
 from capture.store.lengths import lengths_flaw
 from capture.store.location import Folder
@@ -23,6 +25,7 @@ from capture.store.rounding import round_mantissa
 from capture.store.schema import (
     CHECKSUMS,
     COORDINATES,
+    DIGESTED,
     FIXED,
     POSITION,
     RAW_VARIABLES,
@@ -36,10 +39,15 @@ from capture.store.schema import (
     stored_variables,
 )
 from capture.store.shards import MISSING, index_bytes, read_chunks, read_index
-from capture.store.write import StoreWriter, open_group
+from capture.store.write import StoreWriter
 
 Array = npt.NDArray[Any]
+Checksums = dict[str, list[bytes]]
 
+_UNCHECKED: Final = (
+    f"an earlier release began it, without {STORE_ID} and digest: values swapped between its sequences, or with those "
+    "of another store, would not be noticed"
+)
 _BEHIND: Final = "has values behind the end of the sequence"
 
 
@@ -76,12 +84,14 @@ class Verification:
     damage : everything that is wrong
     done, sequences : how many sequences are captured, of how many
     strangers : what lies in the folder and is no file of the store, which no command hands on
+    unchecked : what cannot be told of a store this old; None where everything can
     """
 
     damage: tuple[Damage, ...]
     done: int
     sequences: int
     strangers: tuple[str, ...] = ()
+    unchecked: str | None = None
 
 
 def verify(
@@ -134,7 +144,8 @@ def _verified(path: Path, repair: bool, progress: Callable[[int, int], None] | N
             store.mark_done(number, False)
         if progress is not None:
             progress(number + 1, store.sizes.sequences)
-    return Verification(tuple(damage), int(done.sum()), store.sizes.sequences)
+    unchecked = _UNCHECKED if store.store_id is None else None
+    return Verification(tuple(damage), int(done.sum()), store.sizes.sequences, unchecked=unchecked)
 
 
 def _fixed_damage(path: Path) -> Iterator[Damage]:
@@ -169,7 +180,7 @@ def _fixed_damage(path: Path) -> Iterator[Damage]:
 def _layout_damage(store: StoreWriter) -> Iterator[Damage]:
     """Arrays that are described otherwise than a capture does, so that a reader would find other values than here."""
     arrays, sizes = read_metadata(Folder(store.path)).arrays, store.sizes
-    for name in stored_variables(store.raw, arrays):
+    for name in stored_variables(store.raw, {*arrays, *(["digest"] if STORE_ID in store.attributes else [])}):
         about, dims = arrays.get(name), VARIABLES[name].dims
         if about is None:
             yield Damage(
@@ -196,7 +207,8 @@ def _file_damage(path: Path, name: str, digest: str, arrays: Mapping[str, ArrayM
 
 def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
     damage: list[Damage] = []
-    small = {name: _whole(store, name, number, damage) for name in store.per_sequence}
+    checksums: Checksums = {}
+    small = {name: _whole(store, name, number, damage, checksums) for name in store.per_sequence}
     length = int(store.length[number])
     for name, own in small.items():
         dims = [dim for dim in VARIABLES[name].dims if dim != SEQUENCE]
@@ -208,7 +220,7 @@ def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
         peaks = _Peaks(store.sizes, length)
         found = peaks.arrays
         ended = True
-        for place, values in _chunks(store, name, number, damage):
+        for place, values in _chunks(store, name, number, damage, checksums):
             ended &= _ends(values, length, -2)
             if name == "final_input":
                 found = {"final_high": np.fmax.reduce(values[0]), "final_low": np.fmin.reduce(values[0])}
@@ -226,7 +238,23 @@ def _sequence_damage(store: StoreWriter, number: int) -> list[Damage]:
                 stored = round_mantissa(stored, rounded)  # the peaks of rounded values are the rounded peaks
             if stored is not None and not np.array_equal(stored, values, equal_nan=values.dtype.kind == "f"):
                 damage.append(Damage(number, variable, f"differs from the peaks of {name}"))
-    return damage
+    return [*damage, *_strange(store, number, checksums, damage)]
+
+
+def _strange(store: StoreWriter, number: int, checksums: Checksums, damage: list[Damage]) -> list[Damage]:
+    """Sound variables of a sequence that were written for another sequence or store."""
+    if store.store_id is None:
+        return []
+    lost: list[Damage] = []
+    row = _whole(store, "digest", number, lost, {})
+    if row is None:
+        return lost
+    known = {item.place.partition(",")[0] for item in damage}
+    return [
+        Damage(number, name, "was captured for another sequence or store, or later changed: its digest is another")
+        for name, found in checksums.items()
+        if name not in known and int(row[DIGESTED.index(name)]) != digest(store.store_id, name, number, found)
+    ]
 
 
 def _ends(values: Array, length: int, axis: int) -> bool:
@@ -235,9 +263,13 @@ def _ends(values: Array, length: int, axis: int) -> bool:
 
 
 def _chunks(
-    store: StoreWriter, name: str, number: int, damage: list[Damage]
+    store: StoreWriter, name: str, number: int, damage: list[Damage], checksums: Checksums
 ) -> Iterator[tuple[tuple[int, ...], Array]]:
-    """Decoded chunks of one sequence of a variable, one in memory at a time; what is wrong is added to `damage`."""
+    """Decoded chunks of one sequence of a variable, one in memory at a time.
+
+    What is wrong is added to `damage`, and what stands behind each chunk to `checksums`.
+    """
+    checksums[name] = []
     grid, axis = store.grid(name), VARIABLES[name].dims.index(SEQUENCE)
     file = store.file(name, number)
     try:
@@ -247,6 +279,7 @@ def _chunks(
         for place, data in read_chunks(file, grid, store.chunk_bytes(name)):
             if place[axis] != number % grid[axis]:
                 continue
+            checksums[name].append(data[-CHECKSUM_BYTES:])
             try:
                 yield place, decode(data, VARIABLES[name].dtype, store.chunk_shape(name), compressed=store.compressed)
             except (ValueError, RuntimeError) as error:
@@ -268,13 +301,13 @@ def _shard_damage(file: Path, grid: tuple[int, ...]) -> Iterator[str]:
         yield "the file has another length than its index says"
 
 
-def _whole(store: StoreWriter, name: str, number: int, damage: list[Damage]) -> Array | None:
+def _whole(store: StoreWriter, name: str, number: int, damage: list[Damage], checksums: Checksums) -> Array | None:
     """A small array of one sequence, without the sequence dimension; None where it is damaged."""
     dims, shape = VARIABLES[name].dims, store.chunk_shape(name)
     axis, before = dims.index(SEQUENCE), len(damage)
     lengths = [length for dim, length in zip(dims, store.sizes.shape(dims), strict=True) if dim != SEQUENCE]
     result = np.empty(lengths, VARIABLES[name].dtype)
-    for place, values in _chunks(store, name, number, damage):
+    for place, values in _chunks(store, name, number, damage, checksums):
         corner = [(p * c, (p + 1) * c) for i, (p, c) in enumerate(zip(place, shape, strict=True)) if i != axis]
         result[tuple(slice(*edges) for edges in corner)] = np.squeeze(values, axis)
     return result if len(damage) == before else None

@@ -7,74 +7,40 @@ capture that was killed goes on where it stopped. No two sequences of different 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError, one_line
-from capture.store.chunks import COMPRESSION, OVERHEAD, decode, encode, encode_pieces
+from capture.errors import OutliersError, advice, one_line
+from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, OVERHEAD, decode, encode, encode_pieces
 from capture.store.create import stored_array
-from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
+from capture.store.files import AtomicFile, read_plain, remove_partials
+from capture.store.group import open_group, read_array
+from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
-from capture.store.location import Folder
-from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
 from capture.store.planes import Piece
 from capture.store.schema import (
-    COORDINATES,
+    FILL,
     PER_SEQUENCE,
     POSITION,
     RAW_VARIABLES,
     SEQUENCE,
     SITE,
     VARIABLES,
-    VOCABULARY,
     Sizes,
     mantissa_bits,
 )
 from capture.store.shards import ShardFile, read_chunks
 
-if TYPE_CHECKING:
-    import zarr
-
 Arrays = Mapping[str, npt.NDArray[Any]]
 Chunks = dict[tuple[int, ...], bytes | list[Piece]]
-
-
-def _read(group: zarr.Group, path: Path, name: str) -> npt.NDArray[Any]:
-    array = stored_array(group, name)
-    refuse_special(path / name, read_metadata(Folder(path)).arrays[name].file_bytes + MOST_JSON)
-    return np.asarray(array[...])
-
-
-def open_group(path: Path | str) -> zarr.Group:
-    """Open a store for reading and check that it is one that this version knows.
-
-    Raises
-    ------
-    OutliersError
-        Nothing is there, it is no store of this format, its metadata are damaged, or it has a newer format version.
-    """
-    import zarr
-
-    path = Path(path)
-    read_metadata(Folder(path))
-    for name in (*VARIABLES, *COORDINATES, VOCABULARY, *TOKEN_TEXTS):
-        file = path / name / "zarr.json"
-        if file.exists() and not file.is_file():
-            raise OutliersError(f"{file} is no plain file; get another copy of the store")
-    try:
-        return zarr.open_group(path, mode="r", zarr_format=3)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutliersError(
-            f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
-        ) from error
 
 
 class StoreWriter:
@@ -92,6 +58,7 @@ class StoreWriter:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._root = self._root_now()
         group = open_group(self.path)
         self.attributes: dict[str, Any] = dict(group.attrs)
         self.raw: str = self.attributes["raw"]
@@ -102,6 +69,7 @@ class StoreWriter:
         sites = tuple(str(name) for name in self.read(SITE))
         self.sizes = Sizes(sequences, input_shape[0], sites, positions, input_shape[2])
         self._group = sequences_per_group(sequences)
+        self.store_id = store_id(self.attributes) if "digest" in group else None
         self.per_sequence = tuple(name for name in PER_SEQUENCE if name in group)
 
     @cached_property
@@ -125,15 +93,39 @@ class StoreWriter:
             A chunk of it is damaged.
         """
         try:
-            return _read(open_group(self.path), self.path, name)
+            return read_array(open_group(self.path), self.path, name)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, error: Exception) -> OutliersError:
         return OutliersError(
             f"{name} of {self.path} is damaged ({one_line(error)}); "
-            f"see what can be mended with: outliers verify {self.path} --repair"
+            f"see what can be mended with: {advice('verify', self.path, '--repair')}"
         )
+
+    def _root_now(self) -> bytes | None:
+        try:
+            return (self.path / "zarr.json").read_bytes()
+        except OSError:
+            return None
+
+    def is_same(self) -> bool:
+        """Whether the store that was opened still stands there; its metadata, which never change, tell."""
+        return self._root_now() == self._root
+
+    def check_same(self) -> None:
+        """Refuse to write where another store stands by now.
+
+        Raises
+        ------
+        OutliersError
+            The store was replaced or removed since it was opened.
+        """
+        if not self.is_same():
+            raise OutliersError(
+                f"{self.path} was replaced or removed while its sequences were captured, and nothing more is written "
+                "there; run the same command again with another --out"
+            )
 
     def done(self) -> npt.NDArray[np.bool_]:
         """Which sequences are captured, (sequence,) bool, as the disk says now."""
@@ -222,6 +214,7 @@ class StoreWriter:
 
     def put_chunks(self, name: str, number: int, encoded: Chunks) -> None:
         """Write the encoded chunks of one sequence of a small array, one for each of `places`; else as `put_small`."""
+        self.check_same()
         grid, axis = self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
         whole: Chunks = {**(self._kept(name, number) if grid[axis] > 1 else {}), **encoded}
         shard = ShardFile(self._own(self.file(name, number)), grid)
@@ -251,13 +244,13 @@ class StoreWriter:
             if others:
                 raise OutliersError(
                     f"{file} is damaged ({error}) and holds sequences {', '.join(map(str, others))} too; "
-                    f"take them back with: outliers verify {self.path} --repair"
+                    f"take them back with: {advice('verify', self.path, '--repair')}"
                 ) from error
             return {}  # nothing that counts is lost
 
     def _blank(self, name: str, chunks: tuple[int, ...]) -> bytes:
-        fill = {"float32": np.nan, "int32": -1}[VARIABLES[name].dtype]
-        return encode(np.full(chunks, fill, dtype=VARIABLES[name].dtype), self.compression)
+        dtype = VARIABLES[name].dtype
+        return encode(np.full(chunks, FILL[dtype], dtype=dtype), self.compression)
 
     def mark_done(self, number: int, value: bool = True) -> None:
         """Set the flag of one sequence, durably.
@@ -265,8 +258,10 @@ class StoreWriter:
         Raises
         ------
         OutliersError
-            The chunk of flags that it stands in is damaged. Where it is missing, none of its sequences counts.
+            The chunk of flags that it stands in is damaged, or the store is another by now. Where the chunk is missing,
+            none of its sequences counts.
         """
+        self.check_same()
         try:
             flags = self._flags(number)
         except FileNotFoundError:
@@ -310,20 +305,26 @@ class StoreWriter:
             output.write(encode(flags, "none"))
 
 
+def checksums(encoded: Chunks) -> list[bytes]:
+    """What stands behind each of the chunks, in C order of their places."""
+    return [own[-CHECKSUM_BYTES:] if isinstance(own, bytes) else own[-1] for _, own in sorted(encoded.items())]
+
+
 class SequenceWriter:
     """Everything of one sequence, on its way to the disk.
 
-    Raw matrices and small arrays are handed over in any order, by any thread; `finish` makes them durable and sets
-    `done`.
+    Raw matrices and small arrays are handed over in any order, by any thread; `finish` makes them count.
     """
 
     def __init__(self, store: StoreWriter, number: int) -> None:
         self._store = store
         self._number = number
+        store.check_same()
         self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
+        self._checksums: dict[str, Chunks] = {name: {} for name in self._shards}
         self._small: dict[str, Chunks] = {name: {} for name in store.per_sequence}
 
-    def append(self, name: str, encoded: bytes | Sequence[Piece], layer: int = 0, site: int = 0) -> None:
+    def append(self, name: str, encoded: bytes | list[Piece], layer: int = 0, site: int = 0) -> None:
         """Append one encoded (position, feature) matrix of a raw variable.
 
         Parameters
@@ -334,6 +335,7 @@ class SequenceWriter:
         """
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
         self._shards[name].append(place, encoded)
+        self._checksums[name][place] = checksums({place: encoded})[0]
 
     def keep_peak(self, encoded: list[Piece], signal: int) -> None:
         """Keep the encoded `position_peak` of one signal until `finish`; signals are counted as in `schema.SIGNALS`."""
@@ -348,21 +350,20 @@ class SequenceWriter:
             self._small[name] = self._store.encode_small(name, self._number, values)
 
     def finish(self) -> None:
-        """Commit the raw shards, write the small arrays, set `done`.
-
-        Raises
-        ------
-        ValueError
-            A small array was not handed over.
-        """
+        """Make all of it durable, then set `done`; ValueError where a small array was not handed over."""
         for name, own in self._small.items():
             if sorted(own) != self._store.places(name, self._number):
                 raise ValueError(f"{name} of sequence {self._number} was not handed over")
+        self._store.check_same()
         with ThreadPoolExecutor(len(self._shards) + len(self._small)) as pool:  # one wait for the disk, not one each
             files = [pool.submit(shard.commit) for shard in self._shards.values()]
             files += [pool.submit(self._store.put_chunks, name, self._number, own) for name, own in self._small.items()]
         for file in files:
             file.result()
+        if self._store.store_id is not None:
+            found = {name: checksums(own) for name, own in {**self._checksums, **self._small}.items()}
+            row = digest_row(self._store.store_id, self._number, found)
+            self._store.put_small("digest", self._number, row)
         self._store.mark_done(self._number)
 
     def discard(self) -> None:

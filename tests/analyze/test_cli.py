@@ -293,3 +293,32 @@ def test_version_names_the_libraries(capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("outliers 0.")
     assert any(line.startswith("zarr 3.") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        (["find", "--skip-first", "1"], "analyze.peaks.stream.stream_peaks"),
+        (["find"], "analyze.reading.arrays.decode"),
+        (["metrics"], "analyze.reading.arrays.decode"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_one_line(
+    words: list[str],
+    function: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 1.00 TiB for an array")
+
+    monkeypatch.setattr(function, full)
+    monkeypatch.setattr("analyze.peaks.lookup.stream_peaks", full)
+    assert main([words[0], str(path), *words[1:]]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "does not hold what was asked for (Unable to allocate 1.00 TiB for an array); ask for a part of it" in told

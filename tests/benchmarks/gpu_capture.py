@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from capture import loop, run
-from capture.models.load import Loaded, load_model
+from capture import batches, run
+from capture.models.load import Description, Loaded, load_model
 from capture.pipeline import encoded, writing_threads
 from capture.progress import Silence
 from capture.sites.place import find_sites
@@ -52,12 +53,9 @@ class Clock(Silence):
 def captured(loaded: Loaded, out: Path, request: dict[str, Any], raw: str) -> Spent:
     """A capture; what counts is the loop over sequences, until all of them are durable."""
     shutil.rmtree(out, ignore_errors=True)
-    kept, clock = run.load_model, Clock()
-    run.load_model = lambda *_, **__: loaded
-    try:
+    clock = Clock()
+    with patch.object(Description, "load", lambda self: loaded):
         run.capture(out=out, raw=raw, reporter=clock, **request)
-    finally:
-        run.load_model = kept
     return clock.spent()
 
 
@@ -85,7 +83,7 @@ def traced(loaded: Loaded, placed: Any, tokens: np.ndarray) -> None:
             row[None],
             lambda *_: None,
             frozenset(),
-            careful=loop.asks_at_each_site(loaded.model.device.type),
+            careful=batches.asks_at_each_site(loaded.model.device.type),
         )
     synchronise(loaded)
 
@@ -188,7 +186,7 @@ def _profiled_loop(target: Path, on_gpu: bool) -> Iterator[None]:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    whole = loop.capture_sequences
+    whole = batches.capture_sequences
 
     def watched(*words: Any) -> None:
         with profile(activities=activities) as seen:
@@ -196,11 +194,8 @@ def _profiled_loop(target: Path, on_gpu: bool) -> Iterator[None]:
         seen.export_chrome_trace(str(target))
         print(seen.key_averages().table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
 
-    loop.capture_sequences = watched
-    try:
+    with patch.object(batches, "capture_sequences", watched):
         yield
-    finally:
-        loop.capture_sequences = whole
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -160,9 +161,10 @@ def test_a_store_has_any_number_of_them_and_is_none_the_worse(tmp_path: Path) ->
     store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
     assert read_ablations(store) == []
     before = fingerprint(store)
-    keep(store, made(), "b.json")
-    keep(store, made(features=(1,), random_features=((0,),) * 4), "c.json")
-    keep(store, replace(made(), site="both"), "a.json")
+    own = made(hidden_size=5, attributes={"store_id": open_store(store).attrs["store_id"]})
+    keep(store, own, "b.json")
+    keep(store, replace(own, features=(1,), random_features=((0,),) * 4), "c.json")
+    keep(store, replace(own, site="both"), "a.json")
     (store / ABLATION / ".d.partial").write_text("half a rec")
     found = read_ablations(store)
     assert [(len(ablation.features), ablation.site) for ablation in found] == [
@@ -172,3 +174,29 @@ def test_a_store_has_any_number_of_them_and_is_none_the_worse(tmp_path: Path) ->
     ]
     assert fingerprint(store) == before
     assert set(xr.open_zarr(store).data_vars) == set(open_store(store).data_vars)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attributes": {"store_id": "0" * 32}}, {"hidden_size": 8192}])
+def test_a_record_of_another_store_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
+    own = {"attributes": {"store_id": open_store(store).attrs["store_id"]}} if "hidden_size" in changes else {}
+    file = keep(store, made(**{"hidden_size": 5, **own, **changes}))
+    with pytest.raises(OutliersError, match="is the record of another store") as caught:
+        read_ablations(store)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_without_a_name_is_told_by_its_width(tmp_path: Path) -> None:
+    golden = Path(__file__).parents[2] / "golden" / "version-1.zarr"
+    store = shutil.copytree(golden, tmp_path / "s.zarr")
+    keep(store, made(hidden_size=5))
+    assert len(read_ablations(store)) == 1
+    keep(store, made())
+    with pytest.raises(OutliersError, match="is the record of another store"):
+        read_ablations(store)
+
+
+def test_a_record_tells_its_store() -> None:
+    assert "store_id" not in made().to_dict()
+    assert made(attributes={"store_id": "5"}).to_dict()["store_id"] == "5"

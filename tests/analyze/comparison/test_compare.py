@@ -374,7 +374,8 @@ def test_the_causal_test_appears_with_its_criterion(copies: list[Path]) -> None:
     ):
         top1 = np.full((3, 2, 3), 0.5) - np.array([0, 0.3, 0.1])[:, None, None] - number / 100
         nll = np.array([[1.0, 1.0], [3.0, 3.0], [1.5, 1.5]])
-        ablation = Ablation(one, site, (1,), ((2,),), 6, 8, 0, top1, top1[:, :, 0], nll, {})
+        own = {"store_id": xr.open_zarr(copies[1]).attrs["store_id"]}
+        ablation = Ablation(one, site, (1,), ((2,),), 6, 8, 0, top1, top1[:, :, 0], nll, own)
         (copies[1] / ABLATION).mkdir(exist_ok=True)
         (copies[1] / ABLATION / f"{number}.json").write_text(ablation.dump())
     result = compare(copies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -83,3 +84,25 @@ def test_a_scheduler_that_does_not_answer_is_refused(address: str, monkeypatch: 
         pass
     # What follows runs on threads again, and does not wait for whom nobody reached.
     assert layer_metrics(builders.dataset(builders.random_activations()))["kurtosis"].shape == (4, 2)
+
+
+@pytest.mark.parametrize("settings", [{"workers": 1}, {"address": "tcp://host:1"}])
+def test_a_worker_that_ends_again_and_again_is_one_line(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+
+    class StandIn:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+        as_current = contextlib.nullcontext
+
+    monkeypatch.setattr(distributed, "LocalCluster", StandIn)
+    monkeypatch.setattr(distributed, "Client", StandIn)
+    with (
+        pytest.raises(OutliersError, match="ended again and again .*; use fewer --workers"),
+        scheduler(**settings),
+    ):
+        raise distributed.KilledWorker("peaks", None, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -110,3 +111,49 @@ def test_sigterm_is_taken_like_ctrl_c() -> None:
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+WATCHED = """
+import os, signal, sys, time
+from capture.recipes import process
+process._GRACE = 0.5
+process.end_with_starter()
+how = sys.argv[1]
+if how == "stubborn": signal.signal(signal.SIGINT, signal.SIG_IGN)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+STARTER = """
+import pathlib, sys
+from capture.recipes import process
+process._OUTLIERS = (sys.executable, "-c", {watched!r})
+process.run_outliers([sys.argv[1]], pathlib.Path("."), open("log", "w"), lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.parametrize("how", ["sleep", "stubborn"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_it_does_not_outlive_a_starter_that_is_killed(tmp_path: Path, how: str, number: signal.Signals) -> None:
+    code = STARTER.format(watched=WATCHED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    words = [sys.executable, "-c", code, how]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        child = int(starter.stdout.readline())
+        os.kill(child, 0)
+        starter.send_signal(number)
+        starter.wait()
+    for _ in range(200):
+        if not running(child):
+            break
+        time.sleep(0.1)
+    assert not running(child)
+
+
+def running(number: int) -> bool:
+    """Whether a process runs; one that ended and that nobody waits for does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

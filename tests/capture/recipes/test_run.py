@@ -268,6 +268,28 @@ def test_what_only_leaves_out_is_still_compared(
         run_recipe(read_recipe(folder / "r.toml"), out, only=["nothing"])
 
 
+def test_a_store_that_was_replaced_is_asked_again_whatever_its_times(
+    folder: Path, tmp_path: Path, commands: Commands, finished: Path
+) -> None:
+    out = tmp_path / "out"
+    store = out / "llama.zarr"
+    shutil.copytree(finished, store)
+    words = ["run", str(folder / "r.toml"), "--out", str(out), "--only", "llama"]
+    assert main(words) == 0
+    assert commands.names() == ["find", "compare"]
+    shutil.rmtree(store)
+    with contextlib.chdir(folder):
+        capture("random:llama.json", store, text="words.txt", sequences=2, length=16)
+    for file in store.rglob("*"):
+        os.utime(file, (0, 0))
+    assert main(words) == 0
+    assert commands.names() == ["find", "compare"]
+    answer = json.loads((out / "found" / "llama.study.json").read_text())
+    assert answer["store_id"] == StoreWriter(store).store_id != StoreWriter(finished).store_id
+    assert main(words) == 0
+    assert commands.names() == []
+
+
 def test_it_stops_at_a_failure_where_that_is_asked(folder: Path, tmp_path: Path, commands: Commands) -> None:
     commands.failing["capture"] = StepError("capture was ended by SIGKILL, most likely for want of memory")
     words = ["run", str(folder / "r.toml"), "--out", str(tmp_path / "out")]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from analyze import Criteria, find_outliers, open_store, pack, unpack
+from analyze.sharing.card import card
 from capture.store.chunks import encode
 from capture.store.create import create
 from capture.store.lengths import lengths_flaw
@@ -114,3 +117,15 @@ def test_verify_finds_lengths_that_are_damaged_or_contradict_the_tokens(ragged: 
     file.write_bytes(file.read_bytes()[::-1])
     (damage,) = verify(ragged).damage
     assert str(damage).startswith("store: length/c.0: differs from its checksum")
+
+
+def test_a_packed_store_keeps_its_lengths(ragged: Path, tmp_path: Path) -> None:
+    options: Any
+    for options in ({}, {"peaks_only": True}, {"mantissa_bits": 4}):
+        packed = pack(ragged, tmp_path / "s.zarr.zip", overwrite=True, **options)
+        np.testing.assert_array_equal(open_store(packed)["length"], LENGTH)
+        criteria = Criteria(magnitude=2, positions=0.5)
+        assert find_outliers(packed, criteria).features == find_outliers(ragged, criteria).features
+        copy = unpack(packed, tmp_path / "copy.zarr", overwrite=True)
+        assert verify(copy).damage == ()
+    assert "- sequences: 3 of 2 to 7 tokens" in card(ragged, "s", "hf://datasets/a/b/s").section
