@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if _COMPLETION in os.environ:  # the shell asks, on a press of TAB
         command.main(args=words, prog_name="outliers", complete_var=_COMPLETION, standalone_mode=False)
         return 0
+    _print_what_can_be()
     try:
         with running(words), command.make_context("outliers", words) as context:
             command.invoke(context)
@@ -91,6 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _complain(str(message()))
     return 0
+
+
+def _print_what_can_be() -> None:
+    """Let a terminal or pipe that is not UTF-8 get question marks for what it has no signs for; one may be closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened, of a store perhaps, would stand in its place
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _complain(message: str) -> int:

@@ -31,6 +31,12 @@ Model = Annotated[
 ]
 
 
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a model on the hub.", show_default="main"),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Mount the capture commands on the `outliers` command."""
     app.command("capture")(capture_command)
@@ -76,6 +82,7 @@ Trust = Annotated[
 def capture_command(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder of the store to make or to go on with.", show_default=False)],
+    revision: Revision = None,
     text: Annotated[
         str,
         typer.Option(help="fineweb-edu, c4, hf:ORG/NAME, python-docs, or .txt, .jsonl, .json.gz, .parquet files."),
@@ -140,7 +147,11 @@ def capture_command(
 
 
 def sites_command(
-    model: Model, sites: SitesOption = None, trust_remote_code: Trust = False, json_: Json = False
+    model: Model,
+    revision: Revision = None,
+    sites: SitesOption = None,
+    trust_remote_code: Trust = False,
+    json_: Json = False,
 ) -> None:
     """List the modules that a capture would read, from the model's configuration alone.
 
@@ -152,7 +163,7 @@ def sites_command(
     from capture.sites.place import parse_overrides, sites_from_config
 
     overrides = None if sites is None else parse_overrides(sites)
-    config = load_config(model, trust_remote_code=trust_remote_code, reporter=Display())
+    config = load_config(model, revision=revision, trust_remote_code=trust_remote_code, reporter=Display())
     placed = sites_from_config(config, overrides, trust_remote_code=trust_remote_code)
     if json_:
         typer.echo(json.dumps({"hidden_size": placed.hidden_size, "sites": placed.table()}, indent=1))
@@ -167,6 +178,7 @@ def sites_command(
 
 def estimate_command(
     model: Model,
+    revision: Revision = None,
     sequences: SequencesOption = 16,
     length: Length = 2048,
     batch_size: BatchSize = 1,

@@ -56,6 +56,7 @@ class Estimate:
 def estimate(
     model: str,
     *,
+    revision: str | None = None,
     sequences: int = 16,
     length: int = 2048,
     batch_size: int = 1,
@@ -80,7 +81,7 @@ def estimate(
     from capture.sites.facts import model_facts
     from capture.sites.place import parse_overrides, sites_from_config
 
-    config = load_config(model, trust_remote_code=trust_remote_code, reporter=reporter)
+    config = load_config(model, revision=revision, trust_remote_code=trust_remote_code, reporter=reporter)
     check_length(config, length)
     network = meta_model(config, trust_remote_code=trust_remote_code)
     placed = sites_from_config(network, None if sites is None else parse_overrides(sites))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -28,6 +29,9 @@ class Reporter(Protocol):
     def warn(self, words: str) -> None:
         """Say what whoever reads the store should know."""
 
+    def say(self, words: str) -> None:
+        """Say what was done with what was asked for."""
+
 
 class Silence:
     """Tells nothing."""
@@ -43,6 +47,15 @@ class Silence:
 
     def warn(self, words: str) -> None:
         """Nothing."""
+
+    def say(self, words: str) -> None:
+        """Nothing."""
+
+
+def _tell(line: str) -> None:
+    """A line on standard error; where nobody reads it any more, the work goes on all the same."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Display:
@@ -71,7 +84,7 @@ class Display:
         if self._bar is not None:
             self._bar.add_task("capture", total=total, completed=done, rate="")
         elif done:
-            print(f"capture: {done} of {total} sequences are there already", file=sys.stderr)
+            _tell(f"capture: {done} of {total} sequences are there already")
 
     def advance(self, sequences: int, tokens: int, size: int) -> None:
         """Say that so many more sequences and tokens are on disk, in so many bytes."""
@@ -84,15 +97,19 @@ class Display:
             self._bar.update(self._bar.task_ids[0], completed=self._done, rate=rate)
         elif now - self._told > _PLAIN_SECONDS or self._done == self._total:
             self._told = now
-            print(f"capture: {self._done} of {self._total} sequences, {rate}", file=sys.stderr, flush=True)
+            _tell(f"capture: {self._done} of {self._total} sequences, {rate}")
 
     def wait(self, reason: str, seconds: float) -> None:
         """Say that nothing happens for so many seconds, and why."""
-        print(f"outliers: waiting {seconds:.0f} s for the Hugging Face Hub; {reason}", file=sys.stderr, flush=True)
+        _tell(f"outliers: waiting {seconds:.0f} s for the Hugging Face Hub; {reason}")
 
     def warn(self, words: str) -> None:
         """Say what whoever reads the store should know."""
-        print(f"outliers: warning: {words}", file=sys.stderr, flush=True)
+        _tell(f"outliers: warning: {words}")
+
+    def say(self, words: str) -> None:
+        """Say what was done with what was asked for."""
+        _tell(f"outliers: {words}")
 
     def __enter__(self) -> Self:
         if self._bar is not None:

@@ -64,6 +64,7 @@ class Request:
     """
 
     model: str = _option(str, recorded="model_id")
+    revision: str | None = _option(str, None, recorded="model_revision_name")
     text: str = _option(str, "fineweb-edu", recorded="text_source")
     field: str | None = _option(str, None, recorded="text_field")
     chat: bool = _option(bool, False, recorded="text_chat")
@@ -77,7 +78,7 @@ class Request:
     raw: str = _option(str, "input", choices=RAW_CHOICES, recorded="raw")
     compression: str = _option(str, "fast", choices=tuple(COMPRESSION), recorded="compression")
     bos: bool | None = _option(bool, None, recorded="bos")
-    sites: str | None = _option(str, None)
+    sites: str | None = _option(str, None, recorded="placement")
     trust_remote_code: bool = _option(bool, False)
 
     def __post_init__(self) -> None:
@@ -110,6 +111,28 @@ class Request:
                 words += [_flag(name), str(value)]
         return words
 
+    @classmethod
+    def of_store(cls, attributes: Mapping[str, Any], sizes: Sizes) -> Self:
+        """The request that makes a store again, as far as the store records that.
+
+        Raises
+        ------
+        OutliersError
+            The store does not say of which model it is, or records what no request can be.
+        """
+        had = _recorded(attributes, sizes)
+        values = {name: had[str(option.recorded)] for name, option in OPTIONS.items() if option.recorded in had}
+        commit = had.get("model_revision")
+        if isinstance(commit, str) and ":" not in commit:  # of the hub; of local files there is a digest
+            values["revision"] = commit
+        if str(had.get("weight_quantisation")).startswith("gguf") and values.get("dtype") == "float32":
+            values["dtype"] = "auto"  # so that the weights stay packed
+        if values.get("field") == default_field(bool(values.get("chat"))):
+            values["field"] = None
+        if not isinstance(values.get("model"), str) or values["model"].startswith("-"):
+            raise OutliersError("this store does not say of which model it is; expected an attribute model_id")
+        return cls(**values)
+
     def differences(self, attributes: Mapping[str, Any], sizes: Sizes, text_sha256: str | None) -> list[str]:
         """What a store was asked for otherwise, as far as it records that.
 
@@ -118,31 +141,40 @@ class Request:
         attributes, sizes : of the store
         text_sha256 : of the text that is asked for, where it has one; then it counts and not its name
         """
-        most = {name: attributes.get(f"text_documents_{name}") for name in ("most", "cut_at")}
-        recorded = {
-            **attributes,
-            "sequences": sizes.sequences if most["most"] is None else most["most"],
-            "positions": sizes.positions if most["cut_at"] is None else most["cut_at"],
-        }
-        if text_sha256 is not None and recorded.get("text_sha256") is not None:
-            same = text_sha256 == recorded["text_sha256"]
-            recorded["text_source"] = self.text if same else f"{recorded['text_source']} of other content"
-        if recorded.get("text_field") is None:
-            recorded["text_field"] = default_field(self.chat)  # begun when it was no choice, or plain text
-        asked = {name: getattr(self, name) for name, option in OPTIONS.items() if option.recorded is not None}
-        asked["field"] = default_field(self.chat) if self.field is None else self.field
-        had = {name: recorded.get(str(OPTIONS[name].recorded), DEFAULTS.get(name)) for name in asked}
-        return [
-            f"{name} ({had[name]} in the store, {value} asked for)"
-            for name, value in asked.items()
-            if value not in (had[name], "auto", None)
-        ]
+        had = _recorded(attributes, sizes)
+        if text_sha256 is not None and had.get("text_sha256") is not None:
+            same = text_sha256 == had["text_sha256"]
+            had["text_source"] = self.text if same else f"{had['text_source']} of other content"
+        named = self.revision
+        if named is not None and len(named) > 6 and str(had.get("model_revision")).startswith(named):
+            had["model_revision_name"] = named  # the commit itself
+        had.setdefault("placement", self.sites)  # not recorded by older stores; the sites themselves are compared
+        unnamed = {"field": default_field(self.chat), "revision": "main"}  # what None stands for, then and now
+        told = []
+        for name, option in OPTIONS.items():
+            if option.recorded is None:
+                continue
+            stood, asked = had.get(option.recorded, DEFAULTS.get(name)), getattr(self, name)
+            stood, asked = (unnamed.get(name) if one is None else one for one in (stood, asked))
+            if asked not in (stood, "auto", None):
+                told.append(f"{name} ({stood} in the store, {asked} asked for)")
+        return told
 
 
 OPTIONS: Final[Mapping[str, Option]] = {one.name: one.metadata["option"] for one in fields(Request)}
 """What each option may be, by its name."""
 
 DEFAULTS: Final[Mapping[str, Any]] = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
+
+
+def _recorded(attributes: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """What a store says of its request: its attributes, and lengths of dimensions or, of documents, the most."""
+    most, cut_at = (attributes.get(f"text_documents_{name}") for name in ("most", "cut_at"))
+    return {
+        **attributes,
+        "sequences": sizes.sequences if most is None else most,
+        "positions": sizes.positions if cut_at is None else cut_at,
+    }
 
 
 def _flag(name: str) -> str:

@@ -49,6 +49,7 @@ def capture(
     model: str,
     out: Path | str,
     *,
+    revision: str | None = None,
     text: str = "fineweb-edu",
     field: str | None = None,
     chat: bool = False,
@@ -76,6 +77,7 @@ def capture(
     ----------
     model : Hugging Face id, local folder, `.gguf` file, or `smollm2-135m`
     out : folder of the store
+    revision : branch, tag or commit of a model on the hub; None for its branch `main`
     text, field : source of documents, and their field, as for `capture.texts.sources.open_corpus`
     chat, special_tokens : how documents become tokens, as for `capture.texts.documents.Documents`
     documents : make each document a sequence of its own, instead of cutting all of them joined into blocks
@@ -109,9 +111,7 @@ def capture(
     reporter = Silence() if reporter is None else reporter
     corpus = open_corpus(text, field=field, chat=chat, reporter=reporter)
     _check_request(request, out, overwrite, corpus.sha256)
-    described = describe_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
-    )
+    described = describe_model(**request.arguments(describe_model), reporter=reporter)
     if described.config is not None:
         check_length(described.config, length)
     how: dict[str, Any] = {"bos": bos, "chat": chat, "special_tokens": special_tokens}
@@ -137,6 +137,7 @@ def capture(
         **loaded.attributes,
         **model_facts(_described(loaded), trust_remote_code=trust_remote_code).as_attributes(),
         **_site_attributes(placed),
+        "placement": sites,
         **texts.attributes(),
         **read.attributes,
         **_circumstances(loaded),
@@ -281,7 +282,7 @@ def _check_same(
     weight: npt.NDArray[np.float32],
 ) -> None:
     """Refuse to go on with a store of another model, or of another outcome of the same request."""
-    ignored = set(_CIRCUMSTANCES)
+    ignored = {*_CIRCUMSTANCES, "model_revision_name"}  # another name of the same commit
     if attributes["text_sha256"] is not None and attributes["text_sha256"] == store.attributes.get("text_sha256"):
         ignored.add("text_source")  # the same file by another path
     if store.attributes.get("model_revision") is None:

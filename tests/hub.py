@@ -119,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: Any = b"", **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        given = {"Content-Length": str(len(data)), "Content-Type": "application/json"}
+        # A connection that is kept would answer for this Hub when the next one gets its port.
+        given = {"Content-Length": str(len(data)), "Content-Type": "application/json", "Connection": "close"}
         for name, value in {**given, **{key.replace("_", "-"): text for key, text in headers.items()}}.items():
             self.send_header(name, value)
         self.end_headers()

@@ -225,6 +225,9 @@ class Stage:
         positional = 0
         while rest:
             word = rest.pop(0)
+            if word == "--revision":  # the stand-in is no model of the hub
+                rest.pop(0)
+                continue
             if word.startswith("--"):
                 given.append(word)
                 if word not in flags:

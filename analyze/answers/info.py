@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from analyze.display.text import jsonable, plain, size
 from analyze.peaks.counted import lengths
 from analyze.reading.lazy import loaded
 from analyze.reading.open import open_store
-from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE
+from capture.request import Request
+from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, Sizes
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ class Info(Shown):
             for name, value in self.attributes.items()
             if value is not None and name not in told
         ]
+
+    def to_command(self, out: str = "again.zarr") -> str:
+        """The command line that captures the same again, quoted for a shell.
+
+        Raises
+        ------
+        OutliersError
+            The store does not say enough.
+        """
+        sizes = Sizes(self.sequences, self.layers, self.sites, self.positions, self.features)
+        request = Request.of_store(self.attributes, sizes)
+        return shlex.join(["outliers", "capture", request.model, *request.to_words(), "--out", out])
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `outliers info --json` prints: strict JSON."""

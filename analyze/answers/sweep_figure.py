@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from analyze.display.figures import in_own_style
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -37,6 +39,7 @@ def steps(critical: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], n
     return magnitude, (critical.size - first).astype(np.int64)
 
 
+@in_own_style
 def sweep_figure(result: Sweep) -> Figure:
     """Count against magnitude as exact steps, and a heat map where two thresholds or more are swept.
 

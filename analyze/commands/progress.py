@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from analyze.types import Progress
 
@@ -15,7 +15,7 @@ _LINE_SECONDS = 5.0
 @contextmanager
 def shown(title: str) -> Iterator[Progress]:
     """Progress callback that shows what it is told; silent until there is something to tell."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         with _bar(title) as progress:
             yield progress
     else:
@@ -52,6 +52,7 @@ def _lines(title: str) -> Progress:
         now = time.monotonic()
         if now - last >= _LINE_SECONDS or finished == total:
             last = now
-            print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # nobody reads it any more, and the work goes on
+                print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
 
     return progress

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from analyze.comparison.cells import Row
 from analyze.comparison.result import Comparison, counted_otherwise
+from analyze.display.figures import in_own_style
 from analyze.display.text import parameters
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     return written
 
 
+@in_own_style
 def draw(rows: Sequence[Row], plan: Plan, criterion: str = "") -> Figure:
     """Draw rows of a comparison's table.
 

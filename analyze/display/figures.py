@@ -1,12 +1,16 @@
-"""Where a figure may go, and writing it."""
+"""How figures look, where one may go, and writing it: alike everywhere, whatever a user has set for their own."""
 
 from __future__ import annotations
 
+import functools
 import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.files import write_file
 from capture.store.output import output_file, output_path
 
@@ -15,6 +19,57 @@ if TYPE_CHECKING:
 
 
 SUFFIXES: Final = (".png", ".svg")
+
+Words = ParamSpec("Words")
+Drawn = TypeVar("Drawn")
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Matplotlib's own settings for a while: neither a matplotlibrc nor a style of the user's has a say.
+
+    Figures are made without pyplot and saved by the canvas of their format, so that no window's backend is asked.
+
+    Raises
+    ------
+    OutliersError
+        matplotlib cannot be imported for a file of settings that it cannot read.
+    """
+    _import_matplotlib()
+    import matplotlib
+
+    others = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+    with matplotlib.rc_context(others):
+        yield
+
+
+def _import_matplotlib() -> None:
+    """Import it even where MPLBACKEND names a backend that is not there, and say so where it cannot be."""
+    try:
+        import matplotlib
+    except ValueError:
+        backend = os.environ.pop("MPLBACKEND", None)
+        try:
+            import matplotlib  # noqa: F401
+        except ValueError as error:
+            raise OutliersError(
+                f"matplotlib cannot read its settings ({one_line(error)}); expected a matplotlibrc of its form; mend "
+                "or remove the one in this folder or in your home"
+            ) from error
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+
+
+def in_own_style(draw: Callable[Words, Drawn]) -> Callable[Words, Drawn]:
+    """Let a function draw within `own_style`."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Words.args, **kwargs: Words.kwargs) -> Drawn:
+        with own_style():
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def check_path(path: Path | str) -> Path:
@@ -33,12 +88,13 @@ def save(figure: Figure, path: Path | str) -> None:
     OutliersError
         Another suffix, no such folder, or a file that cannot be written.
     """
-    from matplotlib import rc_context
-
     path = check_path(path)
     # No date and no version inside, and no random names for the parts of an SVG.
     metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
     content = io.BytesIO()
-    with rc_context({"svg.hashsalt": "outlier-features"}):
+    with own_style():
+        import matplotlib
+
+        matplotlib.rcParams["svg.hashsalt"] = "outlier-features"
         figure.savefig(content, format=path.suffix.lower()[1:], dpi=150, metadata=metadata)
     write_file(path, content.getvalue())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from analyze.display.figures import in_own_style
 from analyze.portraits.drawing import (
     COLOURS,
     MARKERS,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _MOST_COLUMNS: Final = 512  # of a heat map: more are narrower than what a printer or a screen shows
 
 
+@in_own_style
 def portrait_figure(found: Portrait) -> Figure:
     """Layers by positions, magnitude by layer with its sign, the strongest tokens, and the rank among features.
 
@@ -53,6 +55,7 @@ def portrait_figure(found: Portrait) -> Figure:
     return figure
 
 
+@in_own_style
 def map_figure(found: FeatureMap) -> Figure:
     """Signed peaks of the strongest features by layers and sites, beside their critical magnitudes.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from analyze.display.figures import in_own_style
 from analyze.portraits.drawing import COLOURS, MARKERS, colour_map, signed_axis, signed_norm, signed_number, words
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _MOST_CELLS: Final = 240  # of a matrix whose values are printed
 
 
+@in_own_style
 def walk_figure(found: Walk) -> Figure:
     """Stream + contribution = stream after it, values printed in their cells; below, the feature at every norm.
 

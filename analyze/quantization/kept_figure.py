@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from analyze.display.figures import in_own_style
 from analyze.display.text import plain
 from analyze.quantization.columns import THRESHOLD
 from capture.store.schema import LAYER, SITE
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@in_own_style
 def kept_figure(kept: xr.DataArray) -> Figure:
     """Share of kept columns against the threshold: a panel for each site, a line for each layer.
 

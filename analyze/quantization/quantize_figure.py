@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 
+from analyze.display.figures import in_own_style
 from analyze.display.text import plain
 from analyze.quantization.result import KEYS, VARIANT, Quantization
 from capture.store.schema import LAYER, SITE
@@ -19,6 +20,7 @@ _LABELS: Final = {"error": "share of the squares lost", "output_error": "share o
 _MOST_ROWS: Final = 40  # variants that a heat map names
 
 
+@in_own_style
 def quantize_figure(result: Quantization) -> Figure:
     """Error against threshold where there are thresholds, else against bits; and error by layer and site as a heat map.
 

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from analyze.display.shown import Record, Shown
 from analyze.display.text import jsonable
 from analyze.quantization.schemes import scheme
+from analyze.quantization.variants import without_weights
 from capture.store.schema import LAYER, SITE
 
 VARIANT: Final = "variant"
@@ -130,7 +131,7 @@ class Quantization(Shown):
             ),
         ]
         if self.measure == "error":
-            pairs.append(("output error", "unknown: the store has no weight_norm; capture again to have it"))
+            pairs.append(("output error", f"unknown: {without_weights(self.table.attrs)}"))
         if self.left_out:
             pairs.append(("left out", f"{self.left_out:,} rows with values that are not finite"))
         if self.perplexity is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from analyze.display.text import plain
 from analyze.peaks.lookup import view_peaks
 from analyze.quantization.columns import checked_thresholds
 from analyze.quantization.errors import Variant
@@ -84,12 +86,18 @@ def _made(data: xr.Dataset, view: View, name: str, progress: Progress | None = N
     if kind == "hadamard":
         return Hadamard(name, random_signs(data.sizes[FEATURE], int(number)))
     if "weight_peak" not in data:
-        raise OutliersError(
-            f"transform {name} needs the weights' peaks, and the store has no weight_peak; capture again to have it"
-        )
+        raise OutliersError(f"transform {name} needs the weights' peaks, and {without_weights(data.attrs)}")
     return Smooth(
         name, smooth_scales(channel_maxima(data, view, progress), loaded(view.select(data)["weight_peak"]), number)
     )
+
+
+def without_weights(attributes: Mapping[str, Any]) -> str:
+    """Why a store has nothing about the weights, and what would help."""
+    reason = attributes.get("weights_left_out")
+    if reason is not None:
+        return f"the capture left them out ({plain(str(reason))}); capture the model from other weights"
+    return "the store has no weight_peak and weight_norm; capture again to have them"
 
 
 def channel_maxima(data: xr.Dataset, view: View, progress: Progress | None = None) -> Float32:

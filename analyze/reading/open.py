@@ -102,7 +102,7 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
 
     mark = opening_mark(location)
     digests, identity = None, store_id(attributes)
-    if identity is not None and "digest" in arrays:
+    if identity is not None and "digest" in arrays and not location.remote:  # a server would be asked for more files
         digests = Digests(StoredArray(location, "digest", labels, arrays["digest"], root_mark), identity)
     data = {}
     for name in wanted[len(COORDINATES) :]:

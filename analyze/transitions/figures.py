@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from analyze.display.figures import in_own_style
 from analyze.transitions.grid import CONVENTIONS, TransitionGrid
 from analyze.transitions.transition import Transition, axis_value
 
@@ -32,6 +33,7 @@ _TILES: Final = {
 }
 
 
+@in_own_style
 def transition_figure(results: Sequence[Transition]) -> Figure:
     """L% and S% of each family with its fits: one column a family, the verdict above.
 
@@ -108,6 +110,7 @@ def _ticks(axes: Axes, result: Transition, x: list[float]) -> None:
     axes.set_xticks(places, [axis_value(result.against, place) for place in places], fontsize=8)
 
 
+@in_own_style
 def transition_grid_figure(grid: TransitionGrid, outcome: str = "layers") -> Figure:
     """Does the phase transition survive the threshold: one tile for each verdict, one panel for each convention.
 

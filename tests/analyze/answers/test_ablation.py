@@ -132,7 +132,7 @@ def forged(**changes: Any) -> bytes:
     ("changes", "reason"),
     [
         ({"version": 2}, "version 2"),
-        ({"format": "other"}, "no record of an ablation"),
+        ({"format": "other"}, "no record of outlier-features ablation"),
         ({"criteria": {"magnitude": -1}}, "magnitude is -1"),
         ({"criteria": {"colour": 1}}, "TypeError"),
         ({"criteria": None}, "TypeError"),

@@ -94,8 +94,11 @@ def test_the_first_place_comes_in_the_order_in_which_the_model_computes(store: P
     }
     assert found.rescale == 8  # 5e5 / 8 = 62,500
     over = [(place.signal, place.layer, place.site) for place in found.places if not place.fits]
-    assert over == [("input", 2, "ln_attn"), ("input", 3, "ln_mlp"), ("output", 3, "ln_mlp")]  # outputs are halved
-    assert len(found.places) == 4 * 2 * 2
+    assert over == [  # outputs are halved; the model's last norm reads what the last sublayer did, and 1 more
+        *(("input", 2, "ln_attn"), ("input", 3, "ln_mlp"), ("output", 3, "ln_mlp")),
+        ("input", None, "final"),
+    ]
+    assert len(found.places) == 4 * 2 * 2 + 1
     assert fits(store, "bfloat16").fits
     assert fits(store, "bfloat16").rescale == 1
 
@@ -123,7 +126,9 @@ def test_values_that_are_no_numbers_fit_nowhere(tmp_path: Path) -> None:
 def test_every_place_against_a_plain_cast(store: Path, name: str) -> None:
     data = open_store(store)
     for place in fits(store, name).places:
-        values = data[f"norm_{place.signal}"].sel(layer=place.layer, site=place.site).values
+        final = place.layer is None
+        variable = data["final_input" if final else f"norm_{place.signal}"]
+        values = variable.values if final else variable.sel(layer=place.layer, site=place.site).values
         with np.errstate(over="ignore"):
             assert place.fits == bool(np.isfinite(values.astype(FLOATS[name])).all())
         assert place.magnitude == np.abs(values).max()
@@ -180,7 +185,7 @@ def test_the_command_prints_what_the_function_finds(
     words = ["--threshold", "1:3:1", "--csv", str(tmp_path / "p.csv"), "--plot", str(tmp_path / "k.svg")]
     assert main(["fits", str(store), *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == fits(store, thresholds=(1, 2, 3)).to_dict()
-    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 16
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 17
     assert (tmp_path / "k.svg").stat().st_size > 1000
     assert main(["fits", str(store)]) == 0
     printed = capsys.readouterr().out

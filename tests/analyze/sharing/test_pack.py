@@ -26,7 +26,6 @@ from analyze import find_outliers, open_store
 from analyze.answers.ablation import read_ablations
 from analyze.cli import main
 from analyze.question.criteria import Criteria
-from analyze.sharing import files as entries_module
 from analyze.sharing.pack import pack
 from analyze.sharing.unpack import unpack
 from capture.errors import OutliersError
@@ -253,7 +252,7 @@ def test_what_cannot_be_packed(store: Path, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OutliersError, match="is no file, so --overwrite leaves it"):
         pack(store, out, overwrite=True)
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(entries_module.shutil, "disk_usage", lambda folder: usage(1000))
+    monkeypatch.setattr("capture.store.files.shutil.disk_usage", lambda folder: usage(1000))
     with pytest.raises(OutliersError, match="has 0.0 MB free"):
         pack(store, tmp_path / "b.zarr.zip")
     assert {path.name for path in tmp_path.iterdir()} == {"u.zarr", "s.zarr", "text", "a.zarr.zip"}
@@ -420,7 +419,7 @@ def test_what_cannot_be_unpacked(store: Path, tmp_path: Path, monkeypatch: pytes
     (out / "nll" / "c.0.0").write_text("damaged")
     assert files(unpack(sound, out, overwrite=True)) == content
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(entries_module.shutil, "disk_usage", lambda folder: usage(1000))
+    monkeypatch.setattr("capture.store.files.shutil.disk_usage", lambda folder: usage(1000))
     with pytest.raises(OutliersError, match="has 0.0 MB free"):
         unpack(sound, tmp_path / "v.zarr")
 

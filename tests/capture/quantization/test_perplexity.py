@@ -17,6 +17,7 @@ from analyze.cli import main  # noqa: E402
 from analyze.quantization.errors import Variant  # noqa: E402
 from analyze.quantization.schemes import scheme  # noqa: E402
 from analyze.quantization.transforms import Plain  # noqa: E402
+from analyze.quantization.variants import asked_variants, outputs_view  # noqa: E402
 from capture.quantization.perplexity import quantize_with_perplexity  # noqa: E402
 from capture.store.schema import QUANTIZATION  # noqa: E402
 from capture.store.verify import verify  # noqa: E402
@@ -46,12 +47,16 @@ def hooked(checkpoint: Path, ids: np.ndarray, variant: Variant | None, layers: t
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        return torch.from_numpy(variant.applied(output[0].numpy(), (0, 0)))[None] if variant is not None else output
+    def hook(place: tuple[int, int]) -> Any:
+        def edit(_: Any, __: Any, output: Any) -> Any:
+            return torch.from_numpy(variant.applied(output[0].numpy(), place))[None] if variant is not None else output
 
-    for layer in layers:
-        for norm in (model.model.layers[layer].input_layernorm, model.model.layers[layer].post_attention_layernorm):
-            norm.register_forward_hook(hook)
+        return edit
+
+    for number, layer in enumerate(layers):
+        block = model.model.layers[layer]
+        block.input_layernorm.register_forward_hook(hook((number, 0)))
+        block.post_attention_layernorm.register_forward_hook(hook((number, 1)))
     losses = []
     with torch.inference_mode():
         for row in ids:
@@ -76,6 +81,17 @@ def test_perplexities_are_those_of_plain_hooks(store: Path, checkpoint: Path) ->
     rows = found.rows_for_all
     expected = spearmanr([row[found.measure] for row in rows], [row["perplexity"] for row in rows])
     assert rank == {"spearman": expected.statistic, "p_value": expected.pvalue, "schemes": 4}
+
+
+def test_transforms_are_at_work_in_the_model(store: Path, checkpoint: Path) -> None:
+    data = open_store(store)
+    names = ["hadamard", "smooth:0.5"]
+    found = quantize_with_perplexity(store, ["int4-token"], transforms=names)
+    variants = asked_variants(data, outputs_view(None, data), ["int4-token"], (), names, None)
+    assert found.measure == "output_error"  # the capture measured the weights
+    for row, variant in zip(found.rows_for_all, variants, strict=True):
+        assert row["transform"] == variant.transform.name
+        assert row["perplexity"] == pytest.approx(hooked(checkpoint, data["token_id"].values, variant), rel=1e-3)
 
 
 def test_only_what_is_new_is_run_and_the_store_stays_sound(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

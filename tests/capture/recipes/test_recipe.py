@@ -64,6 +64,29 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         recipe.chosen(["gpt"])
 
 
+def test_each_revision_is_an_entry_with_a_name_of_its_own(tmp_path: Path) -> None:
+    text = """
+        [[models]]
+        model = "Org/Pythia-410M"
+        revisions = ["step1000", "refs/pr/1"]
+        [[models]]
+        model = "Org/Pythia-410M"
+        revision = "step0"
+        [[models]]
+        model = "Org/Pythia-410M"
+        name = "P"
+        revisions = ["step0"]
+        """
+    entries = read_recipe(write(tmp_path, text)).entries
+    assert [(entry.name, entry.request.revision) for entry in entries] == [
+        ("pythia-410m-step1000", "step1000"),
+        ("pythia-410m-refs-pr-1", "refs/pr/1"),
+        ("pythia-410m-step0", "step0"),
+        ("P-step0", "step0"),
+    ]
+    assert {entry.request.model for entry in entries} == {"Org/Pythia-410M"}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -87,7 +110,7 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         ("[[models]]\nmodel = 'm'\nraw = 'all'", "raw = 'all' is not known; expected one of input, output, both, none"),
         ("[[models]]\nmodel = 'm'\ndtype = 'int4'", "dtype = 'int4' is not known; expected one of auto, float32"),
         ("[[models]]\nmodel = 'm'\nout = '/etc'", "the key 'out' is not known"),
-        ("[defaults]\nmodel = 'm'", "[defaults]: the key 'model' is not known; expected one of text, field"),
+        ("[defaults]\nmodel = 'm'", "[defaults]: the key 'model' is not known; expected one of revision, text, field"),
         ("[defaults]\ncompression = 'zip'\n[[models]]\nmodel = 'm'", "[defaults]: compression = 'zip' is not known"),
         ("[[models]]\nmodel = 'm'\n[[models]]\nmodel = 'org/M'", "number 2: the name 'm' is that of number 1 too"),
         ("[[models]]\nmodel = 'm'\nname = '../x'", "name = '../x' cannot name a store"),
@@ -96,6 +119,13 @@ def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> N
         ("[[models]]\nmodel = 'm'\nname = 'a\\nb'", "cannot name a store"),
         ('[[models]]\nmodel = "m"\nname = "a\\n"', "cannot name a store"),
         ("[[models]]\nmodel = 'org/ü'", "name = 'ü' cannot name a store"),
+        ("[[models]]\nmodel = 'm'\nrevisions = 'a'", "revisions = 'a'; expected a list"),
+        ("[[models]]\nmodel = 'm'\nrevisions = [1]", "revisions has 1; expected a string"),
+        ("[[models]]\nmodel = 'm'\nrevisions = ['']", "revisions has '' is empty"),
+        ("[[models]]\nmodel = 'm'\nrevisions = ['a', 'a']", "expected each of one or more once"),
+        ("[[models]]\nmodel = 'm'\nrevisions = []", "expected each of one or more once"),
+        ("[[models]]\nmodel = 'm'\nrevision = 'b'\nrevisions = ['a']", "no key revision beside it"),
+        ("[[models]]\nmodel = 'm'\nrevisions = ['a', 'A']", "the name 'm-A' is that of number 1 too"),
         ("[analysis]\npresets = 'study'\n[[models]]\nmodel = 'm'", "[analysis]: presets = 'study'; expected a list"),
         (
             "[analysis]\npresets = ['mine']\n[[models]]\nmodel = 'm'",

@@ -17,10 +17,13 @@ from capture.sites.place import find_sites  # noqa: E402
 from tests.architectures import ARCHITECTURES, HIDDEN  # noqa: E402
 
 # Written from the modeling code: the first maps of mixers, then those of feed-forward parts, routers included.
-MIXER = r"(q_proj|k_proj|v_proj|query_key_value|c_attn|qkv_proj|Wqkv|q_a_proj|kv_a_proj_with_mqa|in_proj\w*)\.weight"
+MIXER = (
+    r"(q_proj|k_proj|v_proj|v_proj_current|v_proj_delayed|query_key_value|c_attn|qkv_proj|Wqkv|q_a_proj|kv_a_proj_with_mqa"
+    r"|in_proj\w*|query|key|value|output_gate)\.weight"
+)
 FEED_FORWARD = (
-    r"((gate_proj|up_proj|gate_up_proj|gate|router|router\.layer|shared_expert_gate|c_fc|fc1|fc_in|dense_h_to_4h)"
-    r"\.weight|experts\.gate_up_proj|experts\.mlp\.(w1|v1))"
+    r"((gate_proj|up_proj|gate_up_proj|gate|gate\.down_proj|router|router\.layer|shared_expert_gate|c_fc|fc_in"
+    r"|(?<!router_mlp\.)fc1|dense_h_to_4h|intermediate\.dense)\.weight|experts\.(gate_)?up_proj|experts\.mlp\.(w1|v1))"
 )
 FIRST_AXIS = {"gpt2": r"c_attn|c_fc"}  # Conv1D multiplies from the right
 MIDDLE_AXIS = {"gpt_oss": r"experts", "llama4_text": r"experts"}  # (expert, feature, output)
@@ -28,7 +31,7 @@ MIDDLE_AXIS = {"gpt_oss": r"experts", "llama4_text": r"experts"}  # (expert, fea
 
 def named(name: str, model: Any, block: str, part: str) -> list[np.ndarray]:
     """Matrices (output, feature) of a block that read one of its norms."""
-    pattern = {"attn": MIXER, "mlp": FEED_FORWARD}[part]
+    pattern = {"attn": MIXER, "mlp": FEED_FORWARD, "block": f"({MIXER}|{FEED_FORWARD})"}[part]
     found = []
     for path, parameter in model.get_submodule(block).named_parameters():
         if parameter.dim() < 2 or not re.search(rf"(^|\.){pattern}$", path):
