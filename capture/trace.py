@@ -105,7 +105,8 @@ class Peaks:
         """`layer_low` and `layer_high`, (sequence, 2, layer, site, feature), in one tensor."""
         cells = list(np.ndindex(*self._grid))
         low, high = (_stacked([kind[cell] for cell in cells]) for kind in (self._low, self._high))
-        return torch.stack([low, high], dim=1).unflatten(2, self._grid)
+        both: torch.Tensor = torch.stack([low, high], dim=1).unflatten(2, self._grid)
+        return both
 
     @property
     def nonfinite_count(self) -> torch.Tensor:
@@ -113,7 +114,10 @@ class Peaks:
         if not self._careful:
             peak = self.position_peak
             return torch.zeros(len(peak), *self._grid, dtype=torch.int64, device=peak.device)
-        return _stacked([self._count[cell] for cell in np.ndindex(*self._grid)]).unflatten(1, self._grid)
+        counts: torch.Tensor = _stacked([self._count[cell] for cell in np.ndindex(*self._grid)]).unflatten(
+            1, self._grid
+        )
+        return counts
 
 
 def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
