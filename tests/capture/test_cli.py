@@ -110,8 +110,8 @@ def test_without_torch_capture_says_what_to_install(
         (["--batch-size", "0"], "--batch-size 0 is too small"),
         (["--compression", "zip"], "--compression zip is not known"),
         (["--dtype", "int4"], "--dtype int4 is not known"),
-        (["--sequences", "131073"], "exceed what a store holds"),
-        (["--sequences", "131073", "--raw", "none"], "exceed what a store holds"),
+        (["--sequences", "131073", "--length", "8"], "exceed what a store holds"),
+        (["--sequences", "131073", "--length", "8", "--raw", "none"], "exceed what a store holds"),
     ],
 )
 def test_estimate_refuses_what_capture_refuses(
