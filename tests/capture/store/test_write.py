@@ -72,7 +72,7 @@ def test_xarray_alone_reads_the_store(tmp_path: Path, raw: str, compression: str
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dataset = xr.open_zarr(path)
-    assert set(dataset.data_vars) == set(stored_variables(raw, ["norm_bias", *FINAL_PEAKS]))
+    assert set(dataset.data_vars) == set(stored_variables(raw, ["norm_bias", *FINAL_PEAKS, "digest"]))
     vocabulary = xr.open_zarr(path, group="vocabulary")
     assert dict(zip(vocabulary.id.values.tolist(), vocabulary.text.values.tolist(), strict=True)) == TEXT
     assert list(dataset.signal.values) == ["input", "output"]
@@ -121,7 +121,7 @@ def test_a_thousand_sequences_of_eighty_sites_need_few_files(tmp_path: Path) -> 
     sizes = Sizes(sequences=1000, layers=40, sites=("ln_attn", "ln_mlp"), positions=2, features=2)
     make(tmp_path / "s.zarr", sizes, raw="both")
     writer = write.StoreWriter(tmp_path / "s.zarr")
-    names = (*RAW_VARIABLES["both"], *PER_SEQUENCE, "done")
+    names = (*RAW_VARIABLES["both"], *PER_SEQUENCE, "digest", "done")
     files = {writer.file(name, number) for name in names for number in range(1000)}
     assert len(files) < 6000
 
@@ -161,7 +161,8 @@ def test_done_is_set_after_everything_else(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(AtomicFile, "commit", commit)
     write.write_sequence(tmp_path / "s.zarr", 0, arrays(SIZES, "input", 0))
     assert order[-1] == "done"
-    assert set(order[:-1]) == {*RAW_VARIABLES["input"], *PER_SEQUENCE}
+    assert order[-2] == "digest"
+    assert set(order[:-2]) == {*RAW_VARIABLES["input"], *PER_SEQUENCE}
 
 
 def test_a_flag_is_set_beside_lost_ones_and_never_beside_damaged_ones(tmp_path: Path) -> None:
