@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from analyze.answers.records import read_text, sealed, unsealed
+from analyze.answers.records import read_text, refuse_foreign, sealed, unsealed
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
@@ -268,7 +268,7 @@ def read_ablations(store: Path | str) -> list[Ablation]:
     if found:
         owner = read_metadata(Folder(Path(store)))
         for file, ablation in zip(files, found, strict=True):
-            refuse_foreign(file, ablation, owner.attributes, owner.arrays["norm_weight"].shape[-1])
+            check_owner(file, ablation, owner.attributes, owner.arrays["norm_weight"].shape[-1])
     return sorted(found, key=lambda ablation: (len(ablation.features), ablation.site, str(ablation.criteria)))
 
 
@@ -289,7 +289,7 @@ def read_ablation(file: Path) -> Ablation:
         ) from error
 
 
-def refuse_foreign(file: Path, ablation: Ablation, attributes: Mapping[str, Any], hidden_size: int) -> None:
+def check_owner(file: Path, ablation: Ablation, attributes: Mapping[str, Any], hidden_size: int) -> None:
     """Refuse the record of another store.
 
     Parameters
@@ -302,8 +302,5 @@ def refuse_foreign(file: Path, ablation: Ablation, attributes: Mapping[str, Any]
     OutliersError
         It is one.
     """
-    if store_id(ablation.attributes) != store_id(attributes) or ablation.hidden_size != hidden_size:
-        raise OutliersError(
-            f"{file} is the record of another store, not of the one that it lies in; move it away, and run "
-            "outliers ablate again"
-        )
+    own = store_id(ablation.attributes), ablation.hidden_size
+    refuse_foreign(file, own, (store_id(attributes), hidden_size), "ablate")

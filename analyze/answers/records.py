@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from capture.errors import OutliersError
 from capture.store.files import read_plain
 
 _LARGEST: Final = 2**26  # bytes of a record
@@ -49,6 +50,27 @@ def unsealed(text: str, form: str, version: int) -> dict[str, Any]:
     if content.get("version") != version:
         raise ValueError(f"it has version {content.get('version')}, and this release reads {version}")
     return _checked(content, text)
+
+
+def refuse_foreign(file: Path, record: tuple[Any, ...], store: tuple[Any, ...], command: str) -> None:
+    """Refuse a record that was made for another store than the one it lies in.
+
+    Parameters
+    ----------
+    file : where the record is
+    record, store : what tells the two stores apart, the `store_id` first
+    command : that makes such records
+
+    Raises
+    ------
+    OutliersError
+        It was.
+    """
+    if record != store:
+        raise OutliersError(
+            f"{file} is the record of another store, not of the one that it lies in; move it away, and run "
+            f"outliers {command} again"
+        )
 
 
 def any_unsealed(text: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.answers.ablation import SITE_CHOICES, Ablation, read_ablation, refuse_foreign
+from analyze.answers.ablation import SITE_CHOICES, Ablation, check_owner, read_ablation
 from analyze.answers.find import find_outliers
 from analyze.peaks.counted import lengths
 from analyze.question.criteria import Criteria
@@ -117,7 +117,7 @@ def ablate(
     file = folder / f"{question.key}.json"
     if file.is_file() and not overwrite:
         known = read_ablation(file)
-        refuse_foreign(file, known, dataset.attrs, dataset.sizes[FEATURE])
+        check_owner(file, known, dataset.attrs, dataset.sizes[FEATURE])
         return known
     if not os.access(path, os.W_OK):
         raise OutliersError(f"{path} cannot be written, and the result is kept there; copy the store, or its model")

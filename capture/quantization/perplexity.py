@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 
+from analyze.answers.records import refuse_foreign
 from analyze.peaks.counted import lengths
 from analyze.quantization.errors import Variant
 from analyze.quantization.quantize import quantize
 from analyze.quantization.record import PLAIN, Predictions, read_predictions, record_file
-from analyze.quantization.result import VARIANT, Quantization
+from analyze.quantization.result import Quantization
 from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
 from analyze.reading.lazy import loaded as values_of
@@ -28,6 +29,7 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.files import write_file
+from capture.store.identity import STORE_ID, store_id
 from capture.store.schema import SEQUENCE, SITE
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ def quantize_with_perplexity(
     if file.parent.is_symlink() or (file.parent.exists() and not file.parent.is_dir()):
         raise OutliersError(f"{file.parent} is a link or no folder, and results are kept in the store; remove it")
     known = read_predictions(file) if file.is_file() and not overwrite else None
+    if known is not None:
+        refuse_foreign(file, (store_id(known.attributes),), (store_id(data.attrs),), "quantize --perplexity")
     if known is None or any(variant.label not in known.nll for variant in variants):
         if not os.access(path, os.W_OK):
             raise OutliersError(f"{path} cannot be written, and the result is kept there; copy the store")
@@ -99,9 +103,7 @@ def quantize_with_perplexity(
         known = _Run(path, data, chosen, loaded, _placed(targets, data, chosen)).predictions(
             variants, known, file, progress
         )
-    perplexities = [known.perplexity(variant.label) for variant in variants]
-    table = found.table.assign(perplexity=(VARIANT, perplexities))
-    return replace(found, table=table, perplexity=known.perplexity(PLAIN))
+    return found.with_predictions(known, [variant.label for variant in variants])
 
 
 def _placed(targets: list[Target], data: xr.Dataset, view: View) -> list[tuple[Target, tuple[int, int]]]:
@@ -130,6 +132,7 @@ class _Run:
         own = ("model_id", "model_revision", "compute_dtype", "weight_quantisation", "attention_implementation")
         return {
             **{name: self.loaded.attributes[name] for name in own},
+            **{name: value for name, value in self.data.attrs.items() if name == STORE_ID},
             "device": str(self.loaded.model.device),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
