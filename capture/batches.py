@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capture.models.load import Loaded
+from capture.models.placement import input_device
 from capture.pipeline import Pipeline, writing_threads
 from capture.progress import Reporter
 from capture.sites.place import SiteMap
@@ -100,7 +101,7 @@ def capture_sequences(
     batches = [batch for batch in equal_batches(mine, store.length, batch_size) if not done[batch].all()]
     reporter.start(len(mine), int(done[list(mine)].sum()))
     wanted = frozenset(RAW_VARIABLES[store.raw])
-    device = loaded.model.device.type
+    device = input_device(loaded.model).type
     current: list[BatchWriter] = []
     try:
         # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.

@@ -30,6 +30,7 @@ from analyze.types import Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
+from capture.models.placement import input_device
 from capture.store.files import AtomicFile
 from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
@@ -199,7 +200,7 @@ class _Experiment:
         own = ("model_id", "model_revision", "compute_dtype", "weight_quantisation", "attention_implementation")
         return {
             **{name: self.loaded.attributes[name] for name in own},
-            "device": str(self.loaded.model.device),
+            "device": str(input_device(self.loaded.model)),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
 

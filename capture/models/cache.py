@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capture.models.load import OFFLINE_MODEL
 from capture.models.random_weights import is_random
+from capture.models.source import OFFLINE_MODEL
 
 if TYPE_CHECKING:
     from huggingface_hub import DeleteCacheStrategy

@@ -12,7 +12,8 @@ from huggingface_hub import constants
 
 from analyze import open_store
 from capture.errors import OutliersError
-from capture.models.load import cached_commit, find_source, load_model
+from capture.models.load import load_model
+from capture.models.source import cached_commit, find_source
 from capture.run import capture
 from tests.hub import COMMIT, connect, serving
 

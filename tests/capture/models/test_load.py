@@ -16,8 +16,9 @@ import huggingface_hub
 import torch
 
 from capture.errors import OutliersError
-from capture.models import load
-from capture.models.load import find_source, load_config, load_model
+from capture.models import source
+from capture.models.load import load_config, load_model
+from capture.models.source import find_source
 from tests.architectures import ARCHITECTURES
 from tests.conftest import tiny_llama
 
@@ -42,7 +43,7 @@ def test_a_hub_id_is_loaded_at_its_present_commit(monkeypatch: pytest.MonkeyPatc
 
 def test_offline_a_cached_model_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refusal(OSError("no route to host")))
-    monkeypatch.setattr("capture.models.load.cached_commit", lambda _: "c0ffee")
+    monkeypatch.setattr("capture.models.source.cached_commit", lambda _: "c0ffee")
     assert find_source("Qwen/Qwen3-8B").arguments() == {"revision": "c0ffee", "local_files_only": True}
 
 
@@ -62,7 +63,7 @@ def test_the_offline_model_is_the_gguf_file_of_its_package() -> None:
 
 
 def test_without_its_package_the_offline_model_is_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(source.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: Info)
     assert find_source("smollm2-135m").model == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
