@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
+from capture.models.load import Loaded
+from capture.models.placement import input_device
 from capture.pipeline import Pipeline, widen, writing_threads
 from capture.progress import Reporter
 from capture.store.schema import RAW_VARIABLES
@@ -193,7 +195,7 @@ def capture_sequences(
     # where a capture was interrupted, for the last bits of the values can.
     batches = [batch for batch in equal_batches(mine, store.length, batch_size) if not done[batch].all()]
     reporter.start(len(mine), int(done[list(mine)].sum()))
-    device = loaded.model.device.type
+    device = input_device(loaded.model).type
     current: deque[BatchWriter] = deque()
     try:
         # Sequences are made durable beside the next forward passes, `_BEHIND` batches behind and no further.

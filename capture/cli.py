@@ -105,6 +105,9 @@ def capture_command(
     batch_size: BatchSize = 1,
     dtype: Dtype = "auto",
     device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
+    max_memory: Annotated[
+        str | None, typer.Option(help="What auto may put where: 0=20GiB,cpu=60GiB; the rest stays on disk.")
+    ] = None,
     raw: Raw = "input",
     part: Annotated[str, typer.Option(help="I/K: capture only the I-th of K disjoint shares.")] = "1/1",
     overwrite: Annotated[

@@ -75,6 +75,7 @@ class Request:
     batch_size: int = _option(int, 1, least=1)
     dtype: str = _option(str, "auto", choices=("auto", *COMPUTE_DTYPES), recorded="compute_dtype")
     device: str = _option(str, "auto")
+    max_memory: str | None = _option(str, None)
     raw: str = _option(str, "input", choices=RAW_CHOICES, recorded="raw")
     compression: str = _option(str, "fast", choices=tuple(COMPRESSION), recorded="compression")
     bos: bool | None = _option(bool, None, recorded="bos")

@@ -19,6 +19,7 @@ from capture.errors import OutliersError, advice
 from capture.estimate import store_bytes
 from capture.models.limits import check_length
 from capture.models.load import Loaded, describe_model
+from capture.models.placement import input_device
 from capture.progress import Reporter, Silence
 from capture.request import Request
 from capture.store.create import StoreExistsError, create
@@ -60,6 +61,7 @@ def capture(
     batch_size: int = 1,
     dtype: str = "auto",
     device: str = "auto",
+    max_memory: str | None = None,
     raw: str = "input",
     part: tuple[int, int] = (1, 1),
     overwrite: bool = False,
@@ -84,7 +86,7 @@ def capture(
     sequences, length : number of token blocks, and tokens in each; of documents the most
     batch_size : sequences that go through the model together, if they are equally long; no effect on values beyond
         floating-point noise
-    dtype, device : as for `capture.models.load.load_model`
+    dtype, device, max_memory : as for `capture.models.load.load_model`
     raw : activations to keep: `input`, `output`, `both`, or `none` for peaks alone
     part : (i, k), capture only the i-th of k disjoint shares, counted from 1
     overwrite : replace an existing store, which stays until its successor is finished
@@ -264,7 +266,7 @@ def _site_attributes(placed: SiteMap) -> dict[str, Any]:
 def _circumstances(loaded: Loaded) -> dict[str, Any]:
     command = command_line()
     return {
-        "device": str(loaded.model.device),
+        "device": str(input_device(loaded.model)),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _LIBRARIES},

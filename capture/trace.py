@@ -14,6 +14,7 @@ import torch
 from nnsight import Envoy
 
 from capture.errors import OutliersError
+from capture.models.placement import input_device
 from capture.store.schema import SIGNALS
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ def trace_batch(
         return by_position(values, ids.shape, site.module)
 
     # nnsight wraps what is raised inside a trace in its own exception types: keep the original and end the pass.
-    with torch.inference_mode(), traced.trace(input_ids=tokens, use_cache=False) as tracer:
+    device = input_device(traced)
+    with torch.inference_mode(), traced.trace(input_ids=tokens.to(device), use_cache=False) as tracer:
         in_order = sites.sites  # nnsight cannot trace a block that begins with `try`
         try:
             for site in in_order:

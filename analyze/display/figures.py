@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,8 @@ def _import_matplotlib() -> None:
         import matplotlib
     except ValueError:
         backend = os.environ.pop("MPLBACKEND", None)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # what the attempt left is no whole package
         try:
             import matplotlib  # noqa: F401
         except ValueError as error:

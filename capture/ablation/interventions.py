@@ -13,6 +13,7 @@ import torch
 
 from analyze.types import Float64
 from capture.errors import OutliersError
+from capture.models.placement import input_device
 from capture.sites.blocks import received, tensor_keys
 from capture.sites.probe import Call, Key, probe
 from capture.trace import envoy, token_nll
@@ -104,7 +105,7 @@ def _edited(inputs: Any, target: Target, edit: Edit) -> tuple[tuple[Any, ...], d
 @contextlib.contextmanager
 def _pass(traced: NNsight, ids: npt.NDArray[np.int32]) -> Iterator[dict[str, torch.Tensor]]:
     """Keyword arguments of a pass over token ids, in inference mode."""
-    device = traced.get_input_embeddings().weight.device
+    device = input_device(traced)
     with torch.inference_mode():
         yield {"input_ids": torch.from_numpy(ids.astype(np.int64)).to(device)}
 

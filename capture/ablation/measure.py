@@ -28,6 +28,7 @@ from analyze.types import Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
+from capture.models.placement import input_device
 from capture.store.files import AtomicFile
 from capture.store.identity import STORE_ID
 from capture.store.privacy import command_line
@@ -202,7 +203,7 @@ class _Experiment:
         return {
             **{name: self.loaded.attributes[name] for name in own},
             **{name: value for name, value in self.dataset.attrs.items() if name == STORE_ID},
-            "device": str(self.loaded.model.device),
+            "device": str(input_device(self.loaded.model)),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +10,7 @@ from capture.errors import OutliersError
 from capture.models.commits import remember
 from capture.models.failures import told
 from capture.models.files import check_folder
-from capture.models.placement import torch_device
+from capture.models.placement import memory_limits, placed_where, torch_device
 from capture.models.provenance import commit_or_digest, quantisation
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
 from capture.models.retry import patiently
@@ -74,7 +73,8 @@ def load_config(
         The model is unknown, or the hub cannot be reached.
     """
     reporter = Silence() if reporter is None else reporter
-    return _configuration(model, find_source(model, reporter, revision=revision), trust_remote_code, reporter)
+    source = find_source(model, reporter, revision=revision, configuration_alone=True)
+    return _configuration(model, source, trust_remote_code, reporter)
 
 
 def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
@@ -98,7 +98,7 @@ class Description:
     name, source : as the user named it, and where its files are
     tokenizer : its Hugging Face tokenizer
     config : its configuration; None for a GGUF file, which takes as long to parse for it as for the weights
-    dtype, device, trust_remote_code, reporter : as for `load_model`
+    dtype, device, max_memory, trust_remote_code, reporter : as for `load_model`
     """
 
     name: str
@@ -107,6 +107,7 @@ class Description:
     config: Any
     dtype: str
     device: str
+    max_memory: str | None
     trust_remote_code: bool
     reporter: Reporter
 
@@ -121,6 +122,7 @@ def describe_model(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    max_memory: str | None = None,
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
 ) -> Description:
@@ -131,8 +133,12 @@ def describe_model(
     if dtype not in DTYPES:
         raise OutliersError(f"--dtype {dtype} is not known; expected one of {', '.join(DTYPES)}")
     torch_device("cpu" if device == "auto" else device)
+    if max_memory is not None:
+        memory_limits(max_memory)
+        if device != "auto" or is_random(model):
+            raise OutliersError("--max-memory was given; expected it with --device auto and a checkpoint; leave it out")
     reporter = Silence() if reporter is None else reporter
-    source = find_source(model, reporter, revision=revision)
+    source = find_source(model, reporter, revision=revision, configuration_alone=is_random(model))
     if source.model.endswith(".json") and not is_random(model):
         raise OutliersError(
             f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
@@ -146,7 +152,7 @@ def describe_model(
         if source.gguf is None and Path(source.model).is_dir():
             check_folder(Path(source.model))
         tokenizer = _load_tokenizer(model, source, trust_remote_code, reporter)
-    return Description(model, source, tokenizer, config, dtype, device, trust_remote_code, reporter)
+    return Description(model, source, tokenizer, config, dtype, device, max_memory, trust_remote_code, reporter)
 
 
 def load_model(
@@ -155,6 +161,7 @@ def load_model(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    max_memory: str | None = None,
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
 ) -> Loaded:
@@ -165,6 +172,7 @@ def load_model(
     model, revision : as for `find_source`
     dtype : `auto` is the checkpoint's own (float32 for GGUF files, whose weights stay packed)
     device : `auto` spreads over all GPUs where there are any, else uses the CPU; or a torch device such as `cuda:1`
+    max_memory : how much `auto` may put where, as for `memory_limits`; the rest is read from disk in each pass
     reporter : is told where the hub keeps one waiting
 
     Raises
@@ -173,7 +181,7 @@ def load_model(
         The model is unknown or cannot be loaded, or the device is not there.
     """
     how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "reporter": reporter}
-    described = describe_model(model, revision=revision, dtype=dtype, device=device, **how)
+    described = describe_model(model, revision=revision, dtype=dtype, device=device, max_memory=max_memory, **how)
     return described.load()
 
 
@@ -182,9 +190,15 @@ def _load_weights(described: Description) -> Loaded:
     import torch
     from transformers.utils import logging
 
+    from capture.models.traced import traced
+
     model, source, dtype, device = described.name, described.source, described.dtype, described.device
     logging.disable_progress_bar()
-    placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" and torch.cuda.is_available() else {}
+    placement: dict[str, Any] = {}
+    if device == "auto" and (torch.cuda.is_available() or described.max_memory is not None):
+        placement["device_map"] = "auto"
+        if described.max_memory is not None:
+            placement["max_memory"] = memory_limits(described.max_memory)
     options: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
     if source.gguf is not None and dtype == "auto":
         options = {}
@@ -197,7 +211,9 @@ def _load_weights(described: Description) -> Loaded:
             f"the checkpoint of {model} lacks {len(lacking)} weights that {type(network).__name__} has, such as "
             f"{lacking[0]}; expected a whole checkpoint; download or save it again"
         )
-    if not placement:
+    if placement:
+        described.reporter.say(f"the weights of {model} lie where there is room: {placed_where(network)}")
+    else:
         network.to(torch_device("cpu" if device == "auto" else device))
     network.eval()
     network.requires_grad_(False)
@@ -210,15 +226,7 @@ def _load_weights(described: Description) -> Loaded:
         "weight_quantisation": quantisation(source.gguf, described.config, network.config),
         **_computation(network),
     }
-    return Loaded(network, _traced(network), described.tokenizer, attributes)
-
-
-def _traced(network: Any) -> NNsight:
-    from nnsight import NNsight
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of names that it renames for itself; `capture.trace` knows them
-        return NNsight(network)
+    return Loaded(network, traced(network), described.tokenizer, attributes)
 
 
 def _computation(network: Any) -> dict[str, Any]:
@@ -234,6 +242,8 @@ def _load_random(described: Description) -> Loaded:
     """The configuration's network with random weights, under a name and with attributes that say so."""
     import torch
 
+    from capture.models.traced import traced
+
     device = described.device
     target = torch_device(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     config, trusted = described.config, described.trust_remote_code
@@ -246,7 +256,7 @@ def _load_random(described: Description) -> Loaded:
         **random_attributes(config, target),
         **_computation(network),
     }
-    return Loaded(network, _traced(network), described.tokenizer, attributes)
+    return Loaded(network, traced(network), described.tokenizer, attributes)
 
 
 def _load_tokenizer(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:

@@ -14,6 +14,7 @@ from capture.models.failures import load_error
 from capture.models.files import check_configuration, check_gguf
 from capture.models.random_weights import PREFIX
 from capture.models.retry import patiently
+from capture.models.shipped import shipped_configuration
 from capture.progress import Reporter, Silence
 
 OFFLINE_MODEL: Final = "smollm2-135m"
@@ -43,7 +44,13 @@ class Source:
         return dict(self.options) if self.gguf is None else {"gguf_file": self.gguf}
 
 
-def find_source(model: str, reporter: Reporter | None = None, *, revision: str | None = None) -> Source:
+def find_source(
+    model: str,
+    reporter: Reporter | None = None,
+    *,
+    revision: str | None = None,
+    configuration_alone: bool = False,
+) -> Source:
     """Find what a model's name on the command line stands for.
 
     Parameters
@@ -53,6 +60,7 @@ def find_source(model: str, reporter: Reporter | None = None, *, revision: str |
         file is a configuration without weights; `random:` before any of these takes the configuration alone.
     reporter : is told where the hub keeps one waiting
     revision : branch, tag or commit of a model on the hub; None for its branch `main`
+    configuration_alone : whether nothing else is wanted; then one that the package ships will do without the hub
 
     Raises
     ------
@@ -60,11 +68,12 @@ def find_source(model: str, reporter: Reporter | None = None, *, revision: str |
         A path that does not exist, a folder without a configuration, a hub id or a revision that cannot be reached,
         or a revision of what is not on the hub.
     """
+    reporter = Silence() if reporter is None else reporter
     model = model.removeprefix(PREFIX)
     source = _local_source(model)
     if source is None:
         repository = OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model
-        return _hub_source(repository, revision, Silence() if reporter is None else reporter)
+        return _hub_source(repository, revision, reporter, configuration_alone)
     if revision is not None:
         raise OutliersError(
             f"--revision {revision} was given, and {model} is no model of the hub, which alone has revisions; "
@@ -105,7 +114,7 @@ def _local_source(model: str) -> Source | None:
     return None
 
 
-def _hub_source(model: str, revision: str | None, reporter: Reporter) -> Source:
+def _hub_source(model: str, revision: str | None, reporter: Reporter, configuration_alone: bool) -> Source:
     """A model on the hub at one commit or, where the hub is out of reach, in the local cache.
 
     Asked once and in advance: transformers retries each of its files for the better part of a minute.
@@ -139,4 +148,8 @@ def _hub_source(model: str, revision: str | None, reporter: Reporter) -> Source:
         commit = cached_commit(model, revision)
         if commit is not None:
             return Source(model, options={"revision": commit, "local_files_only": True}, revision=revision)
+        shipped = shipped_configuration(model) if configuration_alone and revision is None else None
+        if shipped is not None:
+            reporter.say(f"the hub cannot be reached; {model} is described by the configuration that comes along")
+            return Source(str(shipped))
         raise load_error(f"model {model}{'' if revision is None else f' at {revision}'}", error) from error

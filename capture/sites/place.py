@@ -30,6 +30,7 @@ import transformers
 
 from capture.errors import OutliersError
 from capture.models.meta import meta_model
+from capture.models.placement import whole_parameter
 from capture.sites.blocks import (
     REMEDY,
     Norms,
@@ -355,12 +356,12 @@ def norm_parameters(
         return ones, None
     module = model.get_submodule(site.module)
     form = norm_form(module, site.width)
-    if form is None or any(parameter.is_meta for parameter in module.parameters()):
+    values = {name: whole_parameter(module, name) for name, _ in module.named_parameters()}
+    if form is None or any(parameter.is_meta for parameter in values.values()):
         raise OutliersError(
             f"{site.module} is not a norm with its weights loaded; expected one; load the model of which the sites are"
         )
     weight, bias = (
-        None if name is None else module.get_parameter(name).detach().float().cpu().numpy() * ones
-        for name in (form.weight, form.bias)
+        None if name is None else values[name].float().cpu().numpy() * ones for name in (form.weight, form.bias)
     )
     return ones if weight is None else weight, bias

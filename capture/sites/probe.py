@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capture.errors import OutliersError, one_line
+from capture.models.placement import input_device
 
 BATCH = 2
 _LENGTHS = (13, 17, 19, 23, 29, 31, 37, 41)
@@ -301,7 +302,7 @@ def probe(model: torch.nn.Module) -> Record:
                 width = None if embedding is None else embedding.weight.shape[-1]
                 context.enter_context(mode)
                 context.enter_context(_guards(within_blocks(model), failures, width))
-            device = next((embedding or model).parameters()).device
+            device = next(model.parameters()).device if embedding is None else input_device(model)
             rows = embedding.weight.shape[0] if embedding is not None else BATCH * operations.length + 1
             tokens = torch.arange(1, BATCH * operations.length + 1, device=device).reshape(BATCH, -1) % rows
             context.enter_context(operations)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from capture.errors import OutliersError
+from capture.models.placement import input_device
 from capture.sites.place import SiteMap
 
 _LENGTH = 9
@@ -31,7 +32,7 @@ def refuse_lookahead(model: Any) -> bool:
         It does: the model is an encoder, or has a prefix that it reads in both directions.
     """
     weight = model.get_input_embeddings().weight
-    tokens = (torch.arange(1, _LENGTH + 1, device=weight.device) % len(weight))[None].repeat(2, 1)
+    tokens = (torch.arange(1, _LENGTH + 1, device=input_device(model)) % len(weight))[None].repeat(2, 1)
     tokens[1, -1] = (tokens[1, -1] + 1) % len(weight)
     with torch.inference_mode():
         first, second = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
@@ -73,7 +74,7 @@ def refuse_untakeable(
             f"the text has the token {token_id.max()}, and the embedding of {type(model).__name__} has "
             f"{len(embedding)} rows; expected the model's own tokenizer; mend the checkpoint, or choose another model"
         )
-    tokens = torch.from_numpy(longest.astype(np.int64)).to(embedding.device)
+    tokens = torch.from_numpy(longest.astype(np.int64)).to(input_device(model))
     behind = next((site.module for site in placed.sites if site.layer == 1), placed.final.module)
 
     def stop(*_: Any) -> None:

@@ -63,7 +63,7 @@ def readers(name: str, part: str) -> list[str]:
         for layer in range(layers)
         for place in architecture.expected(layer).values()
         for path in place.feeds
-        if part == "both" or (path in MIXERS) == (part == "ln_attn")
+        if part == "both" or (path in MIXERS or (path == "mixer" and layer in (0, 2))) == (part == "ln_attn")
     ]
 
 
