@@ -539,7 +539,7 @@ def test_paths_stay_on_the_machine(options: dict[str, int], tmp_path: Path) -> N
         "command": "outliers capture model --out=s.zarr",
     }
     (record,) = read_ablations(out)
-    assert record.attributes == {"model_id": "model", "command": "outliers ablate s.zarr"}
+    assert record.attributes == {"store_id": own["store_id"], "model_id": "model", "command": "outliers ablate s.zarr"}
     whole = unpack(pack(store, tmp_path / "b.zarr.zip", keep_paths=True), tmp_path / "w.zarr")
     assert files(whole) == before
 
