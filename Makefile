@@ -17,7 +17,7 @@ TESTS ?=
 # Both environments, for `make -j2 setup`.
 setup: $(VENV)/.installed $(LEAN)/.installed
 
-.PHONY: setup demo peaks-archive test fast check test-analyze sweep notebook docs bench clean
+.PHONY: setup demo peaks-archive test test-all check test-analyze sweep notebook docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -65,10 +65,11 @@ notebook: $(VENV)/.installed
 	@if [ -n "$(UPDATE_DOCS)" ]; then cp build/tutorial.ipynb docs/tutorial.ipynb; fi
 
 test: $(VENV)/.installed
-	$(BIN)/pytest $(SIDE_BY_SIDE)
-
-fast: $(VENV)/.installed
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
+
+# The slow ones too: every architecture under every check, kills, clusters.
+test-all: $(VENV)/.installed
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-analyze: $(LEAN)/.installed
 	$(LEAN)/bin/pytest $(SIDE_BY_SIDE) -m 'not slow' $(TESTS)

@@ -1,22 +1,30 @@
-"""Batches of sequences through the model and to the disk."""
+"""Batches of sequences through the model and to the disk: one is traced while those before it become durable."""
 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from capture.models.load import Loaded
-from capture.pipeline import Pipeline, writing_threads
+from capture.pipeline import Pipeline, widen, writing_threads
 from capture.progress import Reporter
-from capture.sites.place import SiteMap
 from capture.store.schema import RAW_VARIABLES
-from capture.store.write import StoreWriter
+from capture.store.write import SequenceWriter, StoreWriter
 from capture.trace import Batch, trace_batch
+
+if TYPE_CHECKING:
+    import torch
+
+    from capture.models.load import Loaded
+    from capture.sites.place import SiteMap
+
+_BEHIND: Final = 2
+"""Batches that become durable while the next one is traced: a GPU is told of that one long before it has computed."""
 
 
 def equal_batches(mine: Sequence[int], length: npt.NDArray[np.int32], batch_size: int) -> list[list[int]]:
@@ -43,42 +51,128 @@ def equal_batches(mine: Sequence[int], length: npt.NDArray[np.int32], batch_size
     return sorted(parts)
 
 
+class NonfiniteError(Exception):
+    """A batch has values that are not finite, and its peaks were taken as if it had none."""
+
+
 class BatchWriter:
     """The sequences of one batch on their way to the disk.
 
     Parameters
     ----------
-    store, pipeline : where the activations go, and through what
+    store, pipeline : where the values go, and through what
     numbers : the sequences of the batch; those that are captured already are not written again
+    done : which are
     """
 
     def __init__(
         self, store: StoreWriter, pipeline: Pipeline, numbers: Sequence[int], done: npt.NDArray[np.bool_]
     ) -> None:
         self._store, self._pipeline = store, pipeline
-        self._numbers = numbers
-        self._writers = {row: store.sequence(number) for row, number in enumerate(numbers) if not done[number]}
+        self.numbers = numbers
+        self._rows = [row for row, number in enumerate(numbers) if not done[number]]
+        self._writers: dict[int, SequenceWriter] = {}
         self._writes: list[Future[None]] = []
+        self.begin()
 
-    def sink(self, name: str, layer: int, site: int, values: Any) -> None:
+    def begin(self) -> None:
+        """Begin, or begin again: whatever is there of these sequences is replaced."""
+        self.discard()
+        self._writers = {row: self._store.sequence(self.numbers[row]) for row in self._rows}
+        self._writes = []
+
+    def sink(self, name: str, layer: int, site: int, values: torch.Tensor) -> None:
         """Take the (sequence, position, feature) tensor of one site."""
         for row, writer in self._writers.items():
             write = functools.partial(writer.append, name, layer=layer, site=site)
             self._writes.append(self._pipeline.submit(values[row], write))
 
-    def finish(self, batch: Batch, reporter: Reporter) -> None:
-        """Wait for the activations, then make each sequence durable and set its `done`."""
+    def take(self, batch: Batch, *, careful: bool) -> None:
+        """Take what the trace kept of all sites; `careful` says whether it passed over NaN."""
+        carry, submit = self._pipeline.carry, self._pipeline.submit
+        for row, writer in self._writers.items():
+            self._writes += [
+                carry(batch.extremes[row], functools.partial(_keep_extremes, writer, "layer", careful)),
+                carry(batch.final_extremes[row], functools.partial(_keep_extremes, writer, "final", careful)),
+                carry(batch.nonfinite_count[row], functools.partial(_keep, writer, "nonfinite_count")),
+                carry(batch.nll[row], functools.partial(_keep, writer, "nll")),
+            ]
+            for signal, peak in enumerate(batch.position_peaks):
+                self._writes.append(submit(peak[row], functools.partial(writer.keep_peak, signal=signal)))
+
+    def finish(self, reporter: Reporter, before: Future[None] | None = None) -> None:
+        """Wait for all of it, then make each sequence durable and set its `done`.
+
+        Parameters
+        ----------
+        before : the batch before this one, which has ended. Where it failed, this one does not count either.
+
+        Raises
+        ------
+        NonfiniteError
+            The batch has to be traced again, carefully; nothing of it counts.
+        """
+        if before is not None and not isinstance(failure := before.exception(), NonfiniteError | None):
+            raise failure
+        wait(self._writes)  # for all, so that no thread still writes when a failure has the files removed
         for write in self._writes:
             write.result()
         for row, writer in self._writers.items():
-            writer.finish(batch.sequence(row))
-            number = self._numbers[row]
+            writer.finish()
+            number = self.numbers[row]
             reporter.advance(1, int(self._store.length[number]), self._store.sequence_bytes(number))
 
     def discard(self) -> None:
         """Remove what is not durable."""
         for writer in self._writers.values():
             writer.discard()
+
+
+def _keep(writer: SequenceWriter, name: str, values: torch.Tensor) -> None:
+    writer.keep(name, values.numpy())
+
+
+def _keep_extremes(writer: SequenceWriter, of: str, careful: bool, extremes: torch.Tensor) -> None:
+    """Keep `layer_low` and `layer_high` of one sequence, (signal, 2, layer, site, feature), or those of `final`."""
+    values = widen(extremes)
+    if not careful and not np.isfinite(values).all():
+        raise NonfiniteError
+    for kind, name in enumerate((f"{of}_low", f"{of}_high")):
+        writer.keep(name, values[:, kind] if of == "layer" else values[kind])
+
+
+class _Loop:
+    """What batches have in common.
+
+    Parameters
+    ----------
+    careful : trace carefully (`capture.trace.Peaks`) from the first batch on. Otherwise the first batch that turns out
+        to have values that are not finite is traced again, and it and all that follow carefully.
+    """
+
+    def __init__(self, loaded: Loaded, placed: SiteMap, store: StoreWriter, pipeline: Pipeline, careful: bool) -> None:
+        self._loaded, self._placed, self._store, self._pipeline = loaded, placed, store, pipeline
+        self._careful = careful
+        self._wanted = frozenset(RAW_VARIABLES[store.raw])
+
+    def trace(self, writer: BatchWriter) -> None:
+        """Have a batch computed, and its values on their way to the disk."""
+        ids = self._store.token_id[list(writer.numbers), : self._store.length[writer.numbers[0]]]
+        careful = self._careful
+        batch = trace_batch(self._loaded.traced, self._placed, ids, writer.sink, self._wanted, careful=careful)
+        writer.take(batch, careful=careful)
+        self._pipeline.flush()
+
+    def settled(self, writer: BatchWriter, finishing: Future[None]) -> bool:
+        """Wait until a batch is durable; where its peaks turn out to be wrong, trace it again, to be finished anew."""
+        try:
+            finishing.result()
+        except NonfiniteError:
+            self._careful = True
+            writer.begin()
+            self.trace(writer)
+            return False
+        return True
 
 
 def capture_sequences(
@@ -99,29 +193,33 @@ def capture_sequences(
     # where a capture was interrupted, for the last bits of the values can.
     batches = [batch for batch in equal_batches(mine, store.length, batch_size) if not done[batch].all()]
     reporter.start(len(mine), int(done[list(mine)].sum()))
-    wanted = frozenset(RAW_VARIABLES[store.raw])
     device = loaded.model.device.type
-    current: list[BatchWriter] = []
+    current: deque[BatchWriter] = deque()
     try:
-        # Sequences are made durable beside the next batch's forward pass, one batch behind it and no further.
+        # Sequences are made durable beside the next forward passes, `_BEHIND` batches behind and no further.
         with (
             Pipeline(
                 store.compression, writing_threads(device), positions=store.sizes.positions, in_rounds=device == "cpu"
             ) as pipeline,
             ThreadPoolExecutor(1) as finisher,
         ):
-            finishing: Future[None] | None = None
-            for numbers in batches:
-                ids = store.token_id[numbers, : store.length[numbers[0]]]
-                writer = BatchWriter(store, pipeline, numbers, done)
-                current = [*current[-1:], writer]
-                batch = trace_batch(loaded.traced, placed, ids, writer.sink, wanted)
-                pipeline.flush()
-                if finishing is not None:
-                    finishing.result()
-                finishing = finisher.submit(writer.finish, batch, reporter)
-            if finishing is not None:
-                finishing.result()
+            loop = _Loop(loaded, placed, store, pipeline, asks_at_each_site(device))
+            finishing: deque[Future[None]] = deque()
+            for numbers in [*batches, *[None] * _BEHIND]:
+                if numbers is not None:
+                    current.append(BatchWriter(store, pipeline, numbers, done))
+                    loop.trace(current[-1])
+                    before = finishing[-1] if finishing else None
+                    finishing.append(finisher.submit(current[-1].finish, reporter, before))
+                if finishing and (numbers is None or len(finishing) > _BEHIND):
+                    if not loop.settled(current[0], finishing.popleft()):
+                        finisher.submit(current[0].finish, reporter).result()
+                    current.popleft()
     finally:
         for writer in current:
             writer.discard()
+
+
+def asks_at_each_site(device: str) -> bool:
+    """Whether traces are careful from the first: on a CPU, where asking costs nothing."""
+    return device == "cpu"

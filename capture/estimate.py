@@ -8,7 +8,7 @@ from typing import Final
 
 from capture.models.limits import check_length, text_config
 from capture.models.load import load_config
-from capture.pipeline import HOST_BUFFERS
+from capture.pipeline import host_buffers, writing_threads
 from capture.progress import Reporter
 from capture.request import Request
 from capture.store.create import check_sizes
@@ -91,7 +91,9 @@ def estimate(
     check_sizes(sizes, raw)
     matrix = length * placed.hidden_size
     vocabulary = int(text_config(config).vocab_size)
-    working = batch_size * (length * vocabulary + 2 * matrix) + HOST_BUFFERS * matrix
+    threads = writing_threads("cpu")
+    # Beside the buffers, each thread holds what it has compressed.
+    working = batch_size * (length * vocabulary + 2 * matrix) + (host_buffers(threads) + threads) * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
         model_facts(network).total_parameters * _DTYPE_BYTES[chosen],

@@ -1,4 +1,4 @@
-"""From the device to the disk: a fixed number of host buffers, compressed and written while the model computes."""
+"""From the device to the disk: a fixed number of host buffers, emptied by threads while the model computes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from capture.store.chunks import encode
+from capture.store.chunks import encode_pieces, widen_halves
 from capture.store.lengths import padded
+from capture.store.planes import Piece
 
-Write = Callable[[bytes], None]
+Write = Callable[[list[Piece]], None]
 
 
 def widen(matrix: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -32,13 +33,29 @@ def widen(matrix: torch.Tensor) -> npt.NDArray[np.float32]:
     TypeError
         The tensor has another dtype, such as float64, whose values float32 cannot hold.
     """
-    if matrix.dtype == torch.bfloat16:  # NumPy has no bfloat16: its bits are the upper half of a float32
-        bits = matrix.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
-        return np.left_shift(bits, 16, out=bits).view(np.float32)
+    if matrix.dtype == torch.bfloat16:
+        return widen_halves(_halves(matrix))
     if matrix.dtype in (torch.float16, torch.float32):
         values: npt.NDArray[Any] = matrix.numpy()
         return values.astype(np.float32, copy=False)
     raise TypeError(f"activations of dtype {matrix.dtype} do not fit into float32")
+
+
+def _halves(matrix: torch.Tensor) -> npt.NDArray[np.uint16]:
+    """Bits of a bfloat16 tensor, which NumPy does not have: the upper halves of float32."""
+    return matrix.view(torch.int16).numpy().view(np.uint16)
+
+
+def encoded(matrix: torch.Tensor, compression: str, positions: int | None = None) -> list[Piece]:
+    """The pieces of the chunk that holds the float32 of a (position, feature) CPU tensor's values; else as `widen`.
+
+    Parameters
+    ----------
+    positions : rows of the chunk, NaN behind those of the matrix; None for as many
+    """
+    if positions is not None and positions != len(matrix):
+        return encode_pieces(padded(widen(matrix), positions), compression)
+    return encode_pieces(_halves(matrix) if matrix.dtype == torch.bfloat16 else widen(matrix), compression)
 
 
 def writing_threads(device: str) -> int:
@@ -47,14 +64,22 @@ def writing_threads(device: str) -> int:
     A model on a CPU stands still while they work, and they take every core; beside a GPU one is left to drive it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, cores if device == "cpu" else cores - 1))
+    return max(1, cores if device == "cpu" else cores - 1)
+
+
+def host_buffers(threads: int) -> int:
+    """Host memory of a capture, in (position, feature) matrices, whatever the number of layers and sequences.
+
+    Two for each thread, so that one fills while the other is worked on; not too few for long rounds (`Pipeline`).
+    """
+    return 2 * max(threads, 8) + 2
 
 
 class Pipeline:
-    """Threads that compress and write matrices, and the host buffers that the matrices wait in.
+    """Threads that compress and write what a model computed, and the host buffers that it waits in.
 
-    `submit` copies a matrix into a free one of `HOST_BUFFERS`, waiting for it where the disk is slower than the
-    model. Use as a context manager.
+    `carry` copies a tensor into a free one of `host_buffers`, waiting for it where the disk is slower than the model.
+    Use as a context manager.
 
     Parameters
     ----------
@@ -76,26 +101,32 @@ class Pipeline:
         self._begun = threading.Event()
         if not in_rounds:
             self._begun.set()
-        self._free: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()
-        for _ in range(HOST_BUFFERS):
-            self._free.put(None)  # allocated at first use, when shape and dtype are known
+        # The buffer that was used last comes first: few are ever allocated where few are needed.
+        self._free: queue.LifoQueue[torch.Tensor] = queue.LifoQueue()
+        for _ in range(host_buffers(threads)):
+            self._free.put(torch.empty(0, dtype=torch.uint8))
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outliers-write")
 
     def submit(self, matrix: torch.Tensor, write: Write) -> Future[None]:
-        """Copy a (position, feature) matrix off its device and have `write` called with its encoded bytes."""
+        """Have `write` called with the encoded pieces of a (position, feature) matrix."""
+        return self.carry(matrix, lambda values: write(encoded(values, self._compression, self._positions)))
+
+    def carry(self, values: torch.Tensor, use: Callable[[torch.Tensor], None]) -> Future[None]:
+        """Copy a tensor off its device and have a thread call `use` with the copy, which is lent for the call alone."""
         if self._in_rounds and self._free.empty():
             self.flush()
         buffer = self._free.get()
         try:
-            if buffer is None or buffer.shape != matrix.shape or buffer.dtype != matrix.dtype:
-                buffer = torch.empty(matrix.shape, dtype=matrix.dtype, pin_memory=matrix.is_cuda)
-            copied = self._copy_beside(matrix, buffer) if matrix.is_cuda else None
+            if buffer.nbytes < values.nbytes:
+                buffer = torch.empty(values.nbytes, dtype=torch.uint8, pin_memory=values.is_cuda)
+            target = buffer[: values.nbytes].view(values.dtype).view(values.shape)
+            copied = self._copy_beside(values, target) if values.is_cuda else None
             if copied is None:
-                buffer.copy_(matrix)
-            future = self._pool.submit(self._work, buffer, copied, write)
+                target.copy_(values)
+            future = self._pool.submit(self._work, buffer, target, copied, use)
         except BaseException:
-            self._free.put(None)
+            self._free.put(buffer)
             raise
         if self._in_rounds:
             self._round.append(future)
@@ -109,31 +140,35 @@ class Pipeline:
             self._round.clear()
             self._begun.clear()
 
-    def _copy_beside(self, matrix: torch.Tensor, buffer: torch.Tensor) -> torch.cuda.Event:
+    def _copy_beside(self, values: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event:
         """Copy from a GPU on a stream of its own, so that the model goes on computing."""
-        device = matrix.device
+        device = values.device
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
         stream = self._streams[device]
         # The model may go on to change the tensor in place. A copy on the device costs microseconds and cannot be
         # overtaken by that change; the slow copy to the host then reads it at leisure.
-        private = matrix.clone()
+        private = values.clone(memory_format=torch.contiguous_format)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            buffer.copy_(private, non_blocking=True)
-            copied = torch.cuda.Event()
+            target.copy_(private, non_blocking=True)
+            copied = torch.cuda.Event(blocking=True)  # a thread that waits sleeps, and hinders no launch
             copied.record(stream)
         private.record_stream(stream)
         return copied
 
-    def _work(self, buffer: torch.Tensor, copied: torch.cuda.Event | None, write: Write) -> None:
+    def _work(
+        self,
+        buffer: torch.Tensor,
+        values: torch.Tensor,
+        copied: torch.cuda.Event | None,
+        use: Callable[[torch.Tensor], None],
+    ) -> None:
         try:
             self._begun.wait()
             if copied is not None:
                 copied.synchronize()
-            matrix = widen(buffer)
-            whole = matrix if self._positions is None else padded(matrix, self._positions)
-            write(encode(whole, self._compression))
+            use(values)
         finally:
             self._free.put(buffer)
 
@@ -145,11 +180,3 @@ class Pipeline:
     ) -> None:
         self._begun.set()
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-
-
-MOST_THREADS: Final = 8
-"""Compressing and writing threads, at the most."""
-
-
-HOST_BUFFERS: Final = 2 * MOST_THREADS + 2
-"""Host memory for activations, in (position, feature) matrices, whatever the number of layers and sequences."""

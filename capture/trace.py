@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 Sink = Callable[[str, int, int, torch.Tensor], None]
 """Called with (variable, layer, site index, tensor of shape (sequence, position, feature) on the model's device)."""
 
-_NLL_POSITIONS = 32  # positions whose logits are widened to float32 at once: few enough to stay in a cache
+_NLL_POSITIONS = {"cpu": 32, "cuda": 256}
+"""Positions whose logits are widened to float32 at once: few enough to stay in a processor's cache; so many that a GPU
+computes longer than it takes to be told to."""
 
 
 def extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,16 +40,22 @@ def extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     -------
     low, high : (sequence, feature), NaN where every value is; count : (sequence,) int64
     """
-    low, high = values.amin(dim=1), values.amax(dim=1)  # aminmax is one pass, and six times slower on a CPU
-    if not values.is_cuda and bool(low.isfinite().all()) and bool(high.isfinite().all()):
-        # Both hand NaN and infinity on, so finite extremes say that all values are finite. On a GPU the question
-        # would wait for the computation, and the passes below cost nearly nothing there.
-        return low, high, torch.zeros(len(values), dtype=torch.int64)
+    low, high = _bounds(values)
+    if bool(low.isfinite().all()) and bool(high.isfinite().all()):  # both hand NaN and infinity on
+        return low, high, torch.zeros(len(values), dtype=torch.int64, device=values.device)
     nan = values.isnan()
     nowhere = nan.all(dim=1)
     low = values.masked_fill(nan, torch.inf).amin(dim=1).masked_fill(nowhere, torch.nan)
     high = values.masked_fill(nan, -torch.inf).amax(dim=1).masked_fill(nowhere, torch.nan)
     return low, high, values.isfinite().logical_not().sum(dim=(1, 2))
+
+
+def _bounds(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value over positions; NaN where there is one."""
+    if values.is_cuda:
+        low, high = torch.aminmax(values, dim=1)  # one pass, and six times slower on a CPU
+        return low, high
+    return values.amin(dim=1), values.amax(dim=1)
 
 
 class Peaks:
@@ -55,45 +64,69 @@ class Peaks:
     Parameters
     ----------
     layers, sites : number of layers, and of sites in each
+    careful : ask of each site whether its values are finite, and pass over NaN where they are not. On a CPU that costs
+        nothing. A GPU has to be waited for; without, the peaks are right where all extremes turn out to be finite.
     """
 
-    def __init__(self, layers: int, sites: int) -> None:
+    def __init__(self, layers: int, sites: int, *, careful: bool) -> None:
         self._grid = (layers, sites)
-        self._extremes: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._careful = careful
+        self._low: dict[tuple[int, int], torch.Tensor] = {}
+        self._high: dict[tuple[int, int], torch.Tensor] = {}
+        self._count: dict[tuple[int, int], torch.Tensor] = {}
         self._peak: torch.Tensor | None = None
         self._finite = True
 
     def add(self, layer: int, site: int, values: torch.Tensor) -> None:
         """Take in the (sequence, position, feature) values of one site."""
-        self._extremes[layer, site] = extremes(values)
-        count = self._extremes[layer, site][2]
+        cell = layer, site
+        if self._careful:
+            self._low[cell], self._high[cell], self._count[cell] = extremes(values)
+            # fmax passes over NaN; maximum does not, and is ten times faster on a CPU.
+            self._finite = self._finite and not bool(self._count[cell].any())
+        else:
+            self._low[cell], self._high[cell] = _bounds(values)
         magnitude = values.abs()
-        # fmax passes over NaN; maximum does not, and is ten times faster on a CPU, where `count` is known at no cost.
-        self._finite = self._finite and not values.is_cuda and not bool(count.any())
         if self._peak is None:
             self._peak = magnitude
-        elif self._finite and self._peak.dtype == magnitude.dtype:
+        elif self._finite and (self._peak.dtype, self._peak.device) == (magnitude.dtype, magnitude.device):
             torch.maximum(self._peak, magnitude, out=self._peak)
         else:  # layers can lie on different devices and, in mixed models, have different dtypes
             self._peak = torch.fmax(self._peak.to(magnitude.device), magnitude)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """`layer_high`, `layer_low`, `position_peak`, `nonfinite_count` with a leading sequence dimension."""
-        cells = [self._extremes[cell] for cell in np.ndindex(*self._grid)]
-        stacked = {
-            name: torch.stack([cell[i].to("cpu", dtype) for cell in cells], dim=1).numpy()
-            for i, name, dtype in (
-                (0, "layer_low", torch.float32),
-                (1, "layer_high", torch.float32),
-                (2, "nonfinite_count", torch.int32),
-            )
-        }
+    @property
+    def position_peak(self) -> torch.Tensor:
+        """Largest magnitude over layers and sites, (sequence, position, feature)."""
         assert self._peak is not None
-        shaped = {name: a.reshape(len(a), *self._grid, *a.shape[2:]) for name, a in stacked.items()}
-        return {**shaped, "position_peak": self._peak.to("cpu", torch.float32).numpy()}
+        return self._peak
+
+    @property
+    def extremes(self) -> torch.Tensor:
+        """`layer_low` and `layer_high`, (sequence, 2, layer, site, feature), in one tensor."""
+        cells = list(np.ndindex(*self._grid))
+        low, high = (_stacked([kind[cell] for cell in cells]) for kind in (self._low, self._high))
+        both: torch.Tensor = torch.stack([low, high], dim=1).unflatten(2, self._grid)
+        return both
+
+    @property
+    def nonfinite_count(self) -> torch.Tensor:
+        """(sequence, layer, site) int64; zero where nothing was asked."""
+        if not self._careful:
+            peak = self.position_peak
+            return torch.zeros(len(peak), *self._grid, dtype=torch.int64, device=peak.device)
+        counts: torch.Tensor = _stacked([self._count[cell] for cell in np.ndindex(*self._grid)]).unflatten(
+            1, self._grid
+        )
+        return counts
 
 
-def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> npt.NDArray[np.float32]:
+def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors of layers side by side, behind the sequence, where the last of them is and in a dtype that holds all."""
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    return torch.stack([part.to(parts[-1].device, dtype) for part in parts], dim=1)
+
+
+def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each token given those before it.
 
     Parameters
@@ -103,44 +136,58 @@ def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> npt.NDArray[np.float32
 
     Returns
     -------
-    (sequence, position) float32, nats; NaN at position 0
+    (sequence, position) float32 on the device of the logits, nats; NaN at position 0
     """
-    ids = ids.to(logits.device)
+    ids = ids.to(logits.device, non_blocking=True)
     result = torch.full(ids.shape, torch.nan, device=logits.device)
     # The memory of one window serves the next: new pages would cost as much as what is computed in them.
-    normal = torch.empty(len(ids), _NLL_POSITIONS, logits.shape[-1], device=logits.device)
+    window = _NLL_POSITIONS.get(logits.device.type, _NLL_POSITIONS["cuda"])
+    normal = torch.empty(len(ids), window, logits.shape[-1], device=logits.device)
     wide = None if logits.dtype == torch.float32 else torch.empty_like(normal)
-    for begin in range(0, ids.shape[1] - 1, _NLL_POSITIONS):
-        end = min(begin + _NLL_POSITIONS, ids.shape[1] - 1)
+    for begin in range(0, ids.shape[1] - 1, window):
+        end = min(begin + window, ids.shape[1] - 1)
         scores, likelihood = logits[:, begin:end], normal[:, : end - begin]
         if wide is not None:
             scores = wide[:, : end - begin].copy_(scores)
         torch.log_softmax(scores, dim=-1, out=likelihood)
         chosen = ids[:, begin + 1 : end + 1, None]
         result[:, begin + 1 : end + 1] = likelihood.gather(-1, chosen)[..., 0].neg()
-    return result.cpu().numpy()
+    return result
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one traced batch gave beside the activations that went to the sink.
+    """What one traced batch gave beside the activations that went to the sink, still on the model's devices.
 
     Parameters
     ----------
-    arrays : `schema.PER_SEQUENCE` by name, each with a leading sequence dimension
+    extremes : (sequence, signal, 2, layer, site, feature), `layer_low` and `layer_high`, in the model's dtype. Unless
+        the trace was careful, values that are not finite say that these peaks are wrong.
+    final_extremes : (sequence, 2, feature), `final_low` and `final_high`, likewise
+    position_peaks : of each signal, (sequence, position, feature), in the model's dtype
+    nonfinite_count : (sequence, signal, layer, site) int32
+    nll : (sequence, position) float32
     """
 
-    arrays: dict[str, npt.NDArray[Any]]
-
-    def sequence(self, number: int) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of one sequence of the batch."""
-        return {name: values[number] for name, values in self.arrays.items()}
+    extremes: torch.Tensor
+    final_extremes: torch.Tensor
+    position_peaks: tuple[torch.Tensor, ...]
+    nonfinite_count: torch.Tensor
+    nll: torch.Tensor
 
 
 def trace_batch(
-    traced: NNsight, sites: SiteMap, ids: npt.NDArray[np.int32], sink: Sink, wanted: frozenset[str]
+    traced: NNsight,
+    sites: SiteMap,
+    ids: npt.NDArray[np.int32],
+    sink: Sink,
+    wanted: frozenset[str],
+    *,
+    careful: bool = True,
 ) -> Batch:
     """Run one batch through the model, in inference mode and without a key-value cache.
+
+    Nothing here waits for a GPU, unless `careful` does.
 
     Parameters
     ----------
@@ -149,21 +196,24 @@ def trace_batch(
     ids : (sequence, position) token ids; all blocks have the same length, so that nothing is padded
     sink : takes the tensors of the wanted variables as they appear; it must copy what it keeps
     wanted : which of `norm_input`, `norm_output` and `final_input` go to the sink
+    careful : as for `Peaks`
 
     Raises
     ------
     Exception
         What the sink raised.
     """
-    tokens = torch.from_numpy(ids.astype(np.int64))
+    device = traced.get_input_embeddings().weight.device
+    tokens = torch.from_numpy(ids.astype(np.int64)).to(device, non_blocking=True)
     names = {name: index for index, name in enumerate(sites.names)}
-    peaks = {signal: Peaks(sites.layers, len(names)) for signal in SIGNALS}
-    results: dict[str, npt.NDArray[Any]] = {}
+    peaks = [Peaks(sites.layers, len(names), careful=careful) for _ in SIGNALS]
+    losses: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []
     failures: list[Exception | KeyboardInterrupt] = []
 
     def take(layer: int, site: int, before: torch.Tensor, after: torch.Tensor) -> None:
-        for signal, values in zip(SIGNALS, (before, after), strict=True):
-            peaks[signal].add(layer, site, values)
+        for signal, own, values in zip(SIGNALS, peaks, (before, after), strict=True):
+            own.add(layer, site, values)
             if (variable := f"norm_{signal}") in wanted:
                 sink(variable, layer, site, values)
 
@@ -171,8 +221,7 @@ def trace_batch(
         return by_position(values, ids.shape, site.module)
 
     # nnsight wraps what is raised inside a trace in its own exception types: keep the original and end the pass.
-    device = traced.get_input_embeddings().weight.device
-    with torch.inference_mode(), traced.trace(input_ids=tokens.to(device), use_cache=False) as tracer:
+    with torch.inference_mode(), traced.trace(input_ids=tokens, use_cache=False) as tracer:
         in_order = sites.sites  # nnsight cannot trace a block that begins with `try`
         try:
             for site in in_order:
@@ -182,23 +231,23 @@ def trace_batch(
                 take(site.layer, names[site.name], shaped(before, site), shaped(after, site))
             for _ in tracer.iter[sites.final.call : sites.final.call + 1]:
                 final = shaped(read_input(envoy(traced, sites.final.module), sites.final), sites.final)
-            final_low, final_high, _ = extremes(final)
-            for variable, peak in (("final_high", final_high), ("final_low", final_low)):
-                results[variable] = peak.to("cpu", torch.float32).numpy()
+            last.extend(extremes(final)[:2] if careful else _bounds(final))
             if "final_input" in wanted:
                 sink("final_input", 0, 0, final)
-            results["nll"] = token_nll(traced.output.logits, tokens)
+            losses.append(token_nll(traced.output.logits, tokens))
         except (Exception, KeyboardInterrupt) as error:  # GreenletExit is nnsight's own way out and must pass
             failures.append(error)
             tracer.stop()
     if failures:
         raise failures[0]
-    for place, values in ((signal, peaks[signal].arrays()) for signal in SIGNALS):
-        for name, array in values.items():
-            results[name] = (
-                array[:, None] if place == SIGNALS[0] else np.concatenate([results[name], array[:, None]], 1)
-            )
-    return Batch(results)
+    with torch.inference_mode():
+        return Batch(
+            _stacked([own.extremes for own in peaks]),
+            torch.stack(last, dim=1),
+            tuple(own.position_peak for own in peaks),
+            _stacked([own.nonfinite_count for own in peaks]).int(),
+            losses[0],
+        )
 
 
 def envoy(traced: NNsight, path: str) -> Any:

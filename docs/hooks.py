@@ -15,6 +15,7 @@ CAPTURE = (
     "capture.store.verify.verify",
     "capture.sites.place.find_sites",
     "capture.models.load.load_model",
+    "capture.quantization.perplexity.quantize_with_perplexity",
     "capture.store.write.StoreWriter",
     "capture.store.write.write_sequence",
 )

@@ -1,7 +1,7 @@
 """Tiny random models of real transformers configuration classes, with the sites that reading their code gives.
 
 Every expectation here was written by hand from the modeling code, so that it is independent of what the probe sees.
-`ARCHITECTURES` is meant to parametrise any test that must hold for every architecture.
+`ARCHITECTURES` parametrises what must be seen to hold for every architecture at each change, `EACH` what may wait.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -522,3 +523,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         _wrapped("mistral3", _llama_like("mistral"), "pixtral"), _TEXT_LAYERS, _PRE_NORM, _TEXT_NORM, 0.0, "normalized"
     ),
 }
+
+_TYPICAL = frozenset(
+    (
+        *("qwen3_moe", "qwen3_next", "gpt_oss", "gpt2", "opt_post_norm", "llama", "gemma2", "olmo2", "falcon_40b"),
+        *("cohere", "nemotron_h", "falcon_h1", "jamba", "bert"),
+    )
+)
+EACH = [pytest.param(name, marks=() if name in _TYPICAL else pytest.mark.slow) for name in ARCHITECTURES]
+"""Every architecture, one of each kind of block, norm and mixer at once and the others where there is time."""

@@ -20,5 +20,5 @@ def test_it_measures_and_profiles(
     gpu_capture.main()
     told = capsys.readouterr().out
     assert "2 x 16 tokens" in told
-    assert "of the slower of both" in told
+    assert "of the slower of passes and disk" in told
     assert (tmp_path / "trace.json").stat().st_size

@@ -47,7 +47,7 @@ def endless(file: Path) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), raw="input")
-    keep(path, made(hidden_size=6))
+    keep(path, made(hidden_size=5, attributes={"store_id": StoreWriter(path).attributes["store_id"]}))
     return path
 
 

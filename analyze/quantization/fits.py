@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from analyze.quantization.formats import FLOATS, NumberFormat
 from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
 from analyze.types import Float32, Store
-from capture.store.schema import LAYER, SEQUENCE, SIGNALS, SITE
+from capture.store.schema import LAYER, SIGNALS, SITE
 
 FINAL_SITE: Final = "final"
 """Name of the place where the model's last norm reads, which belongs to no layer."""
@@ -60,13 +61,11 @@ class Fits(Shown):
     format : the number format
     places : in the order in which the model computes them
     kept : (threshold, layer, site) float64, share of columns that LLM.int8() keeps in 16 bits
-    attributes : of the store
     """
 
     format: NumberFormat
     places: tuple[Place, ...] = field(repr=False)
     kept: xr.DataArray = field(repr=False)
-    attributes: dict[str, Any] = field(repr=False)
 
     @property
     def fits(self) -> bool:
@@ -193,7 +192,7 @@ def fits(
     number_format = NumberFormat(format, scale)
     limits = checked_thresholds(thresholds)
     data = as_dataset(store)
-    peaks = {signal: _over_sequences(data, signal) for signal in SIGNALS}
+    peaks: dict[str, Float32] = {signal: reduce(np.fmax, column_peaks(data, signal)) for signal in SIGNALS}
     counts = loaded(data["nonfinite_count"]).sum(axis=1, dtype=np.int64)
     places = [
         _place(number_format, signal, int(layer), str(site), peaks[signal][i, j], int(counts[k, i, j]))
@@ -205,16 +204,7 @@ def fits(
         ends = [np.abs(loaded(data[name])) for name in ("final_high", "final_low")]
         last = np.fmax.reduce(np.fmax(*ends), axis=0)
         places.append(_place(number_format, "input", None, FINAL_SITE, last, None))
-    return Fits(number_format, tuple(places), kept_shares(data, limits), dict(data.attrs))
-
-
-def _over_sequences(data: xr.Dataset, signal: str) -> Float32:
-    """Largest magnitudes over positions and sequences, (layer, site, feature)."""
-    result: Float32 | None = None
-    for peaks in column_peaks(data, signal):
-        result = peaks if result is None else np.fmax(result, peaks)
-    assert result is not None, SEQUENCE  # an empty dimension is refused when a store is opened
-    return result
+    return Fits(number_format, tuple(places), kept_shares(data, limits))
 
 
 def _place(

@@ -7,6 +7,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from analyze.peaks.counted import Bools, counted_positions, refuse_none
 from analyze.peaks.stream import stream_places
 from analyze.quantization.columns import THRESHOLD
 from analyze.quantization.errors import LossOf, Variant
+from analyze.quantization.record import read_predictions, record_file
 from analyze.quantization.result import VARIANT, Quantization
 from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
@@ -44,7 +46,8 @@ def quantize(
     """Say what quantisers lose on norm outputs, which are what a sublayer's first linear maps receive.
 
     One pass over the activations answers every scheme, transform and threshold. What it finds of each is kept in the
-    user's cache, so that only what is new costs another pass.
+    user's cache, so that only what is new costs another pass. Perplexities that are kept in the store for the same view
+    (`outliers quantize --perplexity`) stand beside the errors.
 
     Parameters
     ----------
@@ -64,7 +67,7 @@ def quantize(
     ------
     OutliersError
         An unknown scheme, transform or threshold, a store without the activations or, for `smooth`, without the
-        weights' peaks, or a damaged chunk.
+        weights' peaks, a damaged chunk, or a damaged record of perplexities.
     """
     data = as_dataset(store)
     chosen = outputs_view(view, data)
@@ -90,7 +93,12 @@ def quantize(
             if key is not None:
                 _write(data, key, values)
         sums |= fresh
-    return _result(str(data.encoding.get("source", "")), frame, counted, variants, sums)
+    name = str(data.encoding.get("source", ""))
+    result = _result(name, frame, counted, variants, sums)
+    file = record_file(Path(name), chosen)
+    if not name or not file.is_file():  # a Dataset in memory has no name, and no record
+        return result
+    return result.with_predictions(read_predictions(file), [variant.label for variant in variants])
 
 
 def _weight_norm(frame: xr.Dataset) -> Float32 | None:

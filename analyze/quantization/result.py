@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from analyze.display.shown import Record, Shown
 from analyze.display.text import jsonable
+from analyze.quantization.record import PLAIN, Predictions
 from analyze.quantization.schemes import scheme
 from analyze.quantization.variants import without_weights
 from capture.store.schema import LAYER, SITE
@@ -45,6 +46,18 @@ class Quantization(Shown):
     table: xr.Dataset = field(repr=False)
     perplexity: float | None = None
 
+    def with_predictions(self, known: Predictions, labels: Sequence[str]) -> Quantization:
+        """The same with the perplexities of a record.
+
+        Parameters
+        ----------
+        known : what the model predicted for the same view
+        labels : `Variant.label` of each variant, in order; NaN where the record has none of it
+        """
+        values = [known.perplexity(label) if label in known.nll else np.nan for label in labels]
+        table = self.table.assign(perplexity=(VARIANT, values))
+        return replace(self, table=table, perplexity=known.perplexity(PLAIN))
+
     @property
     def rows_for_all(self) -> list[Record]:
         """One row a variant: the mean over layers and sites, in the order in which they were asked for."""
@@ -76,7 +89,8 @@ class Quantization(Shown):
             row[name] = float(known.mean()) if known.size else None
         row["bits"] = scheme(row["scheme"]).bits(self.hidden_size, row["kept_share"])
         if self.perplexity is not None:
-            row["perplexity"] = float(one["perplexity"]) if layer is None else None
+            value = float(one["perplexity"])
+            row["perplexity"] = value if layer is None and not np.isnan(value) else None
         return row
 
     @property
@@ -90,7 +104,7 @@ class Quantization(Shown):
         if self.perplexity is None:
             return None
         rows = [(row[self.measure], row["perplexity"]) for row in self.rows_for_all]
-        known = [pair for pair in rows if pair[0] is not None and not np.isnan(pair[1])]
+        known = [pair for pair in rows if None not in pair]
         if len(known) < 3:
             return None
         found = spearmanr(*zip(*known, strict=True))

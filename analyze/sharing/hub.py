@@ -194,7 +194,8 @@ class HubUpload:
                 "command again: it goes on where it stopped"
             ) from error
         except ValueError as error:  # what the library itself finds wrong, such as a licence that the Hub does not know
-            raise OutliersError(f"{where} does not take this ({one_line(error)})") from error
+            said = " ".join(str(error).split())  # the choices that it names stand on lines of their own
+            raise OutliersError(f"{where} does not take this ({said})") from error
 
 
 @contextmanager

@@ -15,11 +15,12 @@ from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.drafts import draft_folder
 from capture.store.files import AtomicFile, check_free_space
+from capture.store.group import open_group
 from capture.store.output import output_path
 from capture.store.rounding import write_rounded
 from capture.store.schema import MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
 from capture.store.schema import mantissa_bits as bits_of
-from capture.store.write import StoreWriter, open_group
+from capture.store.write import StoreWriter
 
 SUFFIX: Final = ".zarr.zip"
 # What is not of the store must not reach the archive: the earliest time that ZIP knows, and plain permissions.

@@ -15,7 +15,7 @@ from analyze.sharing.files import check_sound, entries, left_out_line
 from analyze.sharing.plan import BUCKET, HUB, Push, bucket_url, check_hub_limits, hub_url, is_last
 from analyze.types import Progress
 from capture.errors import OutliersError
-from capture.store.write import open_group
+from capture.store.group import open_group
 
 
 def push(

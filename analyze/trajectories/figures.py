@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from analyze.display.figures import in_own_style
 from analyze.display.text import parameters
 from analyze.trajectories.trajectory import Trajectory
 
@@ -25,6 +26,7 @@ _WIDE: Final = 50
 """Ratio of the last step to the first above 0, from which the axis is logarithmic."""
 
 
+@in_own_style
 def trajectory_figure(result: Trajectory) -> Figure:
     """Outliers, L%, S% and perplexity over the training with 95% intervals, and critical magnitudes of features.
 

@@ -19,7 +19,7 @@ from analyze.peaks.counted import lengths
 from analyze.quantization.errors import Variant
 from analyze.quantization.quantize import quantize
 from analyze.quantization.record import PLAIN, Predictions, read_predictions, record_file
-from analyze.quantization.result import VARIANT, Quantization
+from analyze.quantization.result import Quantization
 from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
 from analyze.reading.lazy import loaded as values_of
@@ -103,9 +103,7 @@ def quantize_with_perplexity(
         known = _Run(path, data, chosen, loaded, _placed(targets, data, chosen)).predictions(
             variants, known, file, progress
         )
-    perplexities = [known.perplexity(variant.label) for variant in variants]
-    table = found.table.assign(perplexity=(VARIANT, perplexities))
-    return replace(found, table=table, perplexity=known.perplexity(PLAIN))
+    return found.with_predictions(known, [variant.label for variant in variants])
 
 
 def _placed(targets: list[Target], data: xr.Dataset, view: View) -> list[tuple[Target, tuple[int, int]]]:

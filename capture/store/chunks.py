@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from numcodecs.blosc import Blosc
 
-COMPRESSION: dict[str, int | None] = {"fast": 512 * 1024, "small": 2 * 1024 * 1024, "none": None}
+from capture.store.planes import FEWEST_VALUES, Piece, blosc_frame
+
+COMPRESSION: dict[str, int | None] = {"fast": 2 * 1024 * 1024, "small": 2 * 1024 * 1024, "none": None}
 """Bytes of the blocks that Blosc shuffles, behind each name of `--compression`; None does not compress.
 
-Shuffle turns a block into four planes: one of sign and exponent, which compresses, and three of the mantissa, which are
-zero or hardly do. Zstandard has one Huffman table for each 128 KiB that it is given, so a block is a multiple of four
-times that, and no table serves two planes. Larger blocks save some tables.
+Shuffle turns a block into four planes, each of which is compressed by itself; see `capture.store.planes`. Zstandard has
+one Huffman table for each 128 KiB that it is given: larger blocks have longer planes to find repetitions in.
 """
 
 
 LEVEL = 1
-"""Of Zstandard. Activations hardly repeat, and the matches that higher levels find cost more than they save."""
+"""Of Zstandard, as the metadata say: of what has other values than float32, or few."""
+
+
+_THOROUGH: Final = frozenset({"small"})
+"""Names of `--compression` that look for repetitions too."""
 
 
 CHECKSUM_BYTES = 4
@@ -39,13 +44,40 @@ _BLOSC_HEADER = 16
 
 def encode(array: npt.NDArray[Any], compression: str) -> bytes:
     """Bytes of one chunk: little-endian values, compressed, with their CRC-32C behind them."""
-    values = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    return b"".join(encode_pieces(array, compression))
+
+
+def encode_pieces(array: npt.NDArray[Any], compression: str) -> list[Piece]:
+    """Bytes of one chunk in pieces that follow each other, for whoever writes them: joined, they would be copied.
+
+    Parameters
+    ----------
+    array : the values; uint16 stands for the upper halves of float32 whose lower halves are zero, as of bfloat16
+    compression : `fast`, `small` or `none`
+    """
+    pieces = _payload(np.ascontiguousarray(array), compression)
+    crc = 0
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, piece)
+    return [*pieces, crc.to_bytes(CHECKSUM_BYTES, "little")]
+
+
+def _payload(array: npt.NDArray[Any], compression: str) -> list[Piece]:
     block = COMPRESSION[compression]
+    if block is not None and array.dtype in (np.float32, np.uint16) and array.size >= FEWEST_VALUES:
+        bits = array.ravel() if array.dtype == np.uint16 else array.ravel().view(np.uint32)
+        return blosc_frame(bits, block, thorough=compression in _THOROUGH)
+    values = widen_halves(array) if array.dtype == np.uint16 else array
+    values = values.astype(values.dtype.newbyteorder("<"), copy=False)
     if block is None:
-        payload = values.tobytes()
-    else:
-        payload = bytes(Blosc(cname="zstd", clevel=LEVEL, shuffle=Blosc.SHUFFLE, blocksize=block).encode(values))
-    return payload + checksum(payload)
+        return [values.tobytes()]
+    return [bytes(Blosc(cname="zstd", clevel=LEVEL, shuffle=Blosc.SHUFFLE, blocksize=block).encode(values))]
+
+
+def widen_halves(halves: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """The float32 values of which these are the upper halves; the lower ones are zero."""
+    bits = halves.astype(np.uint32)
+    return np.left_shift(bits, 16, out=bits).view(np.float32)
 
 
 def decode(

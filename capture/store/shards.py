@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,14 @@ import numpy.typing as npt
 
 from capture.store.chunks import CHECKSUM_BYTES, OVERHEAD, checksum, is_sound
 from capture.store.files import AtomicFile, open_plain, remove_partials
+from capture.store.planes import Piece
 
 MISSING = np.iinfo(np.uint64).max
 """Offset and length that the index of a shard has for a chunk that is not there."""
 
 
 class ShardFile:
-    """One shard, its chunks appended in any order.
+    """One shard, its chunks appended in any order and by any thread.
 
     Parameters
     ----------
@@ -38,12 +40,16 @@ class ShardFile:
         self._file = AtomicFile(path, cached=cached)
         self._index = np.full((*grid, 2), MISSING, dtype="<u8")
         self._offset = 0
+        self._lock = threading.Lock()
 
-    def append(self, position: tuple[int, ...], encoded: bytes) -> None:
-        """Append one encoded chunk; `position` counts chunks inside the shard."""
-        self._file.write(encoded)
-        self._index[position] = (self._offset, len(encoded))
-        self._offset += len(encoded)
+    def append(self, position: tuple[int, ...], encoded: bytes | Sequence[Piece]) -> None:
+        """Append one encoded chunk, whole or in pieces; `position` counts chunks inside the shard."""
+        pieces: Sequence[Piece] = [encoded] if isinstance(encoded, bytes) else encoded
+        length = sum(map(len, pieces))
+        with self._lock:  # for the place alone: several threads write faster than one
+            offset, self._offset = self._offset, self._offset + length
+        self._file.write_at(offset, pieces)
+        self._index[position] = (offset, length)
 
     def commit(self) -> None:
         """Write the index and give the shard its name, durably.
@@ -57,7 +63,7 @@ class ShardFile:
             self.discard()
             raise ValueError("a shard must hold every one of its chunks before it is committed")
         index = self._index.tobytes()
-        self._file.write(index + checksum(index))
+        self._file.write_at(self._offset, [index, checksum(index)])
         self._file.commit()
 
     def discard(self) -> None:

@@ -14,6 +14,7 @@ from capture.errors import OutliersError, one_line
 from capture.store.chunks import CHECKSUM_BYTES, decode
 from capture.store.create import stored_array
 from capture.store.files import file_digest, read_plain
+from capture.store.group import open_group
 from capture.store.identity import STORE_ID, digest
 from capture.store.layout import chunks_and_shards
 from capture.store.lengths import lengths_flaw
@@ -38,7 +39,7 @@ from capture.store.schema import (
     stored_variables,
 )
 from capture.store.shards import MISSING, index_bytes, read_chunks, read_index
-from capture.store.write import StoreWriter, open_group
+from capture.store.write import StoreWriter
 
 Array = npt.NDArray[Any]
 Checksums = dict[str, list[bytes]]

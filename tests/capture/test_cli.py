@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def test_capture_then_find(
     words = ["--text", str(text_file), "--sequences", "3", "--length", "8", "--batch-size", "2", "--raw", "both"]
     assert main(["capture", str(checkpoint), "--out", str(out), *words]) == 0
     told, progress = capsys.readouterr()
-    assert f"outliers find {out}" in told
+    assert f"outliers find {shlex.quote(str(out))}" in told
     assert "3 of 3 sequences" in progress
     assert "tokens/s" in progress
     assert main(["find", str(out), "--json", "--magnitude", "1"]) == 0
@@ -110,8 +111,8 @@ def test_without_torch_capture_says_what_to_install(
         (["--batch-size", "0"], "--batch-size 0 is too small"),
         (["--compression", "zip"], "--compression zip is not known"),
         (["--dtype", "int4"], "--dtype int4 is not known"),
-        (["--sequences", "131073"], "exceed what a store holds"),
-        (["--sequences", "131073", "--raw", "none"], "exceed what a store holds"),
+        (["--sequences", "131073", "--length", "8"], "exceed what a store holds"),
+        (["--sequences", "131073", "--length", "8", "--raw", "none"], "exceed what a store holds"),
     ],
 )
 def test_estimate_refuses_what_capture_refuses(

@@ -21,7 +21,7 @@ from capture.errors import OutliersError  # noqa: E402
 from capture.run import capture  # noqa: E402
 from capture.store.verify import verify  # noqa: E402
 from capture.store.write import StoreWriter  # noqa: E402
-from tests.architectures import ARCHITECTURES, VOCABULARY  # noqa: E402
+from tests.architectures import ARCHITECTURES, EACH, VOCABULARY  # noqa: E402
 from tests.capture.test_run import assert_same_capture, fail_at, snapshot  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
@@ -80,7 +80,7 @@ def test_each_document_is_what_the_model_computes_for_it_alone(prompts: Capture,
     assert verify(store.encoding["source"]).damage == ()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_no_architecture_sees_other_documents_or_padding(name: str, tmp_path: Path) -> None:
     """Convolutions and linear attention too: whatever is in the batch, each document is as if it were alone."""
     from nnsight import NNsight

@@ -11,10 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from capture.pipeline import (  # noqa: E402
-    HOST_BUFFERS,
     Pipeline,
+    host_buffers,
     widen,
 )
+
+HOST_BUFFERS = host_buffers(1)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -39,7 +41,7 @@ def test_float64_is_refused() -> None:
 
 
 def test_what_is_submitted_is_written_as_it_was_then() -> None:
-    written: dict[int, bytes] = {}
+    written: dict[int, list[bytes]] = {}
     with Pipeline("fast", threads=2) as pipeline:
         matrix = torch.zeros(8, 4)
         futures = []
@@ -49,7 +51,7 @@ def test_what_is_submitted_is_written_as_it_was_then() -> None:
         for future in futures:
             future.result()
     for number in range(50):
-        decoded = np.frombuffer(numcodecs.blosc.decompress(written[number][:-4]), np.float32)
+        decoded = np.frombuffer(numcodecs.blosc.decompress(b"".join(written[number][:-1])), np.float32)
         assert (decoded == number).all()
 
 

@@ -524,6 +524,58 @@ def test_the_command_is_recorded_where_outliers_runs_and_without_secrets(
     assert "abcdefgh" not in str(attributes)
 
 
+def asks_nothing(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Trace as on a GPU, which is not asked at each site; what is returned tells how each batch was traced."""
+    from capture import batches
+
+    traces: list[bool] = []
+    trace = batches.trace_batch
+
+    def told(*args: Any, careful: bool, **options: Any) -> Any:
+        traces.append(careful)
+        return trace(*args, careful=careful, **options)
+
+    monkeypatch.setattr(batches, "asks_at_each_site", lambda device: False)
+    monkeypatch.setattr(batches, "trace_batch", told)
+    return traces
+
+
+def test_a_finite_model_is_the_same_unasked(do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = do(raw="both")
+    traces = asks_nothing(monkeypatch)
+    assert_same_capture(asked, do(raw="both", out=tmp_path / "unasked.zarr"))
+    assert traces == [False] * 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("token", [3, 7])  # of the first batch, and of a later one
+def test_what_is_not_finite_is_the_same_unasked(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, token: int, batch_size: int
+) -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token, 5] = torch.nan
+        model.model.embed_tokens.weight[token, 6] = torch.inf
+    shutil.copytree(checkpoint, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    words = ["alpha"] * 8 + ["beta"] * 8 + ["epsilon", *["beta"] * 7] + ["gamma"] * 16
+    (tmp_path / "words.txt").write_text(" ".join(words))
+    options = {"text": str(tmp_path / "words.txt"), "sequences": 5, "length": 8, "batch_size": batch_size}
+    asked = capture(str(tmp_path / "model"), tmp_path / "asked.zarr", raw="both", **options)
+    traces = asks_nothing(monkeypatch)
+    unasked = capture(str(tmp_path / "model"), tmp_path / "unasked.zarr", raw="both", **options)
+    assert_same_capture(asked, unasked)
+    again = 1 + traces.index(True)  # the batch after the one that was found wanting was traced already
+    assert traces == [False] * (again - 1) + [True] * (len(traces) - again + 1)
+    assert not verify(unasked).damage
+    dataset = xr.open_zarr(unasked)
+    raw = dataset.norm_input.values
+    np.testing.assert_array_equal(dataset.nonfinite_count.sel(signal="input"), (~np.isfinite(raw)).sum((3, 4)))
+    np.testing.assert_array_equal(dataset.layer_high.sel(signal="input"), np.fmax.reduce(raw, axis=3))
+    np.testing.assert_array_equal(dataset.position_peak.sel(signal="input"), np.fmax.reduce(np.abs(raw), axis=(1, 2)))
+    assert list(unasked.parent.glob("**/*.partial")) == []
+
+
 class Replacing(Silence):
     """Puts another store in the place of the one that is captured, once its first sequence is safe."""
 

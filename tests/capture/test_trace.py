@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from nnsight import NNsight  # noqa: E402
 
 from capture.sites.place import find_sites  # noqa: E402
-from capture.trace import extremes, token_nll, trace_batch  # noqa: E402
+from capture.trace import Peaks, extremes, token_nll, trace_batch  # noqa: E402
 from tests.conftest import tiny_llama  # noqa: E402
 
 ALL = frozenset({"norm_input", "norm_output", "final_input"})
@@ -42,7 +42,7 @@ def hooked(model: Any, ids: Any, paths: list[str]) -> tuple[dict[str, Any], dict
     return inputs, outputs
 
 
-def traced(model: Any, ids: Any = IDS) -> tuple[dict[tuple[str, int, int], Any], Any]:
+def traced(model: Any, ids: Any = IDS, *, careful: bool = True) -> tuple[dict[tuple[str, int, int], Any], Any]:
     seen: dict[tuple[str, int, int], Any] = {}
     batch = trace_batch(
         NNsight(model),
@@ -50,17 +50,19 @@ def traced(model: Any, ids: Any = IDS) -> tuple[dict[tuple[str, int, int], Any],
         ids,
         lambda name, layer, site, values: seen.update({(name, layer, site): values.clone()}),
         ALL,
+        careful=careful,
     )
     return seen, batch
 
 
+@pytest.mark.parametrize("careful", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_activations_are_bit_equal_to_plain_hooks(dtype: str) -> None:
+def test_activations_are_bit_equal_to_plain_hooks(dtype: str, careful: bool) -> None:
     model = tiny_llama(dtype)
     names = ("input_layernorm", "post_attention_layernorm")
     paths = [f"model.layers.{layer}.{name}" for layer in range(3) for name in names]
     inputs, outputs = hooked(model, IDS, [*paths, "model.norm"])
-    seen, batch = traced(model)
+    seen, batch = traced(model, careful=careful)
     assert len(seen) == 2 * len(paths) + 1
     for layer in range(3):
         for site, name in enumerate(names):
@@ -69,20 +71,20 @@ def test_activations_are_bit_equal_to_plain_hooks(dtype: str) -> None:
             assert torch.equal(seen["norm_output", layer, site], outputs[path])
             for signal, values in enumerate((inputs[path], outputs[path])):
                 wide = values.float().numpy()
-                np.testing.assert_array_equal(batch.arrays["layer_high"][:, signal, layer, site], wide.max(1))
-                np.testing.assert_array_equal(batch.arrays["layer_low"][:, signal, layer, site], wide.min(1))
+                np.testing.assert_array_equal(batch.extremes[:, signal, 1, layer, site].float(), wide.max(1))
+                np.testing.assert_array_equal(batch.extremes[:, signal, 0, layer, site].float(), wide.min(1))
     assert torch.equal(seen["final_input", 0, 0], inputs["model.norm"])
     for signal, source in enumerate((inputs, outputs)):
         stacked = np.stack([np.abs(source[path].float().numpy()) for path in paths])
-        np.testing.assert_array_equal(batch.arrays["position_peak"][:, signal], stacked.max(0))
-    assert not batch.arrays["nonfinite_count"].any()
+        np.testing.assert_array_equal(batch.position_peaks[signal].float(), stacked.max(0))
+    assert not batch.nonfinite_count.any()
 
 
 def test_nll_is_that_of_the_model_itself() -> None:
     model = tiny_llama()
     tokens = torch.from_numpy(IDS.astype(np.int64))
     _, batch = traced(model)
-    nll = batch.arrays["nll"]
+    nll = batch.nll.numpy()
     assert np.isnan(nll[:, 0]).all()
     with torch.inference_mode():
         loss = model(input_ids=tokens, labels=tokens).loss
@@ -94,7 +96,7 @@ def test_nll_of_any_length(positions: int) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, positions, 7, generator=generator)
     ids = torch.randint(0, 7, (2, positions), generator=generator)
-    nll = token_nll(logits, ids)
+    nll = token_nll(logits, ids).numpy()
     assert np.isnan(nll[:, 0]).all()
     for n in range(2):
         for p in range(1, positions):
@@ -118,18 +120,48 @@ def test_extremes_pass_over_nan_and_count_it(values: Any) -> None:
     np.testing.assert_array_equal(count.numpy(), (~np.isfinite(values)).sum((1, 2)))
 
 
+CELLS = st.sampled_from([0.0, -0.0, 1.5, -7.0, 3e38, np.nan, np.inf, -np.inf])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 3), st.just(2), st.integers(1, 4), st.integers(1, 3)),
+        elements=CELLS,
+    ),
+    dtypes=st.lists(st.sampled_from(["float32", "bfloat16"]), min_size=2, max_size=2),
+    careful=st.booleans(),
+)
+def test_peaks_of_anything_are_those_of_numpy_or_known_to_be_wrong(
+    values: Any, dtypes: list[str], careful: bool
+) -> None:
+    peaks, wide = Peaks(2, 1, careful=careful), []
+    for layer, dtype in enumerate(dtypes):  # layers of a mixed model
+        matrix = torch.from_numpy(values[:, layer]).to(getattr(torch, dtype))
+        peaks.add(layer, 0, matrix)
+        wide.append(matrix.float().numpy())
+    stacked = np.stack(wide, axis=1)
+    assert bool(peaks.extremes.isfinite().all()) == bool(np.isfinite(stacked).all()) or careful
+    if careful or np.isfinite(stacked).all():
+        np.testing.assert_array_equal(peaks.extremes[:, 0, :, 0].float(), np.fmin.reduce(stacked, axis=2))
+        np.testing.assert_array_equal(peaks.extremes[:, 1, :, 0].float(), np.fmax.reduce(stacked, axis=2))
+        np.testing.assert_array_equal(peaks.position_peak.float(), np.fmax.reduce(np.abs(stacked), axis=1))
+        np.testing.assert_array_equal(peaks.nonfinite_count[..., 0], (~np.isfinite(stacked)).sum((2, 3)))
+
+
 def test_nan_in_the_model_is_counted_and_passed_over() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.embed_tokens.weight[63, 5] = torch.nan
     ids = np.array([[1, 2, 3], [1, 63, 3]], np.int32)
     _, batch = traced(model, ids)
-    count = batch.arrays["nonfinite_count"]
+    count = batch.nonfinite_count
     assert count[0].sum() == 0
     assert count[1, 0, 0, 0] == 1
     assert count[1, 1, 0, 0] == 24  # the norm spreads it over all features
-    assert np.isfinite(batch.arrays["layer_high"][1, 0, 0, 0]).all()  # other positions are finite
-    assert np.isfinite(batch.arrays["position_peak"][1, :, 0]).all()
+    assert batch.extremes[1, 0, :, 0, 0].isfinite().all()  # other positions are finite
+    assert all(peak[1, 0].isfinite().all() for peak in batch.position_peaks)
 
 
 def test_what_the_sink_raises_comes_out_as_it_is() -> None:

@@ -523,9 +523,9 @@ PRIVATE = {
 @pytest.mark.parametrize("options", [{}, {"peaks_only": True}, {"mantissa_bits": 4}])
 def test_paths_stay_on_the_machine(options: dict[str, int], tmp_path: Path) -> None:
     store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), attributes=PRIVATE)
-    own = {"store_id": xr.open_zarr(store).attrs["store_id"], "model_id": "/home/jane/model"}
-    width = xr.open_zarr(store).sizes["feature"]
-    keep(store, made(hidden_size=width, attributes={**own, "command": "outliers ablate /home/jane/s.zarr"}))
+    own = {"store_id": StoreWriter(store).attributes["store_id"]}
+    private = {"model_id": "/home/jane/model", "command": "outliers ablate /home/jane/s.zarr"}
+    keep(store, made(hidden_size=5, attributes={**own, **private}))
     before = files(store)
     packed = pack(store, tmp_path / "a.zarr.zip", **options)  # type: ignore[arg-type]
     assert b"jane" not in packed.read_bytes()
@@ -539,7 +539,7 @@ def test_paths_stay_on_the_machine(options: dict[str, int], tmp_path: Path) -> N
         "command": "outliers capture model --out=s.zarr",
     }
     (record,) = read_ablations(out)
-    assert record.attributes == {"store_id": own["store_id"], "model_id": "model", "command": "outliers ablate s.zarr"}
+    assert record.attributes == {**own, "model_id": "model", "command": "outliers ablate s.zarr"}
     whole = unpack(pack(store, tmp_path / "b.zarr.zip", keep_paths=True), tmp_path / "w.zarr")
     assert files(whole) == before
 

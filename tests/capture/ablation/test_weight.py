@@ -14,8 +14,11 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 
 from analyze.cli import main  # noqa: E402
+from capture.ablation.maps import last_maps  # noqa: E402
 from capture.ablation.weight import written_weight  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
+from capture.sites.place import find_sites  # noqa: E402
+from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.conftest import tiny_llama, tiny_tokenizer  # noqa: E402
 
 FEATURE, COLUMN = 5, 3
@@ -134,3 +137,14 @@ def test_the_command_leaves_store_and_model_as_they_are(store: Path, capsys: pyt
 def test_what_cannot_be_is_refused(store: Path, settings: dict[str, int], told: str) -> None:
     with pytest.raises(OutliersError, match=told):
         written_weight(store, **{"feature": FEATURE, **settings})
+
+
+def test_experts_whose_weights_are_one_tensor_are_refused_in_words() -> None:
+    network = ARCHITECTURES["mixtral"].build().eval()
+    placed = find_sites(network)
+    experts = [site for site in placed.sites if site.layer == 0 and site.name == "ln_mlp"]
+    with pytest.raises(OutliersError, match=r"mlp of MixtralForCausalLM ends in no plain linear map"):
+        last_maps(network, experts, placed.hidden_size)
+    attention = [site for site in placed.sites if site.layer == 1 and site.name == "ln_attn"]
+    (found,) = last_maps(network, attention, placed.hidden_size)
+    assert found.path == "model.layers.1.self_attn.o_proj"

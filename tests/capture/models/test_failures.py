@@ -13,13 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tests.hub_server import connect, serving  # noqa: E402
-
 from capture.errors import OutliersError  # noqa: E402
 from capture.estimate import estimate  # noqa: E402
 from capture.models.load import load_config, load_model  # noqa: E402
 from capture.sites.place import sites_from_config  # noqa: E402
 from tests.conftest import tiny_llama  # noqa: E402
+from tests.hub import connect, serving  # noqa: E402
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

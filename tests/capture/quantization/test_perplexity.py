@@ -103,7 +103,11 @@ def test_only_what_is_new_is_run_and_the_store_stays_sound(store: Path, monkeypa
     again = quantize_with_perplexity(store, [*SCHEMES, "int4-tensor"])
     assert again.rows_for_all[:3] == first.rows_for_all
     assert verify(store).damage == ()
-    assert quantize(store, SCHEMES).rank_correlation is None
+    # Without the model what is kept is shown, and what is not known is not.
+    assert quantize(store, SCHEMES).rows() == first.rows()
+    assert quantize(store, SCHEMES).rank_correlation == first.rank_correlation
+    assert [row["perplexity"] is None for row in quantize(store, ["mxfp4", "nvfp4"]).rows_for_all] == [False, True]
+    assert quantize(store, SCHEMES, view=View(sequences=(0,))).perplexity is None
     file.write_text(file.read_text().replace("test", "text", 1).replace("0.", "1.", 1))
     with pytest.raises(OutliersError, match="is damaged or of a newer release"):
         quantize_with_perplexity(store, SCHEMES)

@@ -75,7 +75,7 @@ def test_capture_is_bit_equal_to_plain_hooks(name: str, dtype: str) -> None:
         peaks.append(np.stack([value.float().abs().numpy() for value in (inputs[path], after)]))
         for signal, value in enumerate((inputs[path], after)):
             np.testing.assert_array_equal(
-                batch.arrays["layer_high"][:, signal, layer, column], value.float().numpy().max(axis=1)
+                batch.extremes[:, signal, 1, layer, column].float(), value.float().numpy().max(axis=1)
             )
-    np.testing.assert_array_equal(batch.arrays["position_peak"], np.max(peaks, axis=0).swapaxes(0, 1))
+    np.testing.assert_array_equal(torch.stack(batch.position_peaks).float(), np.max(peaks, axis=0))
     assert torch.equal(seen["final_input", 0, 0], inputs[architecture.final])

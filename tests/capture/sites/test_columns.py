@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 
 from capture.sites.columns import UnreadableWeightsError, weight_columns  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
-from tests.architectures import ARCHITECTURES, HIDDEN  # noqa: E402
+from tests.architectures import ARCHITECTURES, EACH, HIDDEN  # noqa: E402
 
 # Written from the modeling code: the first maps of mixers, then those of feed-forward parts, routers included.
 MIXER = (
@@ -57,7 +57,7 @@ def assert_sizes(columns: Any, cell: tuple[int, int], matrices: list[np.ndarray]
     np.testing.assert_allclose(columns.norm[cell], norm, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_the_columns_are_those_of_the_named_parameters(name: str) -> None:
     architecture = ARCHITECTURES[name]
     model = architecture.build()

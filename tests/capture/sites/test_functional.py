@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from capture.ablation.interventions import find_targets  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
 from capture.sites.trial import refuse_lookahead  # noqa: E402
-from tests.architectures import ARCHITECTURES, VOCABULARY  # noqa: E402
+from tests.architectures import ARCHITECTURES, EACH, VOCABULARY  # noqa: E402
 
 TOKENS = torch.randint(1, VOCABULARY, (1, 7), generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +47,7 @@ def stream(model: Any, tokens: Any) -> Any:
     return model(input_ids=tokens, use_cache=False, output_hidden_states=False).logits[0]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_without_what_the_sites_feed_no_position_hears_of_another(name: str) -> None:
     """Every reader of the stream forced to zero leaves each position its own token, and nothing of others."""
     model = ARCHITECTURES[name].build()
@@ -69,7 +69,7 @@ def test_without_what_the_sites_feed_no_position_hears_of_another(name: str) -> 
     assert not torch.allclose(before[0], after[0], rtol=1e-3, atol=1e-4)  # the stream itself goes through
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_norm_speaks_to_what_it_feeds_and_to_nobody_else(name: str) -> None:
     """Its output forced to zero does what the zero in front of its readers does."""
     model = ARCHITECTURES[name].build()
@@ -97,6 +97,6 @@ def test_a_norm_speaks_to_what_it_feeds_and_to_nobody_else(name: str) -> None:
         assert not torch.allclose(plain, read, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_every_tested_decoder_looks_back_alone(name: str) -> None:
     assert refuse_lookahead(ARCHITECTURES[name].build())

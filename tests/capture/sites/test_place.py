@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
 from capture.sites.place import Site, SiteMap, find_sites, parse_overrides, sites_from_config  # noqa: E402
 from capture.sites.trial import refuse_lookahead  # noqa: E402
-from tests.architectures import ARCHITECTURES, HIDDEN, Expected  # noqa: E402
+from tests.architectures import ARCHITECTURES, EACH, HIDDEN, Expected  # noqa: E402
 
 pytestmark = pytest.mark.capture
 
@@ -50,7 +50,7 @@ def test_sites_are_those_that_the_code_of_the_architecture_gives(name: str) -> N
     assert found.final.kind == (architecture.final_kind or kinds.pop())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_placement_without_weights_is_that_with_weights(name: str) -> None:
     architecture = ARCHITECTURES[name]
     assert sites_from_config(architecture.config()) == find_sites(architecture.build())
@@ -83,7 +83,7 @@ def test_placement_does_not_depend_on_the_dtype(dtype: str) -> None:
     assert find_sites(architecture.build(getattr(torch, dtype))) == find_sites(architecture.build())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_the_first_site_of_a_block_reads_the_very_stream_that_enters_the_block(name: str) -> None:
     """A truth that the probe does not use: values, compared bit for bit."""
     architecture = ARCHITECTURES[name]

@@ -25,7 +25,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNorm 
 
 from capture.sites.norms import NormForm, norm_form  # noqa: E402
 from capture.sites.place import find_sites, norm_parameters  # noqa: E402
-from tests.architectures import ARCHITECTURES, HIDDEN, VOCABULARY  # noqa: E402
+from tests.architectures import ARCHITECTURES, EACH, HIDDEN, VOCABULARY  # noqa: E402
 
 pytestmark = pytest.mark.capture
 
@@ -202,7 +202,7 @@ def test_kind_none_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EACH)
 def test_derived_output_is_what_the_sublayers_of_every_architecture_receive(name: str, dtype: torch.dtype) -> None:
     model = ARCHITECTURES[name].build(dtype)
     found = find_sites(model)

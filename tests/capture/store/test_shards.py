@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
-from capture.store.chunks import COMPRESSION, LEVEL, encode
+from capture.store.chunks import CHECKSUM_BYTES, COMPRESSION, LEVEL, decode, encode, encode_pieces
 from capture.store.files import AtomicFile
 from capture.store.shards import ShardFile, read_chunks, read_index
 
@@ -53,7 +55,8 @@ def test_zarr_reads_what_we_write(
         shard.append(place, encode(values[corner], compression))
     shard.commit()
     np.testing.assert_array_equal(array[...], values)
-    assert dict(read_chunks(path / "c" / "0" / "0" / "0", grid)).keys() == set(np.ndindex(*grid))
+    most = 4 * math.prod(block)
+    assert dict(read_chunks(path / "c" / "0" / "0" / "0", grid, most)).keys() == set(np.ndindex(*grid))
 
 
 @pytest.mark.parametrize("compression", ["fast", "small"])
@@ -65,6 +68,52 @@ def test_planes_of_a_shuffled_block_share_no_huffman_table(compression: str) -> 
     shares = (np.unique(plane, return_counts=True)[1] / values.size for plane in planes)
     entropy = sum(-(share * np.log2(share)).sum() for share in shares) / 8
     assert len(encode(values, compression)) < 1.05 * entropy * values.size
+
+
+@pytest.mark.parametrize("compression", ["fast", "small"])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize(
+    ("positions", "features"), [(64, 64), (1021, 131), (512, 576), (1, 4099), (300, 1024)]
+)  # whole blocks, a shorter one at the end, one only
+def test_zarr_reads_planes_bit_for_bit(
+    tmp_path: Path, compression: str, halves: bool, positions: int, features: int
+) -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(2, positions, features)).astype(np.float32) * np.float32(3)
+    values[1] = generator.choice(np.array([0, -0.0, np.nan, np.inf, 1e-45, -3e38], np.float32), values.shape[1:])
+    if halves:
+        values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    array = array_at(tmp_path / "a.zarr", compression, values.shape, (1, positions, features))
+    (tmp_path / "a.zarr" / "c" / "0" / "0").mkdir(parents=True)
+    shard = ShardFile(tmp_path / "a.zarr" / "c" / "0" / "0" / "0", (2, 1, 1))
+    for number, matrix in enumerate(values):
+        given = (matrix.view(np.uint32) >> 16).astype(np.uint16) if halves else matrix
+        pieces = encode_pieces(given, compression)
+        np.testing.assert_array_equal(
+            decode(b"".join(pieces), "float32", matrix.shape, compressed=True).view(np.uint32), matrix.view(np.uint32)
+        )
+        shard.append((number, 0, 0), pieces)
+    shard.commit()
+    np.testing.assert_array_equal(np.asarray(array[...]).view(np.uint32), values.view(np.uint32))
+
+
+@pytest.mark.parametrize("compression", ["fast", "small"])
+def test_what_cannot_compress_stays_as_long_as_it_is(compression: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 2**32, (256, 4096), np.uint32).view(np.float32)
+    assert len(encode(noise, compression)) == noise.nbytes + 16 + CHECKSUM_BYTES
+    np.testing.assert_array_equal(
+        decode(encode(noise, compression), "float32", noise.shape, compressed=True).view(np.uint32),
+        noise.view(np.uint32),
+    )
+
+
+def test_chunks_are_appended_by_several_threads(tmp_path: Path) -> None:
+    chunks = {(n,): bytes([n]) * (1000 + n) for n in range(200)}
+    shard = ShardFile(tmp_path / "s", (200,))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda item: shard.append(item[0], [item[1][:7], item[1][7:]]), chunks.items()))
+    shard.commit()
+    assert dict(read_chunks(tmp_path / "s", (200,), 2000)) == chunks
 
 
 def test_a_shard_with_a_missing_chunk_is_never_committed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from capture.errors import OutliersError
 from capture.store import create, write
 from capture.store.files import AtomicFile
+from capture.store.group import open_group
 from capture.store.layout import part_sequences, sequences_per_group
 from capture.store.schema import (
     FINAL_PEAKS,
@@ -95,7 +96,7 @@ def test_xarray_alone_reads_the_store(tmp_path: Path, raw: str, compression: str
 
 def test_a_chunk_is_one_matrix_and_a_shard_one_sequence(tmp_path: Path) -> None:
     make(tmp_path / "s.zarr")
-    array = write.open_group(tmp_path / "s.zarr")["norm_input"]
+    array = open_group(tmp_path / "s.zarr")["norm_input"]
     assert array.chunks == (1, 1, 1, 5, 4)  # type: ignore[union-attr]
     assert array.shards == (1, 2, 2, 5, 4)  # type: ignore[union-attr]
 
@@ -283,7 +284,7 @@ def damaged(path: Path, kind: str) -> str:
 def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     expected = damaged(tmp_path / "s.zarr", kind)
     with pytest.raises(OutliersError, match=expected) as caught:
-        write.open_group(tmp_path / "s.zarr")
+        open_group(tmp_path / "s.zarr")
     assert "\n" not in str(caught.value)
 
 
