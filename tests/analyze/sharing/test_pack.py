@@ -170,7 +170,7 @@ def test_rounded_activations_are_labelled_and_checkable(raw: str, tmp_path: Path
     variables = list(RAW_VARIABLES[raw])
     assert rounded.attrs["rounded"]["mantissa_bits"] == 5
     assert rounded.attrs["rounded"]["variables"] == variables
-    for name in whole.data_vars:
+    for name in set(whole.data_vars) - {"digest"}:  # of the rounded values: tests/capture/store/test_identity.py
         expected = round_mantissa(whole[name].values, 5) if name in variables else whole[name].values
         np.testing.assert_array_equal(rounded[name].values, expected)
         assert ("rounded to 5 mantissa bits" in rounded[name].attrs["long_name"]) == (name in variables)
