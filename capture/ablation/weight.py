@@ -195,7 +195,7 @@ def written_weight(
         losses = _losses(loaded, written, cell, ids)
         if number == 0:
             for row, stored in zip(losses, values_of(dataset["nll"].isel({SEQUENCE: slice(sequences)})), strict=True):
-                check_nll(path, loaded, dataset.attrs, stored[None, : row.size], row)
+                check_nll(path, loaded, dataset.attrs, stored[None, : row.shape[1]], row)
         nll.append([row[:, 1:].mean(dtype=np.float64) for row in losses])
         if progress is not None:
             progress(number + 1, len(cells))
@@ -268,4 +268,4 @@ def _losses(
     from capture.ablation.interventions import predictions
 
     with _without(written, cell):
-        return [predictions(loaded.traced, (), row[None], ())[0] for row in ids]
+        return [np.asarray(predictions(loaded.traced, (), row[None], ())[0]) for row in ids]
