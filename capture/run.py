@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +34,7 @@ from capture.store.write import StoreWriter
 from capture.texts.blocks import vocabulary
 from capture.texts.documents import Documents
 from capture.texts.sources import open_corpus
-from capture.texts.whole import block_sequences, document_sequences
+from capture.texts.whole import Sequences, block_sequences, document_sequences
 
 if TYPE_CHECKING:
     from capture.sites.place import SiteMap
@@ -123,8 +124,6 @@ def capture(
     loaded = described.load()
     check_length(loaded.model.config, length)
 
-    from capture.batches import capture_sequences
-    from capture.sites.columns import variables_of_weights
     from capture.sites.facts import model_facts
     from capture.sites.place import find_sites, parse_overrides
     from capture.sites.trial import refuse_lookahead, refuse_untakeable
@@ -147,43 +146,77 @@ def capture(
     mine = part_sequences(sizes.sequences, *part)
     full = -(-int(read.length[mine.start : mine.stop].sum()) // sizes.positions)  # as many if none ended early
     needed = store_bytes(sizes, raw, loaded.attributes["compute_dtype"], compression, full)
-    place = successor_path(out) if overwrite and os.path.lexists(out) else out
     wanted = {**attributes, "raw": raw, "compression": compression}
+    work = _Work(loaded, placed, sizes, read, wanted, weight, bias, mine, needed, batch_size, part == (1, 1), reporter)
+    place = successor_path(out) if overwrite and os.path.lexists(out) else out
     if place != out and os.path.lexists(place) and not _goes_on(place, sizes, wanted, token_id, weight):
         remove_store(place)
     with replacing(out, place):
-        begun = not os.path.lexists(place)
-        if begun:
-            check_free_space(place, needed, "the capture", _LESS)
-            columns, left_out = variables_of_weights(loaded.model, placed, reporter)
-            # Another part may create the store in the same moment: then this one joins it.
-            with contextlib.suppress(StoreExistsError):
-                create(
-                    place,
-                    sizes,
-                    raw=raw,
-                    attributes={**attributes, **left_out},
-                    token_id=token_id,
-                    norm_weight=weight,
-                    norm_bias=bias,
-                    **columns,
-                    length=read.stored_length,
-                    vocabulary=vocabulary(loaded.tokenizer, token_id),
-                    compression=compression,
-                )
-        store = StoreWriter(place)
-        _check_same(store, sizes, wanted, token_id, weight)
-        if len(mine):
-            left = round(needed * (1 - store.done()[mine.start : mine.stop].mean()))
-            check_free_space(place, left, "the capture", _LESS)
-        try:
-            with _told(store, loaded.model, batch_size):
-                capture_sequences(loaded, placed, store, mine, batch_size, reporter)
-        except Exception:
-            if begun and part == (1, 1) and store.is_same() and not store.done().any():
-                remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
-            raise
+        _fill(place, work)
     return out
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything that a store is filled from, once all of it is known to fit."""
+
+    loaded: Loaded
+    placed: SiteMap
+    sizes: Sizes
+    read: Sequences
+    attributes: dict[str, Any]
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32] | None
+    mine: range
+    needed: int
+    batch_size: int
+    alone: bool
+    reporter: Reporter
+
+
+def _fill(place: Path, work: _Work) -> None:
+    """Create the store where there is none, then capture what it lacks."""
+    begun = not os.path.lexists(place)
+    if begun:
+        check_free_space(place, work.needed, "the capture", _LESS)
+        # Another part may create the store in the same moment: then this one joins it.
+        with contextlib.suppress(StoreExistsError):
+            _create(place, work)
+    store = StoreWriter(place)
+    _check_same(store, work.sizes, work.attributes, work.read.token_id, work.weight)
+    if len(work.mine):
+        left = round(work.needed * (1 - store.done()[work.mine.start : work.mine.stop].mean()))
+        check_free_space(place, left, "the capture", _LESS)
+
+    from capture.batches import capture_sequences
+
+    try:
+        with _told(store, work.loaded.model, work.batch_size):
+            capture_sequences(work.loaded, work.placed, store, work.mine, work.batch_size, work.reporter)
+    except Exception:
+        if begun and work.alone and store.is_same() and not store.done().any():
+            remove_store(place)  # nothing is lost, and nobody is sent back to a request that cannot succeed
+        raise
+
+
+def _create(place: Path, work: _Work) -> None:
+    from capture.sites.columns import variables_of_weights
+
+    columns, left_out = variables_of_weights(work.loaded.model, work.placed, work.reporter)
+    attributes = {**work.attributes, **left_out}
+    create(
+        place,
+        work.sizes,
+        raw=attributes.pop("raw"),
+        compression=attributes.pop("compression"),
+        attributes=attributes,
+        token_id=work.read.token_id,
+        norm_weight=work.weight,
+        norm_bias=work.bias,
+        **columns,
+        length=work.read.stored_length,
+        vocabulary=vocabulary(work.loaded.tokenizer, work.read.token_id),
+    )
 
 
 def _check_part(part: tuple[int, int], overwrite: bool) -> None:

@@ -14,12 +14,12 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from analyze.answers.records import read_text, refuse_foreign, sealed, unsealed
+from analyze.answers.records import read_record, refuse_foreign, sealed, unsealed
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
 from analyze.question.criteria import Criteria
 from analyze.types import Counts, Float64
-from capture.errors import OutliersError, one_line
+from capture.errors import OutliersError
 from capture.store.identity import STORE_ID, store_id
 from capture.store.location import Folder
 from capture.store.metadata import read_metadata
@@ -280,13 +280,7 @@ def read_ablation(file: Path) -> Ablation:
     OutliersError
         It cannot be read, is damaged, or is of a newer release.
     """
-    try:
-        return Ablation.load(read_text(file))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutliersError(
-            f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
-            "run outliers ablate again"
-        ) from error
+    return read_record(file, Ablation.load, "ablate")
 
 
 def check_owner(file: Path, ablation: Ablation, attributes: Mapping[str, Any], hidden_size: int) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, one_line
 from capture.store.files import read_plain
+
+Read = TypeVar("Read")
 
 _LARGEST: Final = 2**26  # bytes of a record
 _FAMILY: Final = "outlier-features "
@@ -90,6 +93,29 @@ def read_text(file: Path) -> str:
         It is missing, no plain file, larger than a record, or no text.
     """
     return read_plain(file, _LARGEST).decode()
+
+
+def read_record(file: Path, load: Callable[[str], Read], command: str) -> Read:
+    """Read one record.
+
+    Parameters
+    ----------
+    file : where it is
+    load : makes it of its text; ValueError where that is none
+    command : that makes such records
+
+    Raises
+    ------
+    OutliersError
+        It cannot be read, is damaged, or is of a newer release.
+    """
+    try:
+        return load(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutliersError(
+            f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
+            f"run outliers {command} again"
+        ) from error
 
 
 def is_record(file: Path) -> bool:

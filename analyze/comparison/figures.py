@@ -1,7 +1,6 @@
 """The figures of the study and of Dettmers et al. (2022), drawn from rows of a comparison. Nothing is computed here.
 
-Stores are solid, published points hollow. Colours are two of Okabe and Ito's, with a marker each, so that a figure
-reads in print and with any eyes.
+Stores are solid, published points hollow. Colours are two of Okabe and Ito's, with a marker each, for any eyes.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from analyze.answers.records import read_text, sealed, unsealed
+from analyze.answers.records import read_record, sealed, unsealed
 from analyze.question.view import View
-from capture.errors import OutliersError, one_line
+from capture.errors import OutliersError
 from capture.store.schema import QUANTIZATION
 
 _FORMAT: Final = "outlier-features quantization"
@@ -108,13 +108,7 @@ def read_predictions(file: Path) -> Predictions:
     OutliersError
         It cannot be read, is damaged, or is of a newer release.
     """
-    try:
-        return Predictions.load(read_text(file))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OutliersError(
-            f"{file} is damaged or of a newer release ({one_line(error)}); restore it from a copy, or remove it and "
-            "run outliers quantize --perplexity again"
-        ) from error
+    return read_record(file, Predictions.load, "quantize --perplexity")
 
 
 def record_file(store: Path, view: View) -> Path:
