@@ -371,6 +371,8 @@ def _told(store: StoreWriter, model: Any, batch_size: int) -> Iterator[None]:
             "use a smaller --batch-size or --length, or --device auto to spread the model over several GPUs"
         ) from error
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            store.check_same()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OutliersError(

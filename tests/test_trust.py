@@ -182,6 +182,7 @@ def test_the_most_sequences_that_metadata_may_claim(path: Path) -> None:
     many = 2**17
     group = many // 256
     shapes = {name: [2, many, 4, 2, 5] for name in ("layer_high", "layer_low")}
+    shapes |= {"final_high": [many, 5], "final_low": [many, 5], "digest": [many, 10]}
     shapes |= {"position_peak": [2, many, 7, 5], "nonfinite_count": [2, many, 4, 2], "nll": [many, 7]}
     for name, shape in shapes.items():
         if name == "position_peak":  # two chunks a sequence

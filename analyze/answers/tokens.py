@@ -78,6 +78,11 @@ def outlier_tokens(store: Store, metrics: xr.Dataset) -> list[dict[str, Any]]:
     many of these are the first position of their sequence, where any token may be one), `of` (all positions with the
     token that count), and `ratio`, the largest
 
+    Raises
+    ------
+    OutliersError
+        The store cannot be read.
+
     References
     ----------
     Chen et al. 2024, PrefixQuant, arXiv 2410.05265, whose threshold is 64; they leave the first position aside.

@@ -14,8 +14,9 @@ from analyze.types import Store
 def portable(store: Store) -> xr.Dataset:
     """A store, or a part of one, ready for `to_netcdf`, `to_zarr` and the like.
 
-    The values are those of the store. What a format might not take is left out or told otherwise: how the store was
-    chunked and encoded, attributes that are null, and lists and objects in attributes, which become JSON texts.
+    The values are those of the store, without `digest`, which binds them to that store alone. What a format might not
+    take is left out or told otherwise: how the store was chunked and encoded, attributes that are null, and lists and
+    objects in attributes, which become JSON texts.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ def portable(store: Store) -> xr.Dataset:
     OutliersError
         As `open_store`.
     """
-    data = as_dataset(store).drop_encoding()
+    data = as_dataset(store).drop_encoding().drop_vars("digest", errors="ignore")
     data.attrs = {name: _plain(value) for name, value in data.attrs.items() if value is not None}
     return data
 

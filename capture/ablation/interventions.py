@@ -147,7 +147,7 @@ def edited_predictions(
                 module = envoy(traced, target.path)
                 module.inputs = _edited(module.inputs, target, edit)
             logits = traced.output.logits
-            results += [token_nll(logits, tokens), _largest_probability(logits)]
+            results += [token_nll(logits, tokens).cpu().numpy(), _largest_probability(logits)]
         except (Exception, KeyboardInterrupt) as error:  # nnsight would wrap it in an exception of its own
             failures.append(error)
             tracer.stop()

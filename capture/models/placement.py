@@ -64,6 +64,8 @@ def whole_parameter(module: Any, name: str) -> Any:
 
     owner, _, last = name.rpartition(".")
     holder = module.get_submodule(owner)
+    if getattr(holder, "_hf_hook", None) is None:
+        return getattr(holder, last).detach().clone()
     with align_module_device(holder, execution_device="cpu"):
         return getattr(holder, last).detach().clone()
 

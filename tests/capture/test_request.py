@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "batch_size": 2,
     "dtype": "float16",
     "device": "cpu",
+    "max_memory": "cpu=1GiB",
     "raw": "none",
     "compression": "small",
     "bos": False,

@@ -147,6 +147,7 @@ def test_the_json_object_has_the_documented_keys(tmp_path: Path) -> None:
         "perplexity",
         "criteria",
         "features",
+        "store_id",
     ]
     assert list(result["features"][0]) == [
         "sequence",

@@ -103,7 +103,7 @@ def test_equal_lengths_answer_as_no_lengths(case: Any) -> None:
         return
     first, second = (find_outliers(store, criterion).to_dict() for store in stores)
     assert first == second
-    a, b = (sweep(store, criterion, [1, 6], [0, 0.5], [0.1, 0.6]).rows for store in stores)
+    a, b = (sweep(store, criterion, [1, 6], [0, 0.5], [0.1, 0.6]).rows() for store in stores)
     np.testing.assert_equal(a, b)
     a, b = (permutation_null(store, criterion, repeats=2).to_dict() for store in stores)
     np.testing.assert_equal(a, b)
@@ -131,7 +131,7 @@ def test_a_padded_sequence_answers_as_itself_alone(number: int) -> None:
     for scale in ("absolute", "rms", "median"):
         one = replace(criteria, scale=scale, skip_first=1)
         np.testing.assert_equal(find_outliers(padded, one).to_dict(), find_outliers(whole, one).to_dict())
-        np.testing.assert_equal(sweep(padded, one, [1, 2, 3]).rows, sweep(whole, one, [1, 2, 3]).rows)
+        np.testing.assert_equal(sweep(padded, one, [1, 2, 3]).rows(), sweep(whole, one, [1, 2, 3]).rows())
         np.testing.assert_equal(permutation_null(padded, one).to_dict(), permutation_null(whole, one).to_dict())
         np.testing.assert_equal(portrait(padded, 0, one).to_dict(), portrait(whole, 0, one).to_dict())
     np.testing.assert_equal(feature_map(padded, criteria).to_dict(), feature_map(whole, criteria).to_dict())
@@ -241,7 +241,7 @@ def test_views_of_a_store_on_disk_are_streamed_and_cached(path: Path) -> None:
         for _ in range(2):
             found = find_outliers(path, criteria)
             assert {(row.sequence, row.feature) for row in found.features} == set(expected)
-            assert sweep(path, criteria).rows[0]["count"] == len(expected)
+            assert sweep(path, criteria).rows()[0]["count"] == len(expected)
 
 
 def test_tokens_that_occur_nowhere_need_no_pass(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,8 @@ def test_other_criteria_have_other_steps(path: Path, change: dict) -> None:
 def test_a_changed_store_has_other_steps(path: Path, tmp_path: Path) -> None:
     other = builders.on_disk(tmp_path / "other.zarr", coarse(builders.random_activations(seed=5)))
     sweep(path, None, [2])
-    for name in ("layer_high", "layer_low", "position_peak"):
-        for file in (other / name).glob("c.*"):
-            (path / name / file.name).write_bytes(file.read_bytes())
+    shutil.rmtree(path)
+    shutil.copytree(other, path)
     assert sweep(path, None, [2, 3]).rows() == sweep(other, None, [2, 3]).rows()
 
 

@@ -39,7 +39,11 @@ def captured(model: Any) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     placed = find_sites(model)
     batch = trace_batch(traced(model), placed, IDS, lambda *place: seen.update({place[:3]: place[3].clone()}), ALL)
-    return {**{place: value.numpy() for place, value in seen.items()}, **batch.arrays}
+    return {
+        **{place: value.numpy() for place, value in seen.items()},
+        **{name: value for name, value in vars(batch).items() if name != "position_peaks"},
+        **dict(enumerate(batch.position_peaks)),
+    }
 
 
 @pytest.mark.parametrize("where", OFFLOADING)
