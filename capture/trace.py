@@ -204,8 +204,7 @@ def trace_batch(
     Exception
         What the sink raised.
     """
-    device = traced.get_input_embeddings().weight.device
-    tokens = torch.from_numpy(ids.astype(np.int64)).to(device, non_blocking=True)
+    tokens = torch.from_numpy(ids.astype(np.int64)).to(input_device(traced), non_blocking=True)
     names = {name: index for index, name in enumerate(sites.names)}
     peaks = [Peaks(sites.layers, len(names), careful=careful) for _ in SIGNALS]
     losses: list[torch.Tensor] = []
@@ -222,8 +221,7 @@ def trace_batch(
         return by_position(values, ids.shape, site.module)
 
     # nnsight wraps what is raised inside a trace in its own exception types: keep the original and end the pass.
-    device = input_device(traced)
-    with torch.inference_mode(), traced.trace(input_ids=tokens.to(device), use_cache=False) as tracer:
+    with torch.inference_mode(), traced.trace(input_ids=tokens, use_cache=False) as tracer:
         in_order = sites.sites  # nnsight cannot trace a block that begins with `try`
         try:
             for site in in_order:

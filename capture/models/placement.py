@@ -60,11 +60,11 @@ def whole_parameter(module: Any, name: str) -> Any:
     module : any module
     name : dotted path of the parameter within it
     """
-    from accelerate.utils import align_module_device
+    from accelerate.utils import align_module_device, has_offloaded_params
 
     owner, _, last = name.rpartition(".")
     holder = module.get_submodule(owner)
-    if getattr(holder, "_hf_hook", None) is None:
+    if not has_offloaded_params(holder):
         return getattr(holder, last).detach().clone()
     with align_module_device(holder, execution_device="cpu"):
         return getattr(holder, last).detach().clone()

@@ -136,7 +136,7 @@ def test_a_commit_is_the_revision_by_any_name() -> None:
 
 
 def test_the_request_of_a_store_is_that_which_made_it() -> None:
-    request = Request(**{**OTHER, "batch_size": 1, "device": "auto", "trust_remote_code": False})
+    request = Request(**{**OTHER, "batch_size": 1, "device": "auto", "max_memory": None, "trust_remote_code": False})
     attributes, sizes = stored(request)
     assert Request.of_store(attributes, sizes) == request
     assert Request.of_store({**attributes, "model_revision": "c0ffee"}, sizes).revision == "c0ffee"

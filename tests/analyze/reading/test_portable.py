@@ -40,7 +40,8 @@ def test_a_copy_has_the_same_values(
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         copy = write(portable(part), folder).load()
-        for name in part.data_vars:
+        assert "digest" not in copy  # it binds values to the store that they lie in
+        for name in set(part.data_vars) - {"digest"}:
             assert copy[name].dtype.kind == part[name].dtype.kind
             xr.testing.assert_equal(copy[name].drop_vars(copy[name].coords), part[name].drop_vars(part[name].coords))
         assert "text_revision" not in copy.attrs
