@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from analyze.comparison.cells import Row
 from analyze.comparison.result import Comparison, counted_otherwise
-from analyze.display.figures import in_own_style
+from analyze.display.figures import in_own_style, save
 from analyze.display.text import parameters
 
 if TYPE_CHECKING:
@@ -163,8 +163,6 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     OutliersError
         A file cannot be written.
     """
-    from analyze.display.figures import save
-
     written = []
     for plan in PLANS:
         figure = figure_of(comparison, plan)

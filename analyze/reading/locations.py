@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from analyze.reading.archive import Archive
 from capture.errors import OutliersError
 from capture.store.location import Folder, Location
 
@@ -44,6 +45,4 @@ def open_location(store: Path | str | Location) -> Location:
 
 
 def _archive(around: Folder | Server, name: str) -> Location:
-    from analyze.reading.archive import Archive
-
     return Archive(around, name)

@@ -16,8 +16,11 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from analyze.answers.sweep import sweep
+from analyze.answers.sweep_figure import sweep_figure
 from analyze.display.text import plain
 from analyze.peaks.counted import lengths
+from analyze.question.criteria import Criteria
 from analyze.reading.open import open_store
 from capture.store.privacy import shortened
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE, VARIABLES
@@ -135,10 +138,6 @@ def card(store: Path, name: str, url: str, *, licence: str | None = None, keep_p
 
 def picture(data: xr.Dataset) -> bytes:
     """PNG of the outlier count of the norm inputs against the magnitude, from the stored peaks."""
-    from analyze.answers.sweep import sweep
-    from analyze.answers.sweep_figure import sweep_figure
-    from analyze.question.criteria import Criteria
-
     first = sweep(data, Criteria(), use_cache=False)
     (critical,) = first.critical.values()
     finite = critical[np.isfinite(critical)]

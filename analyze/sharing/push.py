@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analyze.sharing.attributes import without_paths
+from analyze.sharing.bucket import BucketUpload
 from analyze.sharing.card import card
 from analyze.sharing.files import check_sound, entries, left_out_line
+from analyze.sharing.hub import HubUpload
 from analyze.sharing.plan import BUCKET, HUB, Push, bucket_url, check_hub_limits, hub_url, is_last
 from analyze.types import Progress
 from capture.errors import OutliersError
@@ -92,9 +94,5 @@ def _plan(store: Path, target: str, name: str | None, licence: str | None, priva
 def _uploader(plan: Push, *, overwrite: bool, report: Callable[[str], None]) -> Callable[[], None]:
     """The upload, ready to start: libraries, credentials and target are checked."""
     if plan.card is not None:
-        from analyze.sharing.hub import HubUpload
-
         return HubUpload(plan, plan.card, overwrite=overwrite, report=report).run
-    from analyze.sharing.bucket import BucketUpload
-
     return BucketUpload(plan, overwrite=overwrite, report=report).run

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from analyze.display.figures import save
 from analyze.display.tables import print_rows, write_csv
 from analyze.display.text import plain
+from analyze.transitions.figures import transition_figure, transition_grid_figure
 from analyze.transitions.grid import TransitionGrid
 from analyze.transitions.transition import OUTCOMES, Transition, axis_value
 from analyze.transitions.verdict import TransitionTest
@@ -74,9 +76,6 @@ def write_transitions(folder: Path, results: Sequence[Transition], grid: Transit
     OutliersError
         The folder cannot be written.
     """
-    from analyze.display.figures import save
-    from analyze.transitions.figures import transition_figure, transition_grid_figure
-
     written = [folder / "transition.json", folder / "transition.csv"]
     try:
         folder.mkdir(parents=True, exist_ok=True)

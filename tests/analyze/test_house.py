@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,37 @@ def test_the_package_alone_does_not_import_xarray() -> None:
 def test_every_public_name_resolves() -> None:
     assert all(getattr(analyze, name) is not None for name in analyze.__all__)
     assert {"find_outliers", "Criteria", "OutliersError", "open_store", "compare"} <= set(dir(analyze))
+
+
+def own_modules(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Modules of both packages that statements import."""
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("analyze", "capture"):
+            yield node.module
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+
+
+def outside(module: str, seen: set[str]) -> set[str]:
+    """Libraries that importing a module of ours loads, by way of others of ours too."""
+    file = ROOT / Path(*module.split(".")).with_suffix(".py")
+    if module in seen or not file.exists():
+        return set()
+    seen.add(module)
+    body = ast.parse(file.read_text()).body
+    found = {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module}
+    found |= {one.name for node in body if isinstance(node, ast.Import) for one in node.names}
+    libraries = {name.split(".")[0] for name in found} - {"analyze", "capture", *sys.stdlib_module_names}
+    return libraries.union(*(outside(name, seen) for name in own_modules(body)))
+
+
+def test_a_function_imports_a_room_of_ours_only_where_that_loads_another_library() -> None:
+    exempt = {"cli.py", "accessor.py", "__init__.py", "command.py", "weight_command.py"}  # help and TAB must not wait
+    for file in [*ROOT.glob("analyze/**/*.py"), *ROOT.glob("capture/**/*.py")]:
+        if file.name in exempt or file.parent.name == "commands":
+            continue
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        at_once = outside(module, set())
+        functions = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)]
+        for name in own_modules(node for function in functions for node in ast.walk(function)):
+            if (ROOT / Path(*name.split(".")).with_suffix(".py")).exists():
+                assert outside(name, set()) - at_once, f"{file} can import {name} at its top"
