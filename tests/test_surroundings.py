@@ -103,6 +103,7 @@ def test_a_stream_that_is_closed_stops_nothing(closed: str, store: Path, tmp_pat
     assert (tmp_path / "s.csv").read_text().startswith("magnitude")
 
 
+@pytest.mark.slow
 @pytest.mark.capture
 @pytest.mark.parametrize("closed", [">&-", "2> >(true)", "> >(true)"])
 def test_a_capture_is_finished_though_nobody_listens(

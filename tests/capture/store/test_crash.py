@@ -159,7 +159,7 @@ def test_a_disk_that_fills_up_in_mid_run(
     try:
         out = disk / "s.zarr"
         with monkeypatch.context() as patch:
-            patch.setattr("capture.store.files.check_free_space", lambda *_: None)  # or it is refused before it begins
+            patch.setattr("capture.run.check_free_space", lambda *_: None)  # or it is refused before it begins
             with pytest.raises(OutliersError, match="no space left .* sequences are safe"):
                 capture(str(checkpoint), out, text=str(text_file), sequences=SEQUENCES, length=8, batch_size=2)
         safe = assert_nothing_that_counts_is_damaged(out)
