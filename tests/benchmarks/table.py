@@ -89,6 +89,8 @@ def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> P
     fixed = {
         "nonfinite_count": np.zeros((2, layers, len(sizes.sites)), np.int32),
         "nll": np.ones(positions, np.float32),
+        "final_high": np.ones(sizes.features, np.float32),
+        "final_low": -np.ones(sizes.features, np.float32),
     }
     # The largest of many normal values, for a store without activations: near 3, and never small.
     high = bfloat16(scale * (3.5 + 0.3 * np.abs(rng.standard_normal((2, layers, len(sizes.sites), features)))))
