@@ -14,6 +14,7 @@ from capture.ablation.command import ablate_command
 from capture.ablation.weight_command import weight_command
 from capture.environment import prepare
 from capture.errors import OutliersError, advice
+from capture.options import Device, Trust
 from capture.quantization.command import quantize_command
 from capture.store.output import output_path
 
@@ -74,9 +75,6 @@ SitesOption = Annotated[
     str | None,
     typer.Option("--sites", help="Where to read, for a model whose norms the probe cannot place.", show_default=False),
 ]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
-]
 
 
 def capture_command(
@@ -104,7 +102,7 @@ def capture_command(
     length: Length = 2048,
     batch_size: BatchSize = 1,
     dtype: Dtype = "auto",
-    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
+    device: Device = "auto",
     max_memory: Annotated[
         str | None, typer.Option(help="What auto may put where: 0=20GiB,cpu=60GiB; the rest stays on disk.")
     ] = None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands.options import Json, StorePath, asks_for_criteria
+from capture.options import Device, FewSequences, Seed, StoreModel, Trust
 
 if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
@@ -17,19 +18,13 @@ def ablate_command(
     store: StorePath,
     criteria: Criteria,
     site: Annotated[str, typer.Option(help="Before which sublayers: ln_attn, ln_mlp or both.")] = "ln_attn",
-    sequences: Annotated[
-        int | None, typer.Option(help="How many sequences of the store to run.", show_default="4, or all of fewer")
-    ] = None,
+    sequences: FewSequences = None,
     repeats: Annotated[int, typer.Option(help="Draws of as many random other features.")] = 5,
-    seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    seed: Seed = 0,
     batch_size: Annotated[int, typer.Option(help="Sequences that go through the model together.")] = 1,
-    model: Annotated[
-        str | None, typer.Option(help="Where the store's model is now.", show_default="as the store says")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
-    ] = False,
+    model: StoreModel = None,
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what the store has the answer to.")] = False,
     json_: Json = False,
 ) -> None:

@@ -7,23 +7,18 @@ from typing import Annotated
 import typer
 
 from analyze.commands.options import Json, StorePath
+from capture.options import Device, FewSequences, Seed, StoreModel, Trust
 
 
 def weight_command(
     store: StorePath,
     feature: Annotated[int, typer.Option(help="Index into the hidden dimension.", show_default=False)],
-    sequences: Annotated[
-        int | None, typer.Option(help="How many sequences of the store to run.", show_default="4, or all of fewer")
-    ] = None,
+    sequences: FewSequences = None,
     repeats: Annotated[int, typer.Option(help="Random other weights of the same size.")] = 5,
-    seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
-    model: Annotated[
-        str | None, typer.Option(help="Where the store's model is now.", show_default="as the store says")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
-    ] = False,
+    seed: Seed = 0,
+    model: StoreModel = None,
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
     json_: Json = False,
 ) -> None:
     """Find the one weight that writes a feature, and what the model loses without it and without random others.

@@ -10,6 +10,7 @@ import typer
 from analyze.commands.options import OF_CRITERIA_ALONE, Csv, Json, Scheduler, Workers, asks_for_criteria, numbers
 from analyze.commands.output import print_json, print_or_json
 from capture.errors import OutliersError
+from capture.options import Device, StoreModel, Trust
 from capture.store.output import output_file
 
 if TYPE_CHECKING:
@@ -60,13 +61,9 @@ def quantize_command(
         bool,
         typer.Option("--perplexity", help="Run the store's model under the quantisers as well; needs [capture]."),
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Where the store's model is now.", show_default="as the store says")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto (all GPUs, else the CPU), cpu, cuda:0, ...")] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model code that the checkpoint brings along.")
-    ] = False,
+    model: StoreModel = None,
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Run the model again for what the store has the answer to.")
     ] = False,
