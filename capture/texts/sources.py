@@ -13,6 +13,7 @@ from typing import Any, Final
 from capture.errors import OutliersError
 from capture.models.retry import patiently
 from capture.progress import Reporter, Silence
+from capture.store.paths import user_path
 from capture.texts.files import (
     KINDS,
     Record,
@@ -84,7 +85,7 @@ def open_corpus(
         files = files_of(source)
         if files is None:
             missing = "is no known source" if ending_of(Path(source)) is None else "is no file"
-            what = "holds no text" if Path(source).is_dir() else missing
+            what = "holds no text" if user_path(source).is_dir() else missing
             known = ", ".join(["python-docs", *HUB_DATASETS, "hf:ORG/NAME"])
             raise OutliersError(f"--text {source} {what}; expected {known}, or a {KINDS}")
     fields = files is not None and has_fields(files)
