@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands import options
-from analyze.commands.options import Json, Scheduler, Workers, asks_for_criteria
+from analyze.commands.options import Json, KeepPaths, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def report(
         str | None, typer.Option(help="input or output: embed this one alone.", show_default="both")
     ] = None,
     budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
+    keep_paths: KeepPaths = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     json_: Json = False,
@@ -58,6 +59,7 @@ def report(
             signals=SIGNALS if signal is None else (signal,),
             magnitudes=magnitudes,
             budget=budget * 1e6,
+            keep_paths=keep_paths,
             progress=progress,
         )
     if json_:

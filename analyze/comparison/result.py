@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +23,10 @@ from analyze.comparison.cells import (
 from analyze.comparison.published import PublishedTable
 from analyze.display.shown import Shown
 from analyze.display.tables import csv_text
-from analyze.display.text import aligned, jsonable, plain
+from analyze.display.text import aligned, jsonable, numbered, plain
 from analyze.question.criteria import Criteria
 from capture.store.files import write_file
+from capture.store.privacy import last_part, shortened
 
 TITLES: Final = {
     "moe": "Mixture-of-experts models",
@@ -73,6 +74,22 @@ def as_markdown(comparison: Comparison, table: str) -> str:
         lines.append("No such model.")
     lines += ["", *(f"- {markdown(note)}" for note in _notes(comparison, table))]
     return "\n".join(lines) + "\n"
+
+
+def public(comparison: Comparison) -> Comparison:
+    """The same as it may leave this machine: of every path the last part; models that are alike then are numbered."""
+    return replace(comparison, study=_public_rows(comparison.study), table4=_public_rows(comparison.table4))
+
+
+def _public_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
+    own = [row for row in rows if row["published"] is None]
+    models = numbered([shortened(row["model"]) for row in own])
+    stores = numbered([last_part(row["store"] or "") for row in own])
+    short = [
+        {**row, "model": model, "text": shortened(row["text"]), "store": store or None}
+        for row, model, store in zip(own, models, stores, strict=True)
+    ]
+    return (*short, *(row for row in rows if row["published"] is not None))
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyze.commands.options import OF_CRITERIA_ALONE, Csv, Json, Scheduler, Workers, asks_for_criteria, numbers
-from analyze.commands.output import print_json, print_or_json
+from analyze.commands.options import (
+    OF_CRITERIA_ALONE,
+    Csv,
+    Json,
+    KeepPaths,
+    Scheduler,
+    Workers,
+    asks_for_criteria,
+    numbers,
+)
+from analyze.commands.output import check_outputs, print_json, print_or_json, stores_named
 from capture.errors import OutliersError
 from capture.options import Device, StoreModel, Trust
-from capture.store.output import output_file
+from capture.stderr import tell
 
 if TYPE_CHECKING:
     from analyze.quantization.result import Quantization
@@ -70,6 +79,7 @@ def quantize_command(
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
+    keep_paths: KeepPaths = False,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw one store's errors to this .png or .svg file.", show_default=False),
@@ -80,14 +90,9 @@ def quantize_command(
 
     Example: outliers quantize data/smollm2.zarr --scheme int8-token --threshold 2:8:2 --plot quantize.png
     """
-    if csv is not None:
-        output_file(csv)
-    if plot is not None:
-        from analyze.display.figures import check_path
-
-        check_path(plot)  # before the work, not after it
-        if len(stores) > 1:
-            raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
+    check_outputs(csv=csv, plot=plot)
+    if plot is not None and len(stores) > 1:
+        raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
     if scales_from is not None and (len(stores) > 1 or threshold is not None or transform or plot is not None):
         raise OutliersError(
             "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
@@ -115,8 +120,9 @@ def quantize_command(
     if csv is not None:
         from analyze.display.tables import write_csv
 
-        named = len(results) > 1
-        write_csv(csv, [({"store": one.name} if named else {}) | row for one in results for row in one.rows()])
+        several = len(results) > 1
+        rows = [({"store": one.name} if several else {}) | row for one in results for row in one.rows()]
+        write_csv(csv, stores_named(rows, keep_paths) if several else rows)
     if plot is not None:
         from analyze.display.figures import save
         from analyze.quantization.quantize_figure import quantize_figure
@@ -142,7 +148,7 @@ def _with_model(store: str, schemes: list[str] | None, **settings: Any) -> Quant
         with shown("passes") as progress:
             return quantize_with_perplexity(store, schemes, **settings, progress=progress)
     except KeyboardInterrupt:
-        typer.echo("outliers: interrupted; finished schemes are safe, and the same command goes on", err=True)
+        tell("outliers: interrupted; finished schemes are safe, and the same command goes on")
         raise typer.Exit(130) from None
 
 
