@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -176,7 +177,7 @@ def parse_transform(name: str) -> tuple[str, float]:
     kind, colon, text = name.partition(":")
     if kind == "none" and not colon:
         return kind, 0.0
-    if kind == "hadamard" and (not colon or text.isdecimal()):
+    if kind == "hadamard" and (not colon or re.fullmatch(r"\d{1,15}", text)):
         return kind, float(text or 0)
     if kind == "smooth" and colon:
         try:
