@@ -38,7 +38,7 @@ def checked_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
         One of them is no positive number.
     """
     for threshold in thresholds:
-        check_magnitude(threshold)
+        check_magnitude(threshold, "threshold")
         if threshold == 0:
             raise OutliersError("threshold is 0, at which every column is kept; expected a positive number")
     return tuple(sorted({float(threshold) for threshold in thresholds}))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from analyze.quantization.schemes import Scheme
 from analyze.quantization.transforms import Place, Transform
+from analyze.question import ranks
 from analyze.types import Float32, Float64
 
 _BAND = 2**16  # values handled at once: all that is made of them stays in a processor's cache
@@ -36,6 +37,11 @@ class Variant:
         threshold = "" if self.threshold is None else repr(self.threshold)
         return f"{self.scheme.name}|{self.transform.name}|{threshold}"
 
+    @property
+    def limit(self) -> float | None:
+        """The threshold as the float32 number that magnitudes are compared with."""
+        return None if self.threshold is None else float(ranks.threshold(self.threshold))
+
     def applied(self, values: Float32, place: Place) -> Float32:
         """What comes out where a matrix is quantised: the definition, which `LossOf` computes the errors of.
 
@@ -47,8 +53,8 @@ class Variant:
         seen = self.transform.forward(values, place)
         magnitudes = np.abs(seen)
         kept: npt.NDArray[np.bool_] = np.zeros(seen.shape[1], bool)
-        if self.threshold is not None:
-            kept = np.asarray((magnitudes >= np.float32(self.threshold)).any(axis=0))
+        if self.limit is not None:
+            kept = np.asarray((magnitudes >= self.limit).any(axis=0))
         result = seen.copy()
         if not kept.all():
             result[:, ~kept] = self.scheme.quantised(seen[:, ~kept], magnitudes.max())
@@ -92,17 +98,14 @@ class LossOf:
         """Loss of a (position, feature) float32 matrix at a (layer, site) of the view."""
         finite = np.isfinite(matrix).all(axis=1)
         rows = matrix if finite.all() else matrix[finite]
-        weights = np.full((2, rows.shape[1]), np.nan)
-        weights[0] = 1
-        if self.weight_norm is not None:
-            weights[1] = np.square(self.weight_norm[place], dtype=np.float64)
+        weights = weights_of(self.weight_norm, place, rows.shape[1])
         errors, kept = np.zeros((len(self.variants), 2)), np.zeros(len(self.variants))
         for transform in dict.fromkeys(variant.transform.name for variant in self.variants):
             chosen = [n for n, variant in enumerate(self.variants) if variant.transform.name == transform]
             part = [self.variants[n] for n in chosen]
             squares, kept[chosen] = _transformed(rows, place, part)
-            errors[chosen] = _weighted(squares, weights)
-        return Loss(_weighted(column_squares(rows)[None], weights)[0], errors, kept, len(rows), len(matrix) - len(rows))
+            errors[chosen] = weighted(squares, weights)
+        return Loss(weighted(column_squares(rows)[None], weights)[0], errors, kept, len(rows), len(matrix) - len(rows))
 
 
 def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tuple[Float64, Float64]:
@@ -116,7 +119,7 @@ def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tu
         values[band] = transform.forward(rows[band], place)
     peaks = np.maximum(values.max(axis=0), -values.min(axis=0))
     order = np.argsort(peaks, kind="stable")
-    counts = [width if v.threshold is None else int(np.sum(peaks < np.float32(v.threshold))) for v in variants]
+    counts = [width if v.limit is None else int(np.count_nonzero(peaks < v.limit)) for v in variants]
     for band in bands(rows):
         ordered = _Ordered(values[band], order) if min(counts) < width else None
         # Equal columns are kept at many thresholds, and then nothing is new.
@@ -171,7 +174,20 @@ def bands(rows: Float32) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _weighted(squares: Float64, weights: Float64) -> Float64:
+def weights_of(weight_norm: Float32 | None, place: Place, width: int) -> Float64:
+    """What squares of features are summed with, (2, feature) float64: ones, and the squares of the weights' norms.
+
+    Parameters
+    ----------
+    weight_norm : (layer, site, feature) float32; None where a store has none, and the second row is NaN
+    place : layer and site
+    width : number of features
+    """
+    norms = np.full(width, np.nan) if weight_norm is None else np.square(weight_norm[place], dtype=np.float64)
+    return np.stack([np.ones(width), norms])
+
+
+def weighted(squares: Float64, weights: Float64) -> Float64:
     """Sums of (variant, feature) squares under each of the (2, feature) weights, (variant, 2)."""
     # Not as a matrix product, whose last bits depend on what else is asked for.
     return np.stack([(squares * weight).sum(axis=1) for weight in weights], axis=1)
