@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -118,53 +119,58 @@ def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tu
     for band in bands(rows):
         values[band] = transform.forward(rows[band], place)
     peaks = np.maximum(values.max(axis=0), -values.min(axis=0))
-    order = np.argsort(peaks, kind="stable")
-    counts = [width if v.limit is None else int(np.count_nonzero(peaks < v.limit)) for v in variants]
-    for band in bands(rows):
-        ordered = _Ordered(values[band], order) if min(counts) < width else None
+    stays = [np.zeros(width, bool) if v.limit is None else peaks >= v.limit for v in variants]
+    for rows_of_band in bands(rows):
+        band = _Band(values[rows_of_band], peaks.max())
         # Equal columns are kept at many thresholds, and then nothing is new.
-        known: dict[tuple[str, int], Float64] = {}
-        for number, (variant, count) in enumerate(zip(variants, counts, strict=True)):
-            key = variant.scheme.name, count
+        known: dict[tuple[str, bytes], Float64] = {}
+        for number, (variant, columns) in enumerate(zip(variants, stays, strict=True)):
+            key = variant.scheme.name, columns.tobytes()
             if key not in known:
-                if count == width or ordered is None:
-                    lost = values[band] - variant.scheme.quantised(values[band], peaks.max())
-                else:
-                    lost = ordered.lost(variant.scheme, count)
-                known[key] = column_squares(transform.back(lost, place))
+                known[key] = column_squares(transform.back(band.lost(variant.scheme, columns), place))
             errors[number] += known[key]
-    kept[:] = 1 - np.array(counts) / width
+    kept[:] = [columns.mean() for columns in stays]
     return errors, kept
 
 
-class _Ordered:
-    """A band of rows whose columns stand by ascending peak, so that those not kept come first.
+class _Band:
+    """Rows of a matrix, and what schemes lose on them.
 
     Parameters
     ----------
     values : (row, feature) float32
-    order : features by ascending peak over the whole matrix
+    largest : largest magnitude of the whole matrix
     """
 
-    def __init__(self, values: Float32, order: npt.NDArray[np.intp]) -> None:
-        self._values, self._back = values[:, order], np.argsort(order)
-        self._reach = np.maximum.accumulate(np.abs(self._values), axis=1)
+    def __init__(self, values: Float32, largest: np.float32) -> None:
+        self._values, self._largest = values, largest
         self._whole: tuple[str, Float32] = ("", values)
 
-    def lost(self, scheme: Scheme, count: int) -> Float32:
-        """What a scheme by token loses where `count` columns are quantised, in the columns' own order."""
-        values, zero = self._values, np.float32(0)  # of which no token takes notice
+    def lost(self, scheme: Scheme, kept: npt.NDArray[np.bool_]) -> Float32:
+        """What a scheme loses, (row, feature) float32, where some columns stay as they are.
+
+        Parameters
+        ----------
+        scheme : by token where any column is kept
+        kept : (feature,) bool
+        """
         if self._whole[0] != scheme.name:
-            self._whole = scheme.name, values - scheme.quantised(values, zero)
-        result = np.zeros_like(values)
-        if count:
-            result[:, :count] = self._whole[1][:, :count]
-            # A row whose largest magnitude is in no kept column has the scale that it had: nothing else changes.
-            changed = self._reach[:, count - 1] < self._reach[:, -1]
-            if changed.any():
-                part = values[changed, :count]
-                result[changed, :count] = part - scheme.quantised(part, zero)
-        return np.take(result, self._back, axis=1)
+            self._whole = scheme.name, self._values - scheme.quantised(self._values, self._largest)
+        if not kept.any():
+            return self._whole[1]
+        result = np.where(kept, np.float32(0), self._whole[1])
+        # A row whose largest magnitude is in no kept column has the scale that it had: nothing else changes.
+        changed = np.abs(self._values[:, kept]).max(axis=1) >= self._row_peaks
+        if changed.any() and not kept.all():
+            place = np.ix_(changed, ~kept)
+            part = self._values[place]
+            result[place] = part - scheme.quantised(part, self._largest)
+        return result
+
+    @cached_property
+    def _row_peaks(self) -> Float32:
+        """Largest magnitude of each row."""
+        return np.asarray(np.abs(self._values).max(axis=1))
 
 
 def bands(rows: Float32) -> Iterator[slice]:
