@@ -64,25 +64,28 @@ class StaticLossOf:
         finite = np.isfinite(matrix).all(axis=1)
         rows = matrix[finite]
         own = np.abs(rows).max(initial=0)
-        width = matrix.shape[1]
-        squares, clipped = np.zeros((1, width)), np.zeros(len(limits), np.int64)
-        errors, own_errors = np.zeros((len(self.schemes), len(limits), width)), np.zeros((len(self.schemes), width))
+        weights = weights_of(self.weight_norm, place, matrix.shape[1])
+
+        def sums(values: Float32) -> Float64:
+            return weighted(column_squares(values)[None], weights)[0]
+
+        squares, clipped = np.zeros(2), np.zeros(len(limits), np.int64)
+        errors, own_errors = np.zeros((len(self.schemes), len(limits), 2)), np.zeros((len(self.schemes), 2))
         for band in bands(rows):
             part = rows[band]
-            squares[0] += column_squares(part)
+            squares += sums(part)
             clipped += [np.count_nonzero(np.abs(part) > limit) for limit in limits]
             for s, scheme in enumerate(self.schemes):
-                own_errors[s] += column_squares(part - scheme.quantised(part, own))
+                own_errors[s] += sums(part - scheme.quantised(part, own))
                 for number, limit in enumerate(limits):
-                    errors[s, number] += column_squares(part - scheme.quantised(part, limit))
+                    errors[s, number] += sums(part - scheme.quantised(part, limit))
         beyond = np.abs(rows) > limits[-1]
         tokens = np.zeros(len(matrix), bool)
         tokens[finite] = beyond.any(axis=1)
-        weights = weights_of(self.weight_norm, place, width)
         return StaticLoss(
-            weighted(squares, weights)[0],
-            np.stack([weighted(of_scheme, weights) for of_scheme in errors])[:, alike],
-            weighted(own_errors, weights),
+            squares,
+            errors[:, alike],
+            own_errors,
             clipped[alike],
             rows.size,
             np.count_nonzero(beyond, axis=0),
