@@ -18,7 +18,7 @@ from analyze.peaks.counted import Bools, counted_positions, refuse_none
 from analyze.peaks.stream import stream_places
 from analyze.quantization.columns import THRESHOLD
 from analyze.quantization.errors import LossOf, Variant
-from analyze.quantization.record import read_predictions, record_file
+from analyze.quantization.record import kept_predictions
 from analyze.quantization.result import VARIANT, Quantization
 from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
@@ -95,10 +95,8 @@ def quantize(
         sums |= fresh
     name = str(data.encoding.get("source", ""))
     result = _result(name, frame, counted, variants, sums)
-    file = record_file(Path(name), chosen)
-    if not name or not file.is_file():  # a Dataset in memory has no name, and no record
-        return result
-    return result.with_predictions(read_predictions(file), [variant.label for variant in variants])
+    known = kept_predictions(Path(name), data.attrs, chosen) if name else None  # what is in memory has no name
+    return result if known is None else result.with_predictions(known, [variant.label for variant in variants])
 
 
 def _weight_norm(frame: xr.Dataset) -> Float32 | None:

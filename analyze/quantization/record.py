@@ -13,13 +13,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from analyze.answers.records import read_record, sealed, unsealed
+from analyze.answers.records import read_record, refuse_foreign, sealed, unsealed
 from analyze.question.view import View
 from capture.errors import OutliersError
+from capture.store.identity import store_id
 from capture.store.schema import QUANTIZATION
 
 _FORMAT: Final = "outlier-features quantization"
 _VERSION: Final = 1
+_COMMAND: Final = "quantize --perplexity"
 PLAIN: Final = ""
 """Label of the model as it is."""
 
@@ -100,17 +102,28 @@ def record_key(view: View) -> str:
     return sha256(json.dumps(asdict(view), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_predictions(file: Path) -> Predictions:
-    """Read one record.
+def record_file(store: Path, view: View) -> Path:
+    """Where the record of a view is kept in the folder of a store."""
+    return store / QUANTIZATION / f"{record_key(view)}.json"
+
+
+def kept_predictions(store: Path, attributes: Mapping[str, Any], view: View) -> Predictions | None:
+    """What was predicted for a view of a store; None where nothing is kept of it.
+
+    Parameters
+    ----------
+    store : its folder
+    attributes : of the store
+    view : as `outputs_view` gives it
 
     Raises
     ------
     OutliersError
-        It cannot be read, is damaged, or is of a newer release.
+        The record cannot be read, is damaged or of a newer release, or is that of another store or view.
     """
-    return read_record(file, Predictions.load, "quantize --perplexity")
-
-
-def record_file(store: Path, view: View) -> Path:
-    """Where the record of a view is kept in the folder of a store."""
-    return store / QUANTIZATION / f"{record_key(view)}.json"
+    file = record_file(store, view)
+    if not file.is_file():
+        return None
+    known = read_record(file, Predictions.load, _COMMAND)
+    refuse_foreign(file, (store_id(known.attributes), known.key), (store_id(attributes), record_key(view)), _COMMAND)
+    return known
