@@ -32,6 +32,14 @@ def report(
         str | None, typer.Option(help="input or output: embed this one alone.", show_default="both")
     ] = None,
     budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
+    quantize: Annotated[
+        bool,
+        typer.Option(
+            "--quantize",
+            help="Spend a pass over the activations on what quantisers lose; else shown where outliers quantize has "
+            "found it earlier.",
+        ),
+    ] = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     json_: Json = False,
@@ -58,6 +66,7 @@ def report(
             signals=SIGNALS if signal is None else (signal,),
             magnitudes=magnitudes,
             budget=budget * 1e6,
+            quantize=quantize,
             progress=progress,
         )
     if json_:

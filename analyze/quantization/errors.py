@@ -9,11 +9,16 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from analyze.quantization.schemes import Scheme
-from analyze.quantization.transforms import Place, Transform
+from analyze.quantization.columns import checked_thresholds
+from analyze.quantization.schemes import Scheme, scheme
+from analyze.quantization.transforms import Place, Transform, parse_transform
 from analyze.question import ranks
 from analyze.types import Float32, Float64
 
+VariantKey = tuple[str, str, float | None]
+"""Names of scheme and transform, and the threshold."""
+
+_SEPARATOR = "|"
 _BAND = 2**16  # values handled at once: all that is made of them stays in a processor's cache
 
 
@@ -36,7 +41,7 @@ class Variant:
     def label(self) -> str:
         """A name that no other variant has."""
         threshold = "" if self.threshold is None else repr(self.threshold)
-        return f"{self.scheme.name}|{self.transform.name}|{threshold}"
+        return _SEPARATOR.join((self.scheme.name, self.transform.name, threshold))
 
     @property
     def limit(self) -> float | None:
@@ -60,6 +65,22 @@ class Variant:
         if not kept.all():
             result[:, ~kept] = self.scheme.quantised(seen[:, ~kept], magnitudes.max())
         return self.transform.back(result, place)
+
+
+def label_key(label: str) -> VariantKey:
+    """What a `Variant.label` says.
+
+    Raises
+    ------
+    ValueError, OutliersError
+        It is no label.
+    """
+    scheme_name, transform, text = label.split(_SEPARATOR)
+    parse_transform(transform)
+    limit = None if text == "" else checked_thresholds([float(text)])[0]
+    if limit is not None and repr(limit) != text:
+        raise ValueError(f"threshold {text} is not written as it should be")
+    return scheme(scheme_name).name, transform, limit
 
 
 @dataclass(frozen=True)
