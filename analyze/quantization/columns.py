@@ -44,7 +44,7 @@ def checked_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
         One of them is no positive number.
     """
     for value in thresholds:
-        check_magnitude(value)
+        check_magnitude(value, "threshold")
         if value == 0:
             raise OutliersError("threshold is 0, at which every column is kept; expected a positive number")
     return tuple(sorted({float(value) for value in thresholds}))

@@ -26,6 +26,7 @@ from capture.store.schema import QUANTIZATION
 
 _FORMAT: Final = "outlier-features quantization"
 _VERSION: Final = 1
+_COMMAND: Final = "quantize --perplexity"
 PLAIN: Final = ""
 """Label of the model as it is."""
 
@@ -113,15 +114,9 @@ def record_key(view: View) -> str:
     return sha256(json.dumps(asdict(view), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_predictions(file: Path) -> Predictions:
-    """Read one record.
-
-    Raises
-    ------
-    OutliersError
-        It cannot be read, is damaged, or is of a newer release.
-    """
-    return read_record(file, Predictions.load, "quantize --perplexity")
+def record_file(store: Path, view: View) -> Path:
+    """Where the record of a view is kept in the folder of a store."""
+    return store / QUANTIZATION / f"{record_key(view)}.json"
 
 
 def own_predictions(store: xr.Dataset, view: View) -> Predictions | None:
@@ -139,18 +134,13 @@ def own_predictions(store: xr.Dataset, view: View) -> Predictions | None:
     Raises
     ------
     OutliersError
-        As `read_predictions`; or it is of another store, or of other sequences.
+        The record cannot be read, is damaged or of a newer release, or is that of another store, view or text.
     """
     file = record_file(Path(str(store.encoding.get("source"))), view)
     if not as_opened(store) or not file.is_file():
         return None
-    found = read_predictions(file)
+    found = read_record(file, Predictions.load, _COMMAND)
     chosen = lengths(store) if view.sequences is None else lengths(store)[list(view.sequences)]
     own = store_id(store.attrs), view, tuple((chosen - 1).tolist())
-    refuse_foreign(file, (store_id(found.attributes), found.view, found.tokens), own, "quantize --perplexity")
+    refuse_foreign(file, (store_id(found.attributes), found.view, found.tokens), own, _COMMAND)
     return found
-
-
-def record_file(store: Path, view: View) -> Path:
-    """Where the record of a view is kept in the folder of a store."""
-    return store / QUANTIZATION / f"{record_key(view)}.json"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 
+from analyze.answers.records import write_record
 from analyze.peaks.counted import lengths
 from analyze.quantization.errors import Variant
 from analyze.quantization.quantize import quantize
@@ -27,7 +28,6 @@ from analyze.types import Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
-from capture.store.files import write_file
 from capture.store.identity import STORE_ID
 from capture.store.schema import SEQUENCE, SITE
 
@@ -158,8 +158,7 @@ class _Run:
                     progress(done * len(numbers) + step + 1, len(missing) * len(numbers))
             nll = {**nll, PLAIN if variant is None else variant.label: tuple(sums)}
             result = replace(result, nll=nll)
-            file.parent.mkdir(exist_ok=True)
-            write_file(file, result.dump().encode())
+            write_record(self.data, file, result.dump())
         return result
 
     def _loss(self, number: int, count: int, variant: Variant | None) -> float:
