@@ -65,7 +65,8 @@ def compare(
     if json_:
         print_json(result.to_dict())
     elif out is not None:
-        print(f"{len(written)} files in {out}: the tables moe, dense and table4 as .md, .csv and .json, and 8 figures")
+        names = "moe, dense, table4 and quantised" if result.quantised else "moe, dense and table4"
+        print(f"{len(written)} files in {out}: the tables {names} as .md, .csv and .json, and 8 figures")
     else:
         from analyze.comparison.result import as_text
 

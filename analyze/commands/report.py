@@ -33,6 +33,14 @@ def report(
     ] = None,
     budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
     keep_paths: KeepPaths = False,
+    quantize: Annotated[
+        bool,
+        typer.Option(
+            "--quantize",
+            help="Spend a pass over the activations on what quantisers lose; else shown where outliers quantize has "
+            "found it earlier.",
+        ),
+    ] = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     json_: Json = False,
@@ -60,6 +68,7 @@ def report(
             magnitudes=magnitudes,
             budget=budget * 1e6,
             keep_paths=keep_paths,
+            quantize=quantize,
             progress=progress,
         )
     if json_:

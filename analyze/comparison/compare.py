@@ -29,6 +29,7 @@ from analyze.comparison.cells import Row
 from analyze.comparison.hits import Hits, position_peaks, read_hits
 from analyze.comparison.published import TABLES, PublishedTable
 from analyze.comparison.published import published as published_table
+from analyze.comparison.quantised import Quantised, quantised
 from analyze.comparison.result import ABLATED, RESAMPLES, Comparison, columns
 from analyze.question.criteria import SATURATED, Criteria
 from analyze.question.ranks import threshold
@@ -67,8 +68,8 @@ def compare(
     Raises
     ------
     OutliersError
-        No store, one given twice, or one that cannot answer (`quartiles` need activations): then nothing is compared,
-        and the line names it.
+        No store, one given twice, one that cannot answer (`quartiles` need activations), or a record beside it that is
+        damaged or another store's: then nothing is compared, and the line names it.
     """
     check_bootstrap(resamples, seed)
     criteria = Criteria.preset("study") if criteria is None else criteria
@@ -81,6 +82,7 @@ def compare(
     found = opened(stores)
     study: list[Row] = []
     table4: list[Row] = []
+    quantisers: list[Quantised] = []
     for name, store in found:
         with naming(name):
             _check(store, criteria, quartiles, resamples, seed)  # every store is asked before any of them is read
@@ -88,12 +90,16 @@ def compare(
     for label, (name, store) in zip(labels, found, strict=True):
         with naming(name):
             rows = _compared(store, criteria, quartiles, (resamples, seed), use_cache, progress)
+            if (under := quantised(label, store, criteria)) is not None:
+                quantisers.append(under)
         for table, row in zip((study, table4), rows, strict=True):
             table.append({**row, "model": label, "store": store.encoding.get("source")})
     tables = tuple(published_table(name) for name in TABLES) if published else ()
     for one in tables:
         (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.models)
-    return Comparison(criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables)
+    return Comparison(
+        criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables, tuple(quantisers)
+    )
 
 
 def _dettmers(criteria: Criteria) -> Criteria:

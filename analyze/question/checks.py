@@ -13,10 +13,10 @@ from capture.errors import OutliersError
 _MOST_REPEATS: Final = 1_000_000
 
 
-def check_magnitude(value: float) -> None:
-    """Refuse a magnitude threshold that is not a finite number of 0 or more."""
+def check_magnitude(value: float, name: str = "magnitude") -> None:
+    """Refuse a threshold of magnitudes that is not a finite number of 0 or more."""
     if not _is_number(value) or not math.isfinite(value) or value < 0:
-        raise OutliersError(f"magnitude is {value!r}; expected a finite number, 0 or more")
+        raise OutliersError(f"{name} is {value!r}; expected a finite number, 0 or more")
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from analyze.question.checks import check_repeats
 from analyze.question.view import View
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
+from analyze.types import Counts, Float64, Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.store.paths import user_path
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from capture.ablation.maps import LinearMap
     from capture.models.load import Loaded
     from capture.sites.place import Site, SiteMap
-
-Progress = Callable[[int, int], None]
-Float64 = npt.NDArray[np.float64]
 
 SEQUENCES: Final = 4
 _POOL: Final = 10  # weights of the nearest magnitudes for each random one that is drawn from among them
@@ -55,6 +53,7 @@ class WrittenWeight(Shown):
     random : as many other weights of the map, of magnitudes as near as there are: `row`, `column`, `weight`
     nll : (variant, sequence) mean negative log-likelihood over positions >= 1 in nats: of the model as it is, without
         the weight, and without each of the random ones
+    predicted : (sequence,) int64, number of these positions, by which sequences of different lengths count
     """
 
     origin: Origin
@@ -65,12 +64,13 @@ class WrittenWeight(Shown):
     weights: int
     random: tuple[Record, ...] = field(repr=False)
     nll: Float64 = field(repr=False)
+    predicted: Counts = field(repr=False)
 
     @property
     def perplexities(self) -> list[float]:
-        """Of the model as it is, without the weight, and without each of the random ones."""
+        """Of the model as it is, without the weight, and without each of the random ones; over all positions."""
         with np.errstate(over="ignore"):
-            return [float(value) for value in np.exp(self.nll.mean(axis=1))]
+            return [float(value) for value in np.exp(np.average(self.nll, axis=1, weights=self.predicted))]
 
     @property
     def share(self) -> float:
@@ -209,6 +209,7 @@ def written_weight(
         weights=written.weight.numel(),
         random=tuple(random),
         nll=np.array(nll),
+        predicted=np.array([len(row) - 1 for row in ids]),
     )
 
 

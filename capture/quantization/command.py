@@ -90,15 +90,7 @@ def quantize_command(
 
     Example: outliers quantize data/smollm2.zarr --scheme int8-token --threshold 2:8:2 --plot quantize.png
     """
-    check_outputs(csv=csv, plot=plot)
-    if plot is not None and len(stores) > 1:
-        raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
-    if scales_from is not None and (len(stores) > 1 or threshold is not None or transform or plot is not None):
-        raise OutliersError(
-            "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
-        )
-    if perplexity and (len(stores) > 1 or scales_from is not None):
-        raise OutliersError("perplexity is of one store, without --scales-from; leave these out")
+    _check(stores, csv, plot, scales_from, perplexity, threshold is not None or bool(transform))
     limits = [] if threshold is None else numbers(threshold, "threshold")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
@@ -117,6 +109,32 @@ def quantize_command(
                 results = [run(store, scheme or None, **asked, **where) for store in stores]
             else:
                 results = [quantize_static(stores[0], scales_from, scheme or None, **where)]
+    _written(results, csv, plot, keep_paths)
+    if len(results) == 1:
+        print_or_json(results[0], json_)
+    elif json_:
+        print_json({"stores": [result.to_dict() for result in results]})
+    else:
+        print_stores(results)
+
+
+def _check(
+    stores: list[str], csv: Path | None, plot: Path | None, scales_from: str | None, perplexity: bool, varied: bool
+) -> None:
+    """Refuse options that do not go together, before the work and not after it."""
+    check_outputs(csv=csv, plot=plot)
+    if plot is not None and len(stores) > 1:
+        raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
+    if scales_from is not None and (len(stores) > 1 or varied or plot is not None):
+        raise OutliersError(
+            "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
+        )
+    if perplexity and (len(stores) > 1 or scales_from is not None):
+        raise OutliersError("perplexity is of one store, without --scales-from; leave these out")
+
+
+def _written(results: list[Any], csv: Path | None, plot: Path | None, keep_paths: bool) -> None:
+    """Write the rows and the figure that were asked for."""
     if csv is not None:
         from analyze.display.tables import write_csv
 
@@ -128,12 +146,6 @@ def quantize_command(
         from analyze.quantization.quantize_figure import quantize_figure
 
         save(quantize_figure(results[0]), plot)
-    if len(results) == 1:
-        print_or_json(results[0], json_)
-    elif json_:
-        print_json({"stores": [result.to_dict() for result in results]})
-    else:
-        print_stores(results)
 
 
 def _with_model(store: str, schemes: list[str] | None, **settings: Any) -> Quantization:

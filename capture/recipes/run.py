@@ -209,12 +209,18 @@ class _Campaign:
         self._answer(entry, f"{preset}.ablation.json", words, log)
 
     def _clean(self, number: int, entry: Entry, store: Path, log: IO[str]) -> None:
-        """Remove the model from the hub's cache, unless a later one of the recipe needs it too."""
+        """Remove the model from the hub's cache, but for the revisions that later ones of the recipe may need."""
         repository = cached_repository(entry.request.model, self._folder)
-        later = {cached_repository(other.request.model, self._folder) for other in self._recipe.entries[number:]}
-        if repository is None or repository in later:
+        later = {
+            other.request.revision
+            for other in self._recipe.entries[number:]
+            if cached_repository(other.request.model, self._folder) == repository
+        }
+        if repository is None or entry.request.revision in later:
             return
-        removal = removal_of(repository)
+        # A store that does not say which commit it is of leaves all of them to the later ones.
+        commit = str(StoreWriter(store).attributes.get("model_revision")) if later else None
+        removal = removal_of(repository, commit)
         if removal is None:
             return
         self._outliers(["verify", str(store)], log)

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -87,9 +87,7 @@ class Documents:
         self._count = dict.fromkeys(("documents", "empty", "boms", "special"), 0)
         self._special = _special_pattern(tokenizer)
         self._template = _template(tokenizer, self._keep_text) if chat else None
-        records = iter(corpus.records)
-        first = next(records, None)
-        self._records = records if first is None else itertools.chain([first], records)
+        first, self._records = _first_of(corpus.records)
         self._ids = not chat and first is not None and _may_be_ids(first.value)
         if bos and tokenizer.bos_token_id is None:
             raise OutliersError("--bos was given, but this tokenizer has no BOS token; use --no-bos")
@@ -206,6 +204,16 @@ def _read_by_tokenizer(what: str) -> Iterator[None]:
             f"the tokenizer of this model cannot read {what} ({in_one_line(error)}); leave that out of the text, or "
             "mend the tokenizer's files"
         ) from error
+
+
+def _first_of(records: Iterable[Record]) -> tuple[Record | None, Iterator[Record]]:
+    """The first record that holds anything, by which the kind of all is told, and all of them."""
+    following, read = iter(records), []
+    for record in following:
+        read.append(record)
+        if record.value not in ("", []):
+            break
+    return read[-1] if read else None, itertools.chain(read, following)
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str]:

@@ -164,11 +164,11 @@ def test_a_stored_view_reads_metadata_and_peaks_of_its_signal_only(folder: Path,
     requests = server.requests()
     asked = {request.path.split("/")[2] for request in requests}
     assert asked == {
-        *("zarr.json", "signal", "site", "done", "nll"),
+        *("zarr.json", "signal", "site", "done", "nll", "digest"),
         *("layer_high", "layer_low", "position_peak", "nonfinite_count"),
     }
     # One for each file: these are so small that they come with their index.
-    assert len(requests) == len({request.path for request in requests}) == 1 + 2 + 3 * 6
+    assert len(requests) == len({request.path for request in requests}) == 1 + 2 + 3 * 7
     assert all(request.method == "GET" and request.status in (200, 206) for request in requests)
 
 

@@ -443,6 +443,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     facts = facts_of(out)
     assert facts["opening"] == {
         "magnitude": 3,
+        "threshold": 3,
         "layers": 0.5,
         "positions": 0.06,
         "signal": "input",

@@ -96,6 +96,7 @@ def test_token_ids_are_used_as_they_are() -> None:
     assert tokens(documents) == [[1, 3, 1, 12], [1]]
     assert not documents.bos
     assert documents.attributes()["text_kind"] == "ids"
+    assert tokens(opened([], [3])) == [[3]]
     assert tokens(opened([1, 3], [4], tokenizer=tiny_tokenizer(bos=True), bos=True)) == [[3], [4]]
 
 
@@ -113,6 +114,9 @@ def test_chats_go_through_the_template_and_get_one_bos() -> None:
     assert attributes["text_kind"] == "messages"
     assert attributes["text_documents_empty"] == 1
     assert len(attributes["text_template_sha256"]) == 64
+    first_empty = conversations([], [message("alpha")])
+    assert first_empty.bos
+    assert tokens(first_empty) == [[4, 3, 2]]
     # A tokenizer that adds BOS to text, and a template that does not: the template is what the model knows.
     without = conversations([message("alpha")], tokenizer=chat_tokenizer(TEMPLATE.removeprefix("{{ bos_token }}")))
     assert not without.bos
