@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from analyze.comparison.cells import Row
 from analyze.comparison.result import Comparison, counted_otherwise
-from analyze.display.figures import in_own_style, save
+from analyze.display.figures import drawn_text, in_own_style, save
 from analyze.display.text import parameters
 
 if TYPE_CHECKING:
@@ -390,8 +390,8 @@ def _legend(figure: Figure, drawn: Sequence[Row], nothing: Sequence[Row], plan: 
 
 def plain_text(value: Any, most: int = _LONGEST_NAME) -> str:
     """A stranger's text for a figure: printable, not too long, and no formula."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
+    text = str(value)
+    return drawn_text(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def _finite(value: Any) -> bool:

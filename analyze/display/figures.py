@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
+from analyze.display.text import plain
 from capture.errors import OutliersError, one_line
 from capture.store.files import write_file
 from capture.store.output import output_file, output_path
@@ -73,6 +74,11 @@ def in_own_style(draw: Callable[Words, Drawn]) -> Callable[Words, Drawn]:
             return draw(*args, **kwargs)
 
     return drawn
+
+
+def drawn_text(value: str) -> str:
+    """A stranger's text on one line, which matplotlib takes for no formula."""
+    return plain(value).replace("$", r"\$")
 
 
 def check_path(path: Path | str) -> Path:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from analyze.display.figures import in_own_style
-from analyze.display.text import plain
+from analyze.display.figures import drawn_text, in_own_style
 from analyze.quantization.columns import THRESHOLD
 from capture.store.schema import LAYER, SITE
 
@@ -42,5 +41,5 @@ def kept_figure(kept: xr.DataArray) -> Figure:
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("share of columns kept in 16 bits")
     figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label="layer")
-    figure.suptitle(plain(str(kept.attrs.get("model_id", ""))).replace("$", r"\$"), fontsize=9)
+    figure.suptitle(drawn_text(str(kept.attrs.get("model_id", ""))), fontsize=9)
     return figure

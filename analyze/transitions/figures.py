@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from analyze.display.figures import in_own_style
+from analyze.display.figures import drawn_text, in_own_style
 from analyze.transitions.grid import CONVENTIONS, TransitionGrid
 from analyze.transitions.transition import Transition, axis_value
 
@@ -88,9 +88,9 @@ def _draw_points(axes: Axes, result: Transition, outcome: str) -> None:
     axes.set_ylim(-4, 104)
     axes.set_ylabel(_Y_LABELS[outcome])
     _ticks(axes, result, [x for x, _ in points])
-    family = _text(result.family)
+    family = drawn_text(result.family)
     heading = "" if outcome == "positions" else f"{family}, {len(points)} models\n"
-    axes.set_title(heading + textwrap.fill(_text(result.sentence(outcome)), 58), fontsize=9, loc="left")
+    axes.set_title(heading + textwrap.fill(drawn_text(result.sentence(outcome)), 58), fontsize=9, loc="left")
     if axes.get_legend_handles_labels()[0]:
         place: Any = "upper right" if step is not None and step.size is not None and step.size < 0 else "upper left"
         axes.legend(fontsize=7.5, frameon=False, loc=place)
@@ -180,7 +180,3 @@ def _draw_tiles(axes: Axes, grid: TransitionGrid, outcome: str, convention: tupl
     axes.tick_params(length=2)
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)
-
-
-def _text(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text).replace("$", r"\$")
