@@ -58,8 +58,10 @@ def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
 
 def as_opened(store: xr.Dataset) -> bool:
     """Whether a Dataset is just what `open_store` gave, so that what is known of the store is true of it."""
-    mark, location = store.encoding.get("mark"), store.encoding.get("location")
-    return None not in (mark, location) and all(
+    mark = store.encoding.get("mark")
+    if mark is None or "location" not in store.encoding:
+        return False
+    return all(
         getattr(variable.data, "name", None) == array_name(mark, str(name))
         for name, variable in store.data_vars.items()
     )

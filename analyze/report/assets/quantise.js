@@ -23,8 +23,8 @@ const Quantise = (() => {
     };
   }
 
-  // A chart that follows the threshold: `lines` are [label, values, colour]; `say` writes a value.
-  function chart({ title, note, x, lines, log, state, say, move }) {
+  // A chart that follows the threshold: `lines` are [label, values, colour], and `say` writes a value.
+  function chart({ title, note, x, lines, points = false, state, say, move }) {
     return Charts.chart({
       title, note, label: `${title}; the line above reads the values`,
       build: (handle) => {
@@ -38,16 +38,15 @@ const Quantise = (() => {
         handle.read(thresholds[state.threshold]);
         const positive = series.flatMap(([, values]) => values.filter((value) => value > 0));
         return {
-          data: [own, ...series.map(([, values]) => values.map((value) => (log ? (value > 0 ? value : null) : value === null ? null : 100 * value)))],
+          data: [own, ...series.map(([, values]) => values.map((value) => (value > 0 ? value : null)))],
           options: {
             cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false },
               bind: { click: (u) => () => { if (u.cursor.idx !== null && u.cursor.idx !== undefined) move(thresholds.indexOf(own[u.cursor.idx])); } } },
             scales: { x: { time: false, distr: 3, range: () => Charts.padded(own[0], own[own.length - 1]) },
-              y: log ? { distr: 3, range: () => [Math.min(...positive) / 1.6, Math.max(...positive) * 1.6] } : { range: (u, low, high) => [0, Math.max(high, 0.01) * 1.05] } },
-            axes: [Charts.logAxis({ size: 30 }), log ? Charts.logAxis({ size: 66, values: (u, splits) => splits.map(number) })
-              : Charts.axis({ size: 58, values: (u, splits) => splits.map((value) => `${number(value)}%`) })],
+              y: { distr: 3, range: () => (positive.length ? [Math.min(...positive) / 1.6, Math.max(...positive) * 1.6] : [0.1, 1]) } },
+            axes: [Charts.logAxis({ size: 30 }), Charts.logAxis({ size: 66, values: (u, splits) => splits.map(say) })],
             series: [{}, ...series.map(([label, , stroke], n) => ({
-              label, stroke: resolved(stroke), width: 2, dash: Charts.DASHES[Math.floor(n / 8) % 4], spanGaps: true, points: { show: log || own.length === 1, size: 6 },
+              label, stroke: resolved(stroke), width: 2, dash: Charts.DASHES[Math.floor(n / 8) % 4], spanGaps: points, points: { show: points || own.length === 1, size: 6 },
             }))],
             hooks: {
               draw: [Charts.marker(() => thresholds[state.threshold])],
@@ -59,6 +58,8 @@ const Quantise = (() => {
     });
   }
 
+  // With more digits where one column in thousands is kept.
+  const share = (value) => (value > 0 && value < 0.01 ? `${number(100 * value)}%` : percent(value));
   const resolved = (stroke) => colour(stroke.slice(4, -1)); // a canvas knows no var(--name)
 
   // `state` is the page's, `quoted` writes a word for a shell, and `move` is called with the index of another threshold.
@@ -70,7 +71,7 @@ const Quantise = (() => {
     let kept = [];
     const knows = facts.stores.map((_, s) => s).filter((s) => facts.stores[s].quantised.columns !== null);
     const shared = chart({
-      title: "Columns kept in 16 bits, mean over layers and sites", note: "A click moves the threshold there.", x: () => thresholds, log: false, state, move, say: percent,
+      title: "Columns kept in 16 bits, mean over layers and sites", note: "A click moves the threshold there.", x: () => thresholds, state, move, say: share,
       lines: () => knows.map((s) => [facts.stores[s].name, thresholds.map((_, t) => keptAt(facts.stores[s], kept[s], t).mean), ofStore(s)]),
     });
     if (knows.length) document.getElementById("quantise-charts").append(shared.figure);
@@ -89,7 +90,7 @@ const Quantise = (() => {
       const known = [...new Set(quantised.rows.map((row) => row.threshold).filter((value) => value !== null))].sort((a, b) => a - b);
       const kinds = [...new Set(quantised.rows.filter((row) => row.threshold !== null && row[quantised.measure] > 0).map(kindOf))];
       const errors = kinds.length === 0 ? null : chart({
-        title: `What is lost: ${quantised.measure.replace("_", " ")}`, note: "", x: () => known, log: true, state, move, say: number,
+        title: `What is lost: ${quantised.measure.replace("_", " ")}`, note: "", x: () => known, points: true, state, move, say: number,
         lines: () => kinds.map((kind, n) => [kind, known.map((value) => {
           const row = quantised.rows.find((each) => kindOf(each) === kind && each.threshold === value);
           return row ? row[quantised.measure] : null;
@@ -119,8 +120,8 @@ const Quantise = (() => {
       const threshold = thresholds[state.threshold];
       if (store.quantised.columns !== null) {
         const { mean, largest, layer, site } = keptAt(store, kept[s], state.threshold);
-        cells.mean.replaceChildren(datum(mean, percent(mean)));
-        cells.largest.replaceChildren(datum(largest, percent(largest)), element("small", {}, "layer ", datum(layer, String(layer)), ` ${site}`));
+        cells.mean.replaceChildren(datum(mean, share(mean)));
+        cells.largest.replaceChildren(datum(largest, share(largest)), element("small", {}, "layer ", datum(layer, String(layer)), ` ${site}`));
       }
       const shown = rows.filter((row) => row.threshold === null || row.threshold === threshold);
       body.replaceChildren(...shown.map((row) => element("tr", {}, ...columns.map(([name, , say]) =>
