@@ -34,6 +34,12 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return " ".join(first.split())[:most]
 
 
+def brief(value: object, most: int = 80) -> str:
+    """A value as Python writes it, to stand within a line, its end left out where it is long."""
+    told = repr(value)
+    return told if len(told) < most else told[: most - 3] + "..."
+
+
 def advice(*words: object) -> str:
     """An `outliers` command that a reader can copy into a shell."""
     return shlex.join(["outliers", *map(str, words)])

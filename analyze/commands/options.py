@@ -34,7 +34,6 @@ Preset = Annotated[
     typer.Option(
         autocompletion=_words("study", "dettmers"),
         help="study or dettmers: all conventions at once.",
-        show_default=False,
     ),
 ]
 Magnitude = Annotated[float | None, typer.Option(help="A value hits where |x| >= this.", show_default="6")]

@@ -32,7 +32,6 @@ def report(
         str | None, typer.Option(help="input or output: embed this one alone.", show_default="both")
     ] = None,
     budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
-    keep_paths: KeepPaths = False,
     quantize: Annotated[
         bool,
         typer.Option(
@@ -41,6 +40,7 @@ def report(
             "found it earlier.",
         ),
     ] = False,
+    keep_paths: KeepPaths = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     json_: Json = False,
@@ -67,8 +67,8 @@ def report(
             signals=SIGNALS if signal is None else (signal,),
             magnitudes=magnitudes,
             budget=budget * 1e6,
-            keep_paths=keep_paths,
             quantize=quantize,
+            keep_paths=keep_paths,
             progress=progress,
         )
     if json_:

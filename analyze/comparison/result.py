@@ -85,14 +85,21 @@ def _page(title: str, about: list[str], rows: list[dict[str, str]], notes: list[
     return "\n".join(lines) + "\n"
 
 
+def quantised_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """Perplexities under quantisers for a reader, store by store."""
+    return [row for one in comparison.quantised for row in one.shown]
+
+
 def public(comparison: Comparison) -> Comparison:
     """The same as it may leave this machine: of every path the last part; models that are alike then are numbered."""
-    study, table4 = _public_rows(comparison.study), _public_rows(comparison.table4)
-    rows = {before["store"]: after for before, after in zip(comparison.study, study, strict=True)}
+    study = _public_rows(comparison.study)
+    named = {row["store"]: (short["model"], short["store"]) for row, short in zip(comparison.study, study, strict=True)}
     quantised = tuple(
-        replace(one, model=rows[one.store]["model"], store=rows[one.store]["store"]) for one in comparison.quantised
+        replace(one, model=model, store=store)
+        for one in comparison.quantised
+        for model, store in [named.get(one.store, (shortened(one.model), last_part(one.store)))]
     )
-    return replace(comparison, study=study, table4=table4, quantised=quantised)
+    return replace(comparison, study=study, table4=_public_rows(comparison.table4), quantised=quantised)
 
 
 def _public_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -104,11 +111,6 @@ def _public_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
         for row, model, store in zip(own, models, stores, strict=True)
     ]
     return (*short, *(row for row in rows if row["published"] is not None))
-
-
-def quantised_rows(comparison: Comparison) -> list[dict[str, str]]:
-    """Perplexities under quantisers for a reader, store by store."""
-    return [row for one in comparison.quantised for row in one.shown]
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:

@@ -90,8 +90,8 @@ def write_report(
     signals: Sequence[str] = SIGNALS,
     magnitudes: Sequence[float] | None = None,
     budget: float = BUDGET,
-    keep_paths: bool = False,
     quantize: bool = False,
+    keep_paths: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write one HTML file that answers threshold questions about stores by itself.
@@ -108,8 +108,8 @@ def write_report(
     signals : which signals are embedded, `input`, `output` or both
     magnitudes : thresholds to offer; None for round numbers over the range of the peaks, as many as the budget allows
     budget : most bytes of the file
-    keep_paths : show paths of this machine whole; of others only the last part is handed on
     quantize : spend a pass over the activations of each store on what the default schemes lose, with some thresholds
+    keep_paths : show paths of this machine whole; of others only the last part is handed on
     progress : called with (finished, all) steps
 
     Raises
@@ -131,8 +131,10 @@ def write_report(
         raise OutliersError("no store to report on; expected one or more")
     own = None if magnitudes is None else grid.chosen(magnitudes)
     resolved = [_resolved(store, criteria, number, len(datasets)) for number, store in enumerate(datasets)]
-    pairs = zip(datasets, resolved, strict=True)
-    sources = [_Source.of(store, each, signals, quantize, keep_paths, progress) for store, each in pairs]
+    sources = [
+        _Source.of(store, each, signals, quantize, keep_paths, progress)
+        for store, each in zip(datasets, resolved, strict=True)
+    ]
     html, values = _fitted(sources, criteria, signals, own, budget, progress)
     write_file(out, html)
     return Report(out, len(html), len(sources), tuple(values))
@@ -158,7 +160,7 @@ def _checked(signals: Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """A store, the peaks of its view for each signal, what is known of quantisers, and whether paths are whole."""
+    """A store, the peaks of its view for each signal, what is known of quantisers, and whether its paths are whole."""
 
     store: xr.Dataset
     criteria: dict[str, Criteria]

@@ -90,7 +90,8 @@ def quantize_command(
 
     Example: outliers quantize data/smollm2.zarr --scheme int8-token --threshold 2:8:2 --plot quantize.png
     """
-    _check(stores, csv, plot, scales_from, perplexity, threshold is not None or bool(transform))
+    check_outputs(csv=csv, plot=plot)
+    _check_together(stores, plot is not None, scales_from, perplexity, threshold is not None or bool(transform))
     limits = [] if threshold is None else numbers(threshold, "threshold")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
@@ -118,14 +119,11 @@ def quantize_command(
         print_stores(results)
 
 
-def _check(
-    stores: list[str], csv: Path | None, plot: Path | None, scales_from: str | None, perplexity: bool, varied: bool
-) -> None:
+def _check_together(stores: list[str], plot: bool, scales_from: str | None, perplexity: bool, varied: bool) -> None:
     """Refuse options that do not go together, before the work and not after it."""
-    check_outputs(csv=csv, plot=plot)
-    if plot is not None and len(stores) > 1:
+    if plot and len(stores) > 1:
         raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
-    if scales_from is not None and (len(stores) > 1 or varied or plot is not None):
+    if scales_from is not None and (len(stores) > 1 or varied or plot):
         raise OutliersError(
             "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
         )

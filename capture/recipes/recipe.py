@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from capture.errors import OutliersError, one_line
+from capture.errors import OutliersError, brief, one_line
 from capture.models.random_weights import PREFIX
 from capture.request import DEFAULTS, OPTIONS, Option, Request
 from capture.store.paths import user_path
@@ -135,10 +135,11 @@ def _by_revision(values: dict[str, Any], where: str) -> list[dict[str, Any]]:
     for one in revisions:
         flaw = OPTIONS["revision"].flaw(one)
         if flaw is not None:
-            raise OutliersError(f"{where}: revisions has {_told(one)}{flaw}")
+            raise OutliersError(f"{where}: revisions has {brief(one, 60)}{flaw}")
     if not revisions or "revision" in values or len(set(revisions)) != len(revisions):
         raise OutliersError(
-            f"{where}: revisions = {_told(revisions)}; expected each of one or more once, and no key revision beside it"
+            f"{where}: revisions = {brief(revisions, 60)}; expected each of one or more once, and no key revision "
+            "beside it"
         )
     tables = [{**values, "revision": one} for one in revisions]
     for table in tables:
@@ -191,12 +192,12 @@ def _analysis(table: Any, where: str) -> Analysis:
 def _table(table: Any, known: Mapping[str, Option], where: str) -> dict[str, Any]:
     """The values of a table, each of the expected type and range."""
     if not isinstance(table, dict):
-        raise OutliersError(f"{where}: expected a table, and it is {_told(table)}")
+        raise OutliersError(f"{where}: expected a table, and it is {brief(table, 60)}")
     _check_keys(table, tuple(known), f"{where}:")
     for key, value in table.items():
         flaw = known[key].flaw(value)
         if flaw is not None:
-            raise OutliersError(f"{where}: {key} = {_told(value)}{flaw}")
+            raise OutliersError(f"{where}: {key} = {brief(value, 60)}{flaw}")
     return table
 
 
@@ -204,8 +205,3 @@ def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) ->
     for key in table:
         if key not in known:
             raise OutliersError(f"{where} the key {key!r} is not known; expected one of {', '.join(known)}")
-
-
-def _told(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) < 60 else told[:57] + "..."

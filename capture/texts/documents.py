@@ -194,6 +194,16 @@ class Documents:
         return list(ids)
 
 
+def _first_of(records: Iterable[Record]) -> tuple[Record | None, Iterator[Record]]:
+    """The first record that holds anything, by which the kind of all is told, and all of them."""
+    following, read = iter(records), []
+    for record in following:
+        read.append(record)
+        if record.value not in ("", []):
+            break
+    return read[-1] if read else None, itertools.chain(read, following)
+
+
 @contextlib.contextmanager
 def _read_by_tokenizer(what: str) -> Iterator[None]:
     """Tell in one line what keeps a tokenizer from reading a text, such as a vocabulary without a token for it."""
@@ -204,16 +214,6 @@ def _read_by_tokenizer(what: str) -> Iterator[None]:
             f"the tokenizer of this model cannot read {what} ({in_one_line(error)}); leave that out of the text, or "
             "mend the tokenizer's files"
         ) from error
-
-
-def _first_of(records: Iterable[Record]) -> tuple[Record | None, Iterator[Record]]:
-    """The first record that holds anything, by which the kind of all is told, and all of them."""
-    following, read = iter(records), []
-    for record in following:
-        read.append(record)
-        if record.value not in ("", []):
-            break
-    return read[-1] if read else None, itertools.chain(read, following)
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
