@@ -37,6 +37,7 @@ from analyze.reading.activations import has_activations
 from analyze.reading.open import as_dataset
 from analyze.types import Counts, Progress, Store
 from capture.errors import OutliersError, without_passwords
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE, mantissa_bits
 
 
@@ -128,7 +129,8 @@ def opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
             key: str | int = id(store)
         else:
             name = without_passwords(str(store))
-            key = str(Path(name).resolve()) if Path(name).exists() else name
+            path = user_path(name)
+            key = str(path.resolve()) if path.exists() else name
         if key in seen:
             raise OutliersError(f"{name} is given twice; expected each store once")
         seen.add(key)
@@ -151,7 +153,7 @@ def naming(name: str) -> Iterator[None]:
 def _labels(found: list[tuple[str, xr.Dataset]]) -> list[str]:
     """Model ids; where two are alike, names of the folders; where these are alike too, whole paths."""
     choices = [
-        [_text(store.attrs.get("model_id")) or Path(name).stem, Path(name).name.removesuffix(".zarr"), name]
+        [known_text(store.attrs.get("model_id")) or Path(name).stem, Path(name).name.removesuffix(".zarr"), name]
         for name, store in found
     ]
     labels = [chosen[0] for chosen in choices]
@@ -190,13 +192,13 @@ def _ordered(row: Row, *, table4: bool) -> Row:
 
 def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
     names = ("total_parameters", "active_parameters", "experts", "shared_experts", "top_k")
-    dtype, quantised = (_text(store.attrs.get(name)) for name in ("compute_dtype", "weight_quantisation"))
+    dtype, quantised = (known_text(store.attrs.get(name)) for name in ("compute_dtype", "weight_quantisation"))
     low, high = perplexity_interval(store, hits.criteria, weights)
     return {
         **{name: _whole(store.attrs.get(name)) for name in names},
-        "routing": _text(store.attrs.get("routing")),
+        "routing": known_text(store.attrs.get("routing")),
         "precision": dtype if quantised in (None, "none") or dtype is None else f"{dtype} ({quantised})",
-        "text": _text(store.attrs.get("text_source")),
+        "text": known_text(store.attrs.get("text_source")),
         "sequences": hits.sequences,
         "positions": int(hits.positions.max()),
         "perplexity": perplexity(store, hits.criteria),
@@ -212,7 +214,8 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
-def _text(value: Any) -> str | None:
+def known_text(value: Any) -> str | None:
+    """A stranger's attribute as text; None where it is none, or empty."""
     return value if isinstance(value, str) and value else None
 
 

@@ -141,14 +141,14 @@ def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tu
         values[band] = transform.forward(rows[band], place)
     peaks = np.maximum(values.max(axis=0), -values.min(axis=0))
     stays = [np.zeros(width, bool) if v.limit is None else peaks >= v.limit for v in variants]
-    for rows_of_band in bands(rows):
-        band = _Band(values[rows_of_band], peaks.max())
+    for band in bands(rows):
+        quantised = _Band(values[band], peaks.max())
         # Equal columns are kept at many thresholds, and then nothing is new.
         known: dict[tuple[str, bytes], Float64] = {}
         for number, (variant, columns) in enumerate(zip(variants, stays, strict=True)):
             key = variant.scheme.name, columns.tobytes()
             if key not in known:
-                known[key] = column_squares(transform.back(band.lost(variant.scheme, columns), place))
+                known[key] = column_squares(transform.back(quantised.lost(variant.scheme, columns), place))
             errors[number] += known[key]
     kept[:] = [columns.mean() for columns in stays]
     return errors, kept

@@ -15,12 +15,11 @@ from analyze.quantization.errors import LossOf, label_key
 from analyze.quantization.record import PLAIN, own_predictions
 from analyze.quantization.result import VARIANT, Quantization
 from analyze.quantization.sums import WHOLE, KeptSums, Sums
-from analyze.quantization.variants import asked_variants, outputs_view
+from analyze.quantization.variants import asked_variants, outputs_view, weight_norm
 from analyze.question.view import View
 from analyze.reading.activations import has_activations
-from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
-from analyze.types import Float32, Progress, Store
+from analyze.types import Progress, Store
 from capture.errors import OutliersError
 from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
 
@@ -77,7 +76,7 @@ def quantize(
     sums = {name: values for name in names if (values := kept.read(name)) is not None}
     missing = tuple(variant for variant in variants if variant.label not in sums)
     if missing or WHOLE not in sums:
-        fresh = _streamed(data, chosen, LossOf(missing, _weight_norm(frame)), _shape(frame), progress)
+        fresh = _streamed(data, chosen, LossOf(missing, weight_norm(frame)), _shape(frame), progress)
         for name, values in fresh.items():
             kept.write(name, values)
         sums |= fresh
@@ -116,10 +115,6 @@ def _order(label: str) -> tuple[str, str, float]:
 
 def _shape(frame: xr.Dataset) -> tuple[int, int]:
     return frame.sizes[LAYER], frame.sizes[SITE]
-
-
-def _weight_norm(frame: xr.Dataset) -> Float32 | None:
-    return loaded(frame["weight_norm"]) if "weight_norm" in frame else None
 
 
 def _streamed(

@@ -67,7 +67,8 @@ class StaticLossOf:
         weights = weights_of(self.weight_norm, place, matrix.shape[1])
 
         def sums(values: Float32) -> Float64:
-            return weighted(column_squares(values)[None], weights)[0]
+            both: Float64 = weighted(column_squares(values)[None], weights)[0]
+            return both
 
         squares, clipped = np.zeros(2), np.zeros(len(limits), np.int64)
         errors, own_errors = np.zeros((len(self.schemes), len(limits), 2)), np.zeros((len(self.schemes), 2))

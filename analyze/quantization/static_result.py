@@ -155,4 +155,5 @@ def mean_of_places(values: Float64) -> Float64:
     """Mean over the last two dimensions, layer and site, of what is known; NaN where nothing is."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=(-2, -1)) / np.count_nonzero(known, axis=(-2, -1))
+        means: Float64 = np.where(known, values, 0).sum(axis=(-2, -1)) / np.count_nonzero(known, axis=(-2, -1))
+    return means

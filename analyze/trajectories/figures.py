@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from analyze.display.figures import in_own_style
+from analyze.display.figures import in_own_style, model_words, words
 from analyze.display.text import parameters
 from analyze.trajectories.trajectory import Trajectory
 
@@ -52,8 +52,8 @@ def trajectory_figure(result: Trajectory) -> Figure:
     below = figure.add_subplot(grid[2, :])
     _draw_features(below, result, places)
     _finish(below, result, places)
-    title = f"{result.model}\n{result.criteria}"
-    figure.suptitle("\n".join(textwrap.fill(_text(line), 110) for line in title.split("\n")), fontsize=9)
+    title = (model_words(result.model), words(str(result.criteria), 1000))
+    figure.suptitle("\n".join(textwrap.fill(line, 110) for line in title), fontsize=9)
     return figure
 
 
@@ -101,7 +101,3 @@ def _finish(axes: Axes, result: Trajectory, places: list[float]) -> None:
         axes.xaxis.set_major_formatter(lambda value, _: parameters(round(value)) if value else "0")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _text(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text).replace("$", r"\$")

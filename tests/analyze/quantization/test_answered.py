@@ -89,7 +89,7 @@ def test_a_record_that_is_not_of_this_store_is_shown_nowhere(
     text = own.read_text()
     show(store, tmp_path)
     shutil.copy(foreign, own)
-    with pytest.raises(OutliersError, match=r"is the record of another store, .*outliers quantize --perplexity again"):
+    with pytest.raises(OutliersError, match=r"of another store or question .*quantize --perplexity again"):
         show(store, tmp_path)
     # The record of a part of the sequences, under the name of that of all.
     shutil.copy(records.predict(store, losses, View(sequences=(0, 1))), own)
