@@ -81,6 +81,8 @@ def quantize_command(
     Example: outliers quantize data/smollm2.zarr --scheme int8-token --threshold 2:8:2 --plot quantize.png
     """
     _check(stores, csv, plot, scales_from, perplexity, threshold is not None or bool(transform))
+    if not perplexity and (model is not None or trust_remote_code or overwrite):
+        raise OutliersError("model, trust-remote-code and overwrite are for --perplexity; add it, or leave them out")
     limits = [] if threshold is None else numbers(threshold, "threshold")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
