@@ -7,9 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
+
+from capture.losses import nll_bytes
 from capture.models.limits import check_length, text_config
 from capture.models.load import load_config
-from capture.pipeline import host_buffers, writing_threads
+from capture.pipeline import BEHIND, host_buffers, writing_threads
 from capture.progress import Reporter
 from capture.request import Request
 from capture.store.create import check_sizes
@@ -18,6 +21,7 @@ from capture.store.schema import (
     PER_SEQUENCE,
     RAW_VARIABLES,
     SEQUENCE,
+    SIGNALS,
     VARIABLES,
     WEIGHTS,
     Sizes,
@@ -85,15 +89,10 @@ def estimate(
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
     sizes = Sizes(sequences, shape.layers, shape.sites, length, shape.features)
     check_sizes(sizes, raw)
-    matrix = length * shape.features
-    vocabulary = int(text_config(config).vocab_size)
-    threads = writing_threads("cpu")
-    # Beside the buffers, each thread holds what it has compressed.
-    working = batch_size * (length * vocabulary + 2 * matrix) + (host_buffers(threads) + threads) * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
         shape.parameters * _DTYPE_BYTES[chosen],
-        working * _DTYPE_BYTES[chosen],
+        _working_bytes(sizes, raw, chosen, batch_size, int(text_config(config).vocab_size)),
         sizes,
         chosen,
     )
@@ -124,6 +123,19 @@ def _shape(config: Any, sites: str | None, trust_remote_code: bool) -> _Shape:
         facts = model_facts(network)
         _SHAPES[key] = _Shape(placed.layers, placed.names, placed.hidden_size, facts.total_parameters)
     return _SHAPES[key]
+
+
+def _working_bytes(sizes: Sizes, raw: str, dtype: str, batch_size: int, vocabulary: int) -> int:
+    """Memory beside the weights, where the model runs on what `--device auto` takes here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix, threads = sizes.positions * sizes.features, writing_threads(device)
+    # On a CPU a batch is written before the next one runs; beside a GPU, others are on their way meanwhile.
+    written = sum(math.prod(sizes.shape(VARIABLES[name].dims)) // sizes.sequences for name in RAW_VARIABLES[raw])
+    batches = 1 if device == "cpu" else 1 + BEHIND
+    buffers = min(host_buffers(threads), batches * batch_size * (written // matrix + len(SIGNALS)))
+    # Beside the buffers, each thread holds what it has compressed.
+    values = batch_size * (sizes.positions * vocabulary + len(SIGNALS) * matrix) + (buffers + threads) * matrix
+    return values * _DTYPE_BYTES[dtype] + nll_bytes(sizes.positions, vocabulary, dtype, device)
 
 
 def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", sequences: int | None = None) -> int:

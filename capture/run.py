@@ -26,7 +26,7 @@ from capture.request import Request
 from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
-from capture.store.output import output_path
+from capture.store.output import output_folder, output_path
 from capture.store.privacy import command_line
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import Sizes
@@ -111,6 +111,7 @@ def capture(
     _check_part(part, overwrite)
     settle(out)
     _check_target(out, part, overwrite)
+    output_folder(out)
     reporter = Silence() if reporter is None else reporter
     corpus = open_corpus(text, field=field, chat=chat, reporter=reporter)
     _check_request(request, out, overwrite, corpus.sha256)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands import options
-from analyze.commands.options import Json, Scheduler, Workers, asks_for_criteria
+from analyze.commands.options import Json, KeepPaths, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def report(
             "found it earlier.",
         ),
     ] = False,
+    keep_paths: KeepPaths = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     json_: Json = False,
@@ -67,6 +68,7 @@ def report(
             magnitudes=magnitudes,
             budget=budget * 1e6,
             quantize=quantize,
+            keep_paths=keep_paths,
             progress=progress,
         )
     if json_:

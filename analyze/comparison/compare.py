@@ -37,6 +37,7 @@ from analyze.reading.activations import has_activations
 from analyze.reading.open import as_dataset
 from analyze.types import Counts, Progress, Store
 from capture.errors import OutliersError, without_passwords
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE, mantissa_bits
 
 
@@ -128,7 +129,8 @@ def opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
             key: str | int = id(store)
         else:
             name = without_passwords(str(store))
-            key = str(Path(name).resolve()) if Path(name).exists() else name
+            path = user_path(name)
+            key = str(path.resolve()) if path.exists() else name
         if key in seen:
             raise OutliersError(f"{name} is given twice; expected each store once")
         seen.add(key)

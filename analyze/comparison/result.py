@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,9 +26,10 @@ from analyze.comparison.quantised import TITLE as QUANTISED_TITLE
 from analyze.comparison.quantised import Quantised
 from analyze.display.shown import Shown
 from analyze.display.tables import csv_text
-from analyze.display.text import aligned, jsonable, plain
+from analyze.display.text import aligned, jsonable, numbered, plain
 from analyze.question.criteria import Criteria
 from capture.store.files import write_file
+from capture.store.privacy import last_part, shortened
 
 TITLES: Final = {
     "moe": "Mixture-of-experts models",
@@ -87,6 +88,29 @@ def _page(title: str, about: list[str], rows: list[dict[str, str]], notes: list[
 def quantised_rows(comparison: Comparison) -> list[dict[str, str]]:
     """Perplexities under quantisers for a reader, store by store."""
     return [row for one in comparison.quantised for row in one.shown]
+
+
+def public(comparison: Comparison) -> Comparison:
+    """The same as it may leave this machine: of every path the last part; models that are alike then are numbered."""
+    study = _public_rows(comparison.study)
+    named = {row["store"]: (short["model"], short["store"]) for row, short in zip(comparison.study, study, strict=True)}
+    quantised = tuple(
+        replace(one, model=model, store=store)
+        for one in comparison.quantised
+        for model, store in [named.get(one.store, (shortened(one.model), last_part(one.store)))]
+    )
+    return replace(comparison, study=study, table4=_public_rows(comparison.table4), quantised=quantised)
+
+
+def _public_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
+    own = [row for row in rows if row["published"] is None]
+    models = numbered([shortened(row["model"]) for row in own])
+    stores = numbered([last_part(row["store"] or "") for row in own])
+    short = [
+        {**row, "model": model, "text": shortened(row["text"]), "store": store or None}
+        for row, model, store in zip(own, models, stores, strict=True)
+    ]
+    return (*short, *(row for row in rows if row["published"] is not None))
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ from capture.store.drafts import draft_folder, hidden, sweep
 from capture.store.files import AtomicFile
 from capture.store.layout import KEYS
 from capture.store.location import Location
+from capture.store.paths import user_path
 from capture.store.schema import VARIABLES
 
 _VERSION: Final = 3  # raised whenever peaks of the same view come out differently, or are kept differently
@@ -44,7 +45,7 @@ Shapes = dict[str, tuple[int, ...]]
 def cache_folder() -> Path:
     """Where cached views are; `XDG_CACHE_HOME` moves it."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "outlier-features" / "views"
+    return user_path(base if base else "~/.cache") / "outlier-features" / "views"
 
 
 def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
@@ -126,6 +127,8 @@ def read(key: str, shapes: Shapes) -> dict[str, da.Array] | None:
 
 def writable() -> bool:
     """Whether anything can be kept."""
+    if cache_folder().parts[0].startswith("~"):  # a user without a home
+        return False
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -27,8 +27,8 @@ from analyze.report.quantised import QUANTISED, Quantised, offered
 from analyze.types import Progress, Store
 from capture.errors import OutliersError
 from capture.store.files import write_file
-from capture.store.output import output_path
-from capture.store.privacy import shortened
+from capture.store.output import output_file, output_path
+from capture.store.privacy import last_part, shortened
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
 BUDGET: Final = 5_000_000
@@ -91,6 +91,7 @@ def write_report(
     magnitudes: Sequence[float] | None = None,
     budget: float = BUDGET,
     quantize: bool = False,
+    keep_paths: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write one HTML file that answers threshold questions about stores by itself.
@@ -108,6 +109,7 @@ def write_report(
     magnitudes : thresholds to offer; None for round numbers over the range of the peaks, as many as the budget allows
     budget : most bytes of the file
     quantize : spend a pass over the activations of each store on what the default schemes lose, with some thresholds
+    keep_paths : show paths of this machine whole; of others only the last part is handed on
     progress : called with (finished, all) steps
 
     Raises
@@ -117,10 +119,9 @@ def write_report(
         that cannot be one, or what `quantize` refuses.
     """
     out = output_path(out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise OutliersError(f"cannot write {out}; expected a file in a folder that exists")
     if out.suffix.lower() not in _SUFFIXES:  # an archive of a store, named by mistake, is not replaced
         raise OutliersError(f"{out} has the suffix {out.suffix!r}; expected a file ending in .html")
+    output_file(out)
     if not budget > 0:
         raise OutliersError(f"budget is {budget / 1e6:g} MB; expected a size above 0")
     criteria = Criteria() if criteria is None else criteria
@@ -131,7 +132,8 @@ def write_report(
     own = None if magnitudes is None else grid.chosen(magnitudes)
     resolved = [_resolved(store, criteria, number, len(datasets)) for number, store in enumerate(datasets)]
     sources = [
-        _Source.of(store, each, signals, quantize, progress) for store, each in zip(datasets, resolved, strict=True)
+        _Source.of(store, each, signals, quantize, keep_paths, progress)
+        for store, each in zip(datasets, resolved, strict=True)
     ]
     html, values = _fitted(sources, criteria, signals, own, budget, progress)
     write_file(out, html)
@@ -158,20 +160,36 @@ def _checked(signals: Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """A store, the peaks of its view for each signal, and what is known of quantisers."""
+    """A store, the peaks of its view for each signal, what is known of quantisers, and whether its paths are whole."""
 
     store: xr.Dataset
     criteria: dict[str, Criteria]
     peaks: dict[str, xr.Dataset]
     quantised: Quantised
+    keep_paths: bool
+
+    def public(self, value: Any) -> str:
+        """A value of the store as one line, not endless, and unless asked for with nothing of a path but its end."""
+        return plain(value if self.keep_paths else shortened(value))[:_LONGEST]
+
+    def place(self, folder: str) -> str:
+        """The same of where the store is."""
+        return plain(folder if self.keep_paths else last_part(folder))[:_LONGEST]
 
     @classmethod
     def of(
-        cls, store: xr.Dataset, criteria: Criteria, signals: Sequence[str], quantize: bool, progress: Progress | None
+        cls,
+        store: xr.Dataset,
+        criteria: Criteria,
+        signals: Sequence[str],
+        quantize: bool,
+        keep_paths: bool,
+        progress: Progress | None,
     ) -> _Source:
         resolved = {name: replace(criteria, signal=cast(Any, name)) for name in signals}
         peaks = {name: view_peaks(store, each, progress=progress) for name, each in resolved.items()}
-        return cls(store, resolved, peaks, Quantised.of(store, resolved, peaks, compute=quantize, progress=progress))
+        quantised = Quantised.of(store, resolved, peaks, compute=quantize, progress=progress)
+        return cls(store, resolved, peaks, quantised, keep_paths)
 
 
 def _fitted(
@@ -326,12 +344,12 @@ def _facts(source: _Source) -> dict[str, Any]:
     peaks = next(iter(source.peaks.values()))
     criteria = next(iter(source.criteria.values()))
     folder = store.encoding.get("source")
-    name = _public(store.attrs.get("model_id") or "a store without a model's name")
+    name = source.public(store.attrs.get("model_id") or "a store without a model's name")
     bits = mantissa_bits(store.attrs)
     likelihood = perplexity(store, criteria)
     return {
         "name": name,
-        "folder": None if folder is None else _public(Path(str(folder)).name),
+        "folder": None if folder is None else source.place(str(folder)),
         "sequences": [int(n) for n in peaks[SEQUENCE].values],
         "layers": [int(n) for n in peaks[LAYER].values],
         "sites": [plain(str(label))[:_LONGEST] for label in peaks[SITE].values],
@@ -345,14 +363,11 @@ def _facts(source: _Source) -> dict[str, Any]:
         "signals": {name: {"nonfinite": nonfinite_count(store, each)} for name, each in source.criteria.items()},
         QUANTISED: {**source.quantised.facts},
         "attributes": [
-            [key, _public(value)] for key in _ATTRIBUTES if (value := store.attrs.get(key)) is not None and value != ""
+            [key, source.public(value)]
+            for key in _ATTRIBUTES
+            if (value := store.attrs.get(key)) is not None and value != ""
         ],
     }
-
-
-def _public(value: Any) -> str:
-    """A value of a store as one line, not endless, and with nothing of a path but its last part."""
-    return plain(shortened(value))[:_LONGEST]
 
 
 def _view_words(criteria: Criteria) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from analyze.display.figures import drawn_text, in_own_style
+from analyze.display.figures import in_own_style, model_words, words
 from analyze.display.text import parameters
 from analyze.trajectories.trajectory import Trajectory
 
@@ -52,8 +52,8 @@ def trajectory_figure(result: Trajectory) -> Figure:
     below = figure.add_subplot(grid[2, :])
     _draw_features(below, result, places)
     _finish(below, result, places)
-    title = f"{result.model}\n{result.criteria}"
-    figure.suptitle("\n".join(textwrap.fill(drawn_text(line), 110) for line in title.split("\n")), fontsize=9)
+    title = (model_words(result.model), words(str(result.criteria), 1000))
+    figure.suptitle("\n".join(textwrap.fill(line, 110) for line in title), fontsize=9)
     return figure
 
 

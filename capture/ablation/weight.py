@@ -16,12 +16,14 @@ from analyze.display.shown import Record, Shown
 from analyze.display.text import jsonable
 from analyze.peaks.counted import lengths
 from analyze.portraits.origin import BOTH, Origin, origin
+from analyze.question.checks import check_repeats
 from analyze.question.view import View
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
 from analyze.types import Counts, Float64, Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE
 
 if TYPE_CHECKING:
@@ -166,15 +168,14 @@ def written_weight(
     sequences = min(SEQUENCES, captured) if sequences is None else sequences
     if not 1 <= sequences <= captured:
         raise OutliersError(f"sequences is {sequences}, and {store} has {captured}; expected 1 to {captured}")
-    if repeats < 1 or seed < 0:
-        raise OutliersError(f"repeats is {repeats} and seed is {seed}; expected 1 or more, and 0 or more")
+    check_repeats(repeats, seed)
     found = origin(dataset, feature, View(sequences=tuple(range(sequences))))
     top = found.strongest
     if top["layer"] is None:
         raise OutliersError(
             f"feature {feature} comes from {top['writer']}, and no sublayer's weight writes it; choose another feature"
         )
-    path = Path(store)
+    path = user_path(store)
     loaded, placed = reload_model(path, dataset.attrs, model=model, device=device, trust_remote_code=trust_remote_code)
     check_norms(path, loaded, placed, dataset.attrs, values_of(dataset["norm_weight"]))
     tokens = values_of(dataset["token_id"].isel({SEQUENCE: slice(sequences)}))

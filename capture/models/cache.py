@@ -21,7 +21,7 @@ def cached_repository(model: str, folder: Path) -> str | None:
     model : as on the command line
     folder : where relative paths begin
     """
-    local = model == OFFLINE_MODEL or is_random(model) or model.endswith((".gguf", ".json"))
+    local = model == OFFLINE_MODEL or is_random(model) or model.lower().endswith((".gguf", ".json"))
     if local or (folder / model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         return None
     return model

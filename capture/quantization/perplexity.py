@@ -29,6 +29,7 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.identity import STORE_ID
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE, SITE
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def quantize_with_perplexity(
     OutliersError
         As `analyze.quantize`; the model cannot be loaded or is another, or the memory is too small.
     """
-    path = Path(store)
+    path = user_path(store)
     if path.exists() and not path.is_dir():
         raise OutliersError(f"{path} is no folder; expected an unpacked store, in which the result can be kept")
     data = open_store(path)

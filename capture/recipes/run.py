@@ -22,7 +22,7 @@ from capture.recipes.process import StepError, run_outliers
 from capture.recipes.recipe import Entry, Recipe
 from capture.store.files import AtomicFile
 from capture.store.identity import STORE_ID
-from capture.store.output import output_path
+from capture.store.output import results_folder
 from capture.store.write import StoreWriter
 
 _ABLATED: Final = 4  # sequences of each store, as `outliers ablate` has by default
@@ -106,13 +106,14 @@ def run_recipe(
     Raises
     ------
     OutliersError
-        `only` names no model of the recipe, or a model's code would have to run without permission.
+        `only` names no model of the recipe, a model's code would have to run without permission, or `out` can be no
+        folder of results.
     KeyboardInterrupt
         As everywhere; what is finished is safe, and `results.json` says so.
     """
     check_permission(recipe, only, trust_remote_code)
     chosen = frozenset(entry.name for entry in recipe.chosen(only))
-    return _Campaign(recipe, output_path(out).absolute(), clean_cache, tell).run(chosen, keep_going)
+    return _Campaign(recipe, results_folder(out).absolute(), clean_cache, tell).run(chosen, keep_going)
 
 
 def check_permission(recipe: Recipe, only: Sequence[str], trust_remote_code: bool) -> None:

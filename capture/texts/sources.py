@@ -11,6 +11,7 @@ from pathlib import Path
 
 from capture.errors import OutliersError
 from capture.progress import Reporter, Silence
+from capture.store.paths import user_path
 from capture.texts.files import KINDS, Record, default_field, ending_of, files_of, has_fields, read_file, text_digest
 from capture.texts.hub import HUB_DATASETS, HubDataset
 
@@ -74,7 +75,7 @@ def _files(source: str) -> list[Path]:
     files = files_of(source)
     if files is None:
         missing = "is no known source" if ending_of(Path(source)) is None else "is no file"
-        what = "holds no text" if Path(source).is_dir() else missing
+        what = "holds no text" if user_path(source).is_dir() else missing
         known = ", ".join(["python-docs", *HUB_DATASETS, "hf:ORG/NAME"])
         raise OutliersError(f"--text {source} {what}; expected {known}, or a {KINDS}")
     return files

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from analyze import Criteria, OutliersError, View, fits, quantize, write_report
+from analyze import Criteria, OutliersError, View, fits, pack, quantize, write_report
 from analyze.cli import main
 from analyze.quantization import quantize as module_of
 from analyze.quantization.record import PLAIN
@@ -45,12 +45,12 @@ def spread(shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def made(folder: Path) -> list[Path]:
-    """A store of sequences that end, one of another shape that was also run, and one of peaks alone."""
+    """A store of sequences that end, one of another shape that was also run, and an archive of peaks alone."""
     first = builders.on_disk(folder / "l.zarr", spread((3, 4, 2, 9, 40), 0), length=np.array([9, 4, 6]))
     second = builders.on_disk(folder / "it's.zarr", spread((2, 3, 1, 7, 33), 1), spread((2, 3, 1, 7, 33), 2))
-    third = builders.on_disk(folder / "p.zarr", spread((2, 2, 2, 5, 12), 3), raw="none")
+    third = builders.on_disk(folder / "p.zarr", spread((2, 2, 2, 5, 12), 3))
     records.predict(second, {PLAIN: 2.0, "int8-token|none|": 2.1, "mxfp4|none|": 2.2, "int8-token|none|6.0": 2.05})
-    return [first, second, third]
+    return [first, second, pack(third, folder / "p.zarr.zip", peaks_only=True)]
 
 
 @pytest.fixture(scope="module")

@@ -197,6 +197,29 @@ def test_what_a_field_holds_is_told(values: list[Any], told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ messages.nope.x }}", "{{ messages[0].role + 1 }}", "{{ 'a' * 10**18 }}"]
+)
+def test_whatever_a_template_raises_is_one_line(template: str) -> None:
+    with pytest.raises(OutliersError, match=r"^the chat template refuses row 1 of x \(.*\); mend the row$"):
+        tokens(conversations([message("alpha")], tokenizer=chat_tokenizer(template, bos=False)))
+
+
+@pytest.mark.parametrize("unknown", [None, "<nope>"])
+def test_a_tokenizer_that_has_no_token_for_a_text_is_one_line(unknown: str | None) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"alpha": 0, "a": 1}, **({} if unknown is None else {"unk_token": unknown})))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert tokens(opened("alpha a", tokenizer=tokenizer)) == [[0, 1]]
+    told = r"^the tokenizer of this model cannot read row 2 of x \(.*UNK.*\)"
+    with pytest.raises(OutliersError, match=told) as caught:
+        tokens(opened("alpha", "beta", tokenizer=tokenizer))
+    assert "\n" not in str(caught.value)
+
+
 def test_bos_without_a_bos_token_is_refused() -> None:
     with pytest.raises(OutliersError, match="no BOS token; use --no-bos"):
         opened("alpha", bos=True)
