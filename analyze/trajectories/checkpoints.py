@@ -113,8 +113,8 @@ def _placed(name: str, store: xr.Dataset, given: int | None) -> Checkpoint:
     else:
         said = ", ".join(repr(text) for text in (revision, model) if text is not None) or "neither revision nor model"
         raise OutliersError(
-            f"{name} does not say of which step it is ({said}); expected a revision such as step1000, or its step "
-            "with --steps"
+            f"{name} does not say of which step it is ({said}); expected a revision such as step1000, or the steps "
+            "of all stores with --steps"
         )
     return Checkpoint(name, step, None if parsed is None else parsed.tokens, revision, run, store)
 

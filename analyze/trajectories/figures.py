@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ _PANELS: Final = (
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe, Ito
 _WIDE: Final = 50
 """Ratio of the last step to the first above 0, from which the axis is logarithmic."""
+_MARGIN: Final = 0.03  # of the training's extent, on either side of it
 
 
 @in_own_style
@@ -95,7 +97,13 @@ def _draw_features(axes: Axes, result: Trajectory, places: list[float]) -> None:
 def _finish(axes: Axes, result: Trajectory, places: list[float]) -> None:
     positive = [place for place in places if place > 0]
     if positive and max(positive) / min(positive) >= _WIDE:
-        axes.set_xscale("symlog", linthresh=min(positive))
+        axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(min(positive))))
+    # The whole training in every panel, though a share is known only where there are outliers, and nothing before it.
+    scale = axes.xaxis.get_transform()
+    first, last = scale.transform(np.array([min(places), max(places)]))
+    if first < last:
+        margin = _MARGIN * (last - first)
+        axes.set_xlim(*scale.inverted().transform(np.array([first - margin, last + margin])))
     axes.set_xlabel("training step" if result.by == "step" else "tokens")
     if result.by == "tokens":
         axes.xaxis.set_major_formatter(lambda value, _: parameters(round(value)) if value else "0")

@@ -92,6 +92,8 @@ def quantize_command(
     """
     check_outputs(csv=csv, plot=plot)
     _check_together(stores, plot is not None, scales_from, perplexity, threshold is not None or bool(transform))
+    if not perplexity and (model is not None or trust_remote_code or overwrite):
+        raise OutliersError("model, trust-remote-code and overwrite are for --perplexity; add it, or leave them out")
     limits = [] if threshold is None else numbers(threshold, "threshold")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running

@@ -199,7 +199,8 @@ def _unreadable(path: Path, place: _Place, error: Exception) -> OutliersError:
     row = f" at {'row' if ending_of(path) in _COLUMNS else 'line'} {place.row}" if place.row else ""
     where = f"{path} cannot be read{row}"
     if isinstance(error, UnicodeDecodeError):
-        wide = error.object.startswith(_WIDE_BOMS) or b"\0" in error.object[:_WIDE]
+        begins = place.row <= 1 and ending_of(path) not in _COLUMNS
+        wide = begins and (error.object.startswith(_WIDE_BOMS) or b"\0" in error.object[:_WIDE])
         reason = "UTF-16 or UTF-32, by its first bytes" if wide else f"not UTF-8 at byte {error.start}"
         remedy = "convert it to UTF-8"
     elif isinstance(error, json.JSONDecodeError):

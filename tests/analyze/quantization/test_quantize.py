@@ -244,6 +244,8 @@ def test_positions_that_do_not_count_count_nowhere(tmp_path: Path) -> None:
         (["--threshold", "6", "--scheme", "mxfp4"], "by token alone"),
         (["--skip-first", "9"], "skip-first is 9"),
         (["--plot", "x.jpg"], "suffix"),
+        (["--overwrite"], "overwrite are for --perplexity"),
+        (["--model", "m"], "model, trust-remote-code and overwrite are for --perplexity"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(
