@@ -301,8 +301,10 @@ def test_several_stores_stand_side_by_side(store: Path, tmp_path: Path, capsys: 
     assert main(["quantize", str(store), str(other), *words, "--json"]) == 0
     assert [one["store"] for one in json.loads(capsys.readouterr().out)["stores"]] == [str(store), str(other)]
     assert main(["quantize", str(store), str(other), "--plot", str(tmp_path / "x.png")]) == 2
-    with table.open() as file:
-        assert {row["store"] for row in csv.DictReader(file)} == {str(store), str(other)}
+    for more, names in (([], {"s.zarr", "t.zarr"}), (["--keep-paths"], {str(store), str(other)})):
+        assert main(["quantize", str(store), str(other), *words, *more]) == 0
+        with table.open() as file:
+            assert {row["store"] for row in csv.DictReader(file)} == names
 
 
 @pytest.mark.parametrize("thresholds", [(), (2, 4, 8)])
