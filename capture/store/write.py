@@ -25,6 +25,7 @@ from capture.store.group import open_group, read_array
 from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
+from capture.store.metadata import MOST_JSON
 from capture.store.planes import Piece
 from capture.store.schema import (
     FILL,
@@ -105,8 +106,8 @@ class StoreWriter:
 
     def _root_now(self) -> bytes | None:
         try:
-            return (self.path / "zarr.json").read_bytes()
-        except OSError:
+            return read_plain(self.path / "zarr.json", MOST_JSON)
+        except (OSError, ValueError):
             return None
 
     def is_same(self) -> bool:
