@@ -6,14 +6,14 @@ import functools
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from capture.models.load import Loaded
 from capture.models.placement import input_device
-from capture.pipeline import Pipeline, widen, writing_threads
+from capture.pipeline import BEHIND, Pipeline, widen, writing_threads
 from capture.progress import Reporter
 from capture.store.schema import RAW_VARIABLES
 from capture.store.write import SequenceWriter, StoreWriter
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from capture.models.load import Loaded
     from capture.sites.place import SiteMap
-
-_BEHIND: Final = 2
-"""Batches that become durable while the next one is traced: a GPU is told of that one long before it has computed."""
 
 
 def equal_batches(mine: Sequence[int], length: npt.NDArray[np.int32], batch_size: int) -> list[list[int]]:
@@ -198,7 +195,7 @@ def capture_sequences(
     device = input_device(loaded.model).type
     current: deque[BatchWriter] = deque()
     try:
-        # Sequences are made durable beside the next forward passes, `_BEHIND` batches behind and no further.
+        # Sequences are made durable beside the next forward passes, `BEHIND` batches behind and no further.
         with (
             Pipeline(
                 store.compression, writing_threads(device), positions=store.sizes.positions, in_rounds=device == "cpu"
@@ -207,13 +204,13 @@ def capture_sequences(
         ):
             loop = _Loop(loaded, placed, store, pipeline, asks_at_each_site(device))
             finishing: deque[Future[None]] = deque()
-            for numbers in [*batches, *[None] * _BEHIND]:
+            for numbers in [*batches, *[None] * BEHIND]:
                 if numbers is not None:
                     current.append(BatchWriter(store, pipeline, numbers, done))
                     loop.trace(current[-1])
                     before = finishing[-1] if finishing else None
                     finishing.append(finisher.submit(current[-1].finish, reporter, before))
-                if finishing and (numbers is None or len(finishing) > _BEHIND):
+                if finishing and (numbers is None or len(finishing) > BEHIND):
                     if not loop.settled(current[0], finishing.popleft()):
                         finisher.submit(current[0].finish, reporter).result()
                     current.popleft()

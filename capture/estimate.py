@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import torch
+
+from capture.losses import nll_bytes
 from capture.models.limits import check_length, text_config
 from capture.models.load import load_config
-from capture.pipeline import host_buffers, writing_threads
+from capture.pipeline import BEHIND, host_buffers, writing_threads
 from capture.progress import Reporter
 from capture.request import Request
 from capture.store.create import check_sizes
@@ -17,6 +21,7 @@ from capture.store.schema import (
     PER_SEQUENCE,
     RAW_VARIABLES,
     SEQUENCE,
+    SIGNALS,
     VARIABLES,
     WEIGHTS,
     Sizes,
@@ -77,30 +82,60 @@ def estimate(
         The model is unknown or is no decoder, or a choice is not known.
     """
     Request.among(locals())  # refuses what it cannot be
-    from capture.models.meta import meta_model
-    from capture.sites.facts import model_facts
-    from capture.sites.place import parse_overrides, sites_from_config
-
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code, reporter=reporter)
     check_length(config, length)
-    network = meta_model(config, trust_remote_code=trust_remote_code)
-    placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
+    shape = _shape(config, sites, trust_remote_code)
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
-    sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    sizes = Sizes(sequences, shape.layers, shape.sites, length, shape.features)
     check_sizes(sizes, raw)
-    matrix = length * placed.hidden_size
-    vocabulary = int(text_config(config).vocab_size)
-    threads = writing_threads("cpu")
-    # Beside the buffers, each thread holds what it has compressed.
-    working = batch_size * (length * vocabulary + 2 * matrix) + (host_buffers(threads) + threads) * matrix
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
-        model_facts(network).total_parameters * _DTYPE_BYTES[chosen],
-        working * _DTYPE_BYTES[chosen],
+        shape.parameters * _DTYPE_BYTES[chosen],
+        _working_bytes(sizes, raw, chosen, batch_size, int(text_config(config).vocab_size)),
         sizes,
         chosen,
     )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    layers: int
+    sites: tuple[str, ...]
+    features: int
+    parameters: int
+
+
+_SHAPES: Final[dict[str, _Shape]] = {}
+
+
+def _shape(config: Any, sites: str | None, trust_remote_code: bool) -> _Shape:
+    """What the network of a configuration is like, probed once: checkpoints of one training all have the same."""
+    described = {**config.to_dict(), "_name_or_path": None, "class": type(config).__qualname__}
+    key = json.dumps([described, sites, trust_remote_code], sort_keys=True, default=repr)
+    if key not in _SHAPES:
+        from capture.models.meta import meta_model
+        from capture.sites.facts import model_facts
+        from capture.sites.place import parse_overrides, sites_from_config
+
+        network = meta_model(config, trust_remote_code=trust_remote_code)
+        placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
+        facts = model_facts(network)
+        _SHAPES[key] = _Shape(placed.layers, placed.names, placed.hidden_size, facts.total_parameters)
+    return _SHAPES[key]
+
+
+def _working_bytes(sizes: Sizes, raw: str, dtype: str, batch_size: int, vocabulary: int) -> int:
+    """Memory beside the weights, where the model runs on what `--device auto` takes here."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix, threads = sizes.positions * sizes.features, writing_threads(device)
+    # On a CPU a batch is written before the next one runs; beside a GPU, others are on their way meanwhile.
+    written = sum(math.prod(sizes.shape(VARIABLES[name].dims)) // sizes.sequences for name in RAW_VARIABLES[raw])
+    batches = 1 if device == "cpu" else 1 + BEHIND
+    buffers = min(host_buffers(threads), batches * batch_size * (written // matrix + len(SIGNALS)))
+    # Beside the buffers, each thread holds what it has compressed.
+    values = batch_size * (sizes.positions * vocabulary + len(SIGNALS) * matrix) + (buffers + threads) * matrix
+    return values * _DTYPE_BYTES[dtype] + nll_bytes(sizes.positions, vocabulary, dtype, device)
 
 
 def store_bytes(sizes: Sizes, raw: str, dtype: str, compression: str = "fast", sequences: int | None = None) -> int:

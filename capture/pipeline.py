@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,9 @@ import torch
 from capture.store.chunks import encode_pieces, widen_halves
 from capture.store.lengths import padded
 from capture.store.planes import Piece
+
+BEHIND: Final = 2
+"""Batches that become durable while the next one is traced: a GPU is told of that one long before it has computed."""
 
 Write = Callable[[list[Piece]], None]
 
@@ -75,6 +77,44 @@ def host_buffers(threads: int) -> int:
     return 2 * max(threads, 8) + 2
 
 
+class HostBuffers:
+    """Memory that tensors are copied into: lent, taken back and lent again.
+
+    Memory that a GPU copies into by itself is slow to come by, and its allocation can hold the device up. So what is
+    lent is the smallest that will do, and what one batch needed serves the next.
+
+    Parameters
+    ----------
+    count : how many there are; each begins empty, and its user gives it the size that it lacks
+    """
+
+    def __init__(self, count: int) -> None:
+        self._idle = [torch.empty(0, dtype=torch.uint8)] * count
+        self._returned = threading.Condition()
+
+    def lend(self, size: int) -> torch.Tensor:
+        """A uint8 tensor of `size` bytes or more, waited for; where there is none, a smaller one to be replaced."""
+        with self._returned:
+            self._returned.wait_for(lambda: self._idle)
+            sizes = [buffer.nbytes for buffer in self._idle]
+            fitting = [held for held in sizes if held >= size]
+            # An empty one is no loss; of others, the largest leaves the least memory in all.
+            chosen = min(fitting) if fitting else 0 if 0 in sizes else max(sizes)
+            # Of several, the one that was used last: a processor may have it in its cache still.
+            return self._idle.pop(len(sizes) - 1 - sizes[::-1].index(chosen))
+
+    def take_back(self, buffer: torch.Tensor) -> None:
+        """Have one back, or what replaces it."""
+        with self._returned:
+            self._idle.append(buffer)
+            self._returned.notify()
+
+    def all_lent(self) -> bool:
+        """Whether the next would be waited for."""
+        with self._returned:
+            return not self._idle
+
+
 class Pipeline:
     """Threads that compress and write what a model computed, and the host buffers that it waits in.
 
@@ -101,10 +141,7 @@ class Pipeline:
         self._begun = threading.Event()
         if not in_rounds:
             self._begun.set()
-        # The buffer that was used last comes first: few are ever allocated where few are needed.
-        self._free: queue.LifoQueue[torch.Tensor] = queue.LifoQueue()
-        for _ in range(host_buffers(threads)):
-            self._free.put(torch.empty(0, dtype=torch.uint8))
+        self._buffers = HostBuffers(host_buffers(threads))
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outliers-write")
 
@@ -114,9 +151,9 @@ class Pipeline:
 
     def carry(self, values: torch.Tensor, use: Callable[[torch.Tensor], None]) -> Future[None]:
         """Copy a tensor off its device and have a thread call `use` with the copy, which is lent for the call alone."""
-        if self._in_rounds and self._free.empty():
+        if self._in_rounds and self._buffers.all_lent():
             self.flush()
-        buffer = self._free.get()
+        buffer = self._buffers.lend(values.nbytes)
         try:
             if buffer.nbytes < values.nbytes:
                 buffer = torch.empty(values.nbytes, dtype=torch.uint8, pin_memory=values.is_cuda)
@@ -126,7 +163,7 @@ class Pipeline:
                 target.copy_(values)
             future = self._pool.submit(self._work, buffer, target, copied, use)
         except BaseException:
-            self._free.put(buffer)
+            self._buffers.take_back(buffer)
             raise
         if self._in_rounds:
             self._round.append(future)
@@ -170,7 +207,7 @@ class Pipeline:
                 copied.synchronize()
             use(values)
         finally:
-            self._free.put(buffer)
+            self._buffers.take_back(buffer)
 
     def __enter__(self) -> Self:
         return self

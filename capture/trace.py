@@ -14,6 +14,7 @@ import torch
 from nnsight import Envoy
 
 from capture.errors import OutliersError
+from capture.losses import token_nll
 from capture.models.placement import input_device
 from capture.store.schema import SIGNALS
 
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 Sink = Callable[[str, int, int, torch.Tensor], None]
 """Called with (variable, layer, site index, tensor of shape (sequence, position, feature) on the model's device)."""
-
-_NLL_POSITIONS = {"cpu": 32, "cuda": 256}
-"""Positions whose logits are widened to float32 at once: few enough to stay in a processor's cache; so many that a GPU
-computes longer than it takes to be told to."""
 
 
 def extremes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -125,35 +122,6 @@ def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tensors of layers side by side, behind the sequence, where the last of them is and in a dtype that holds all."""
     dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
     return torch.stack([part.to(parts[-1].device, dtype) for part in parts], dim=1)
-
-
-def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each token given those before it.
-
-    Parameters
-    ----------
-    logits : (sequence, position, vocabulary)
-    ids : (sequence, position) int64
-
-    Returns
-    -------
-    (sequence, position) float32 on the device of the logits, nats; NaN at position 0
-    """
-    ids = ids.to(logits.device, non_blocking=True)
-    result = torch.full(ids.shape, torch.nan, device=logits.device)
-    # The memory of one window serves the next: new pages would cost as much as what is computed in them.
-    window = _NLL_POSITIONS.get(logits.device.type, _NLL_POSITIONS["cuda"])
-    normal = torch.empty(len(ids), window, logits.shape[-1], device=logits.device)
-    wide = None if logits.dtype == torch.float32 else torch.empty_like(normal)
-    for begin in range(0, ids.shape[1] - 1, window):
-        end = min(begin + window, ids.shape[1] - 1)
-        scores, likelihood = logits[:, begin:end], normal[:, : end - begin]
-        if wide is not None:
-            scores = wide[:, : end - begin].copy_(scores)
-        torch.log_softmax(scores, dim=-1, out=likelihood)
-        chosen = ids[:, begin + 1 : end + 1, None]
-        result[:, begin + 1 : end + 1] = likelihood.gather(-1, chosen)[..., 0].neg()
-    return result
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def silence() -> int:
         The environment says no whole number.
     """
     text = os.environ.get(TIMEOUT, str(_SILENCE))
-    if not text.isdecimal() or int(text) == 0:
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
         raise OutliersError(f"{TIMEOUT} is {text}; expected a whole number of seconds")
     return int(text)
 

@@ -13,10 +13,11 @@ import torch
 
 from analyze.types import Float64
 from capture.errors import OutliersError
+from capture.losses import token_nll
 from capture.models.placement import input_device
 from capture.sites.blocks import received, tensor_keys
 from capture.sites.probe import Call, Key, probe
-from capture.trace import envoy, token_nll
+from capture.trace import envoy
 
 if TYPE_CHECKING:
     from nnsight import NNsight

@@ -22,6 +22,7 @@ from analyze.answers.ablation import SITE_CHOICES, Ablation, check_owner, read_a
 from analyze.answers.find import find_outliers
 from analyze.answers.records import refuse_foreign, write_record
 from analyze.peaks.counted import lengths
+from analyze.question.checks import check_repeats
 from analyze.question.criteria import Criteria
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
@@ -31,6 +32,7 @@ from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.models.placement import input_device
 from capture.store.identity import STORE_ID
+from capture.store.paths import user_path
 from capture.store.privacy import command_line
 from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
@@ -89,17 +91,16 @@ def ablate(
     ----------
     Dettmers et al. 2022, LLM.int8(), section 4.2, and the last columns of Table 4.
     """
-    path = Path(store)
+    path = user_path(store)
     if site not in SITE_CHOICES:
         raise OutliersError(f"site is {site!r}; expected one of {', '.join(SITE_CHOICES)}")
     for name, number, least in (
         ("sequences", 1 if sequences is None else sequences, 1),
-        ("repeats", repeats, 1),
-        ("seed", seed, 0),
         ("batch-size", batch_size, 1),
     ):
         if number < least:
             raise OutliersError(f"{name} is {number}; expected {least} or more")
+    check_repeats(repeats, seed)
     if path.exists() and not path.is_dir():
         raise OutliersError(f"{path} is no folder; expected an unpacked store, in which the result can be kept")
     dataset = open_store(path)

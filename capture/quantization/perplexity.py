@@ -18,7 +18,7 @@ from analyze.answers.records import write_record
 from analyze.peaks.counted import lengths
 from analyze.quantization.errors import Variant
 from analyze.quantization.quantize import quantize
-from analyze.quantization.record import PLAIN, Predictions, kept_predictions, record_file
+from analyze.quantization.record import PLAIN, Predictions, own_predictions, record_file
 from analyze.quantization.result import Quantization
 from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
@@ -29,6 +29,7 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.store.identity import STORE_ID
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE, SITE
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def quantize_with_perplexity(
     OutliersError
         As `analyze.quantize`; the model cannot be loaded or is another, or the memory is too small.
     """
-    path = Path(store)
+    path = user_path(store)
     if path.exists() and not path.is_dir():
         raise OutliersError(f"{path} is no folder; expected an unpacked store, in which the result can be kept")
     data = open_store(path)
@@ -88,7 +89,7 @@ def quantize_with_perplexity(
     file = record_file(path, chosen)
     if file.parent.is_symlink() or (file.parent.exists() and not file.parent.is_dir()):
         raise OutliersError(f"{file.parent} is a link or no folder, and results are kept in the store; remove it")
-    known = None if overwrite else kept_predictions(path, data.attrs, chosen)
+    known = None if overwrite else own_predictions(data, chosen)
     if known is None or any(variant.label not in known.nll for variant in variants):
         if not os.access(path, os.W_OK):
             raise OutliersError(f"{path} cannot be written, and the result is kept there; copy the store")

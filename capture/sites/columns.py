@@ -21,7 +21,10 @@ from capture.sites.place import Site, SiteMap
 from capture.sites.products import Products, Reader
 
 _ROWS: Final = 512
-_ELEMENTS: Final = 2**24
+_ELEMENTS: Final = {"cpu": 2**18, "cuda": 2**24}
+"""Weights that are worked on at once: so few that they stay in a processor's cache, where one pass over memory does; so
+many that a GPU computes longer than it takes to be told to."""
+
 _LINEAR: Final = 0.05  # of the largest value; dynamic rounding to 8 bits stays below 0.02
 
 
@@ -50,18 +53,24 @@ class _Total:
         self.squares = np.zeros(width, np.float64)
 
     def add(self, rows: torch.Tensor) -> None:
-        """Take in a matrix (anything, feature)."""
-        values = rows.detach().float()
-        peak = torch.maximum(values.amax(0), values.amin(0).neg())
+        """Take in a matrix (anything, feature), a part at a time."""
+        count, width = rows.shape
+        most = max(1, _ELEMENTS.get(rows.device.type, _ELEMENTS["cuda"]) // width)
+        magnitudes = torch.empty(min(most, count), width, device=rows.device)
+        peak = torch.zeros(width, device=rows.device)
+        squares = torch.zeros(width, dtype=torch.float64, device=rows.device)
+        for part in rows.detach().split(most):
+            values = magnitudes[: len(part)].copy_(part).abs_()
+            torch.maximum(peak, values.amax(0), out=peak)
+            squares += values.square_().sum(0)
         self.peak = np.maximum(self.peak, peak.cpu().numpy())
-        self.squares += values.square().sum(0).double().cpu().numpy()
+        self.squares += squares.cpu().numpy()
 
     def add_weight(self, weight: torch.Tensor, axis: int) -> None:
-        """Take in a parameter whose `axis` counts features, a part at a time."""
+        """Take in a parameter whose `axis` counts features."""
         whole = weight.detach().movedim(axis, -1)
         for matrix in whole.unbind() if whole.dim() > 2 else [whole]:  # one expert after another
-            for part in matrix.reshape(-1, matrix.shape[-1]).split(max(1, _ELEMENTS // matrix.shape[-1])):
-                self.add(part)
+            self.add(matrix.reshape(-1, matrix.shape[-1]))
 
 
 def variables_of_weights(model: Any, placed: SiteMap, reporter: Reporter) -> tuple[dict[str, Any], dict[str, str]]:

@@ -26,6 +26,7 @@ from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
 from capture.store.metadata import MOST_JSON
+from capture.store.paths import user_path
 from capture.store.planes import Piece
 from capture.store.schema import (
     FILL,
@@ -58,7 +59,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self._root = self._root_now()
         group = open_group(self.path)
         self.attributes: dict[str, Any] = dict(group.attrs)
@@ -181,17 +182,13 @@ class StoreWriter:
         assert shards is not None
         return tuple(whole // chunk for whole, chunk in zip(shards, chunks, strict=True))
 
-    def put_small(self, name: str, number: int, values: npt.NDArray[Any]) -> None:
-        """Write one sequence of a small array, keeping what its shard holds of other captured sequences.
+    def encode_small(self, name: str, number: int, values: npt.NDArray[Any]) -> Chunks:
+        """The encoded chunks of one sequence of a small array, for `put_chunks`.
 
         Parameters
         ----------
         values : the variable's dimensions without `sequence`; as many positions as the sequence has
         """
-        self.put_chunks(name, number, self.encode_small(name, number, values))
-
-    def encode_small(self, name: str, number: int, values: npt.NDArray[Any]) -> Chunks:
-        """The encoded chunks of one sequence of a small array; parameters as of `put_small`."""
         dims = VARIABLES[name].dims
         own_dims = tuple(dim for dim in dims if dim != SEQUENCE)
         own_sizes = replace(self.sizes, positions=int(self.length[number]))
@@ -214,7 +211,10 @@ class StoreWriter:
         return [place for place in np.ndindex(*grid) if place[axis] == number % grid[axis]]
 
     def put_chunks(self, name: str, number: int, encoded: Chunks) -> None:
-        """Write the encoded chunks of one sequence of a small array, one for each of `places`; else as `put_small`."""
+        """Write the encoded chunks of one sequence of a small array, one for each of `places`.
+
+        What its shard holds of other captured sequences is kept.
+        """
         self.check_same()
         grid, axis = self.grid(name), VARIABLES[name].dims.index(SEQUENCE)
         whole: Chunks = {**(self._kept(name, number) if grid[axis] > 1 else {}), **encoded}
@@ -356,15 +356,16 @@ class SequenceWriter:
             if sorted(own) != self._store.places(name, self._number):
                 raise ValueError(f"{name} of sequence {self._number} was not handed over")
         self._store.check_same()
-        with ThreadPoolExecutor(len(self._shards) + len(self._small)) as pool:  # one wait for the disk, not one each
-            files = [pool.submit(shard.commit) for shard in self._shards.values()]
-            files += [pool.submit(self._store.put_chunks, name, self._number, own) for name, own in self._small.items()]
-        for file in files:
-            file.result()
+        small = dict(self._small)
         if self._store.store_id is not None:
             found = {name: checksums(own) for name, own in {**self._checksums, **self._small}.items()}
             row = digest_row(self._store.store_id, self._number, found)
-            self._store.put_small("digest", self._number, row)
+            small["digest"] = self._store.encode_small("digest", self._number, row)
+        with ThreadPoolExecutor(len(self._shards) + len(small)) as pool:  # one wait for the disk, not one each
+            files = [pool.submit(shard.commit) for shard in self._shards.values()]
+            files += [pool.submit(self._store.put_chunks, name, self._number, own) for name, own in small.items()]
+        for file in files:
+            file.result()
         self._store.mark_done(self._number)
 
     def discard(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from capture.pipeline import (  # noqa: E402
+    HostBuffers,
     Pipeline,
     host_buffers,
     widen,
@@ -53,6 +54,42 @@ def test_what_is_submitted_is_written_as_it_was_then() -> None:
     for number in range(50):
         decoded = np.frombuffer(numcodecs.blosc.decompress(b"".join(written[number][:-1])), np.float32)
         assert (decoded == number).all()
+
+
+def test_memory_that_one_batch_needed_serves_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [2400, 16, 64, 8, 16_000, 16_000]  # extremes, counts and losses of a sequence, and two position peaks
+    allocated: list[int] = []
+    empty = torch.empty
+
+    def counted(size: int, **options: object) -> object:
+        allocated.append(size)
+        return empty(size, **options)
+
+    rng = np.random.default_rng(0)
+    with Pipeline("none", threads=1) as pipeline:
+        monkeypatch.setattr(torch, "empty", counted)
+        for _ in range(50):
+            gates = [threading.Event() for _ in sizes]
+            carried = [
+                pipeline.carry(torch.zeros(size, dtype=torch.uint8), lambda values, gate=gate: gate.wait() and None)
+                for size, gate in zip(sizes, gates, strict=True)
+            ]
+            for number in rng.permutation(len(sizes)):
+                gates[number].set()
+            for future in carried:
+                future.result()
+    assert sorted(allocated) == sorted(sizes)
+
+
+def test_the_smallest_buffer_that_will_do_is_lent() -> None:
+    buffers = HostBuffers(4)
+    for size in (30, 10, 20):
+        buffers.take_back(buffers.lend(0)[:0].new_empty(size))
+    assert [buffers.lend(size).nbytes for size in (11, 1)] == [20, 10]
+    assert buffers.lend(31).nbytes == 0  # an empty one is replaced before one that serves others
+    assert not buffers.all_lent()
+    assert buffers.lend(31).nbytes == 30
+    assert buffers.all_lent()
 
 
 def test_a_slow_disk_holds_the_model_back() -> None:

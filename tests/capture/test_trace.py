@@ -14,9 +14,11 @@ from hypothesis.extra import numpy as hnp
 torch = pytest.importorskip("torch")
 
 from nnsight import NNsight  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from capture.losses import token_nll  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
-from capture.trace import Peaks, extremes, token_nll, trace_batch  # noqa: E402
+from capture.trace import Peaks, extremes, trace_batch  # noqa: E402
 from tests.conftest import tiny_llama  # noqa: E402
 
 ALL = frozenset({"norm_input", "norm_output", "final_input"})
@@ -162,6 +164,36 @@ def test_nan_in_the_model_is_counted_and_passed_over() -> None:
     assert count[1, 1, 0, 0] == 24  # the norm spreads it over all features
     assert batch.extremes[1, 0, :, 0, 0].isfinite().all()  # other positions are finite
     assert all(peak[1, 0].isfinite().all() for peak in batch.position_peaks)
+
+
+class Waiting(TorchDispatchMode):
+    """Counts the operations for whose result a GPU would have to be waited for."""
+
+    OPERATIONS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ in self.OPERATIONS
+        return func(*args, **(kwargs or {}))
+
+
+def waits(layers: int, *, careful: bool) -> int:
+    """How often a trace of one batch waits, beside the waits of the model itself."""
+    model = tiny_llama(layers=layers)
+    with torch.inference_mode(), Waiting() as bare:
+        model(input_ids=torch.from_numpy(IDS.astype(np.int64)), use_cache=False)
+    wrapped, placed = NNsight(model), find_sites(model)
+    with Waiting() as whole:
+        trace_batch(wrapped, placed, IDS, lambda *_: None, frozenset(), careful=careful)
+    return whole.count - bare.count
+
+
+def test_a_trace_that_is_not_careful_waits_for_nothing() -> None:
+    assert [waits(layers, careful=False) for layers in (2, 9)] == [0, 0]
+    assert waits(2, careful=True) >= 2 * 2 * 2  # what the count would see
 
 
 def test_what_the_sink_raises_comes_out_as_it_is() -> None:

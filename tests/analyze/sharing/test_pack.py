@@ -196,7 +196,7 @@ def test_verify_sees_peaks_that_the_rounded_values_have_not(store: Path, tmp_pat
     writer = StoreWriter(out)
     values = xr.open_zarr(out).layer_high[:, 1].values
     values[0, 1, 0, 2] *= 1.1
-    writer.put_small("layer_high", 1, values)
+    writer.put_chunks("layer_high", 1, writer.encode_small("layer_high", 1, values))
     (damage,) = verify(out).damage
     assert str(damage) == "sequence 1: layer_high: differs from the peaks of norm_input"
     with pytest.raises(OutliersError, match="holds rounded activations"):

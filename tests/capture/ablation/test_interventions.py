@@ -14,9 +14,9 @@ from nnsight import NNsight  # noqa: E402
 
 from capture.ablation.interventions import Target, attention_peaks, find_targets, predictions, zeroed  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
+from capture.losses import token_nll  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
 from capture.sites.probe import plain_attention  # noqa: E402
-from capture.trace import token_nll  # noqa: E402
 from tests.architectures import ARCHITECTURES, HIDDEN, VOCABULARY  # noqa: E402
 
 IDS = np.random.default_rng(0).integers(1, VOCABULARY, (2, 9), dtype=np.int32)

@@ -107,6 +107,15 @@ def test_how_experts_are_multiplied_makes_no_difference(name: str, implementatio
     assert_sizes(columns, (1, 1), named(name, model, block, "mlp"))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
+def test_parts_of_a_matrix_add_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capture.sites.columns._ELEMENTS", {"cuda": 7 * HIDDEN})  # which divides no number of rows
+    model = tiny(name)
+    columns = weight_columns(model, find_sites(model))
+    block = ARCHITECTURES[name].blocks.format(1)
+    assert_sizes(columns, (1, 1), named(name, model, block, "mlp"))
+
+
 def test_bfloat16_weights_are_measured_in_float32() -> None:
     model = ARCHITECTURES["llama"].build(torch.bfloat16)
     columns = weight_columns(model, find_sites(model))

@@ -172,7 +172,7 @@ def test_a_capture_whose_store_was_replaced_stops_and_writes_nothing(tmp_path: P
         begun.finish,
         lambda: writer.sequence(2),
         lambda: writer.mark_done(1),
-        lambda: writer.put_small("nll", 1, content["nll"]),
+        lambda: writer.put_chunks("nll", 1, writer.encode_small("nll", 1, content["nll"])),
     ):
         with pytest.raises(OutliersError, match=r"was replaced or removed while its sequences were captured") as error:
             act()

@@ -107,7 +107,7 @@ def test_verify_finds_a_small_value_behind_the_end(ragged: Path, name: str) -> N
     whole.length = np.array([7, 7, 7], np.int32)
     values = xr.open_zarr(ragged)[name].isel(sequence=1).values
     values[(..., 6) if name == "nll" else (..., 6, slice(None))] = 1.0
-    whole.put_small(name, 1, values)
+    whole.put_chunks(name, 1, whole.encode_small(name, 1, values))
     found = [str(damage) for damage in verify(ragged).damage]
     assert f"sequence 1: {name}: has values behind the end of the sequence" in found
 

@@ -110,7 +110,7 @@ def test_peaks_that_are_not_those_of_the_values_are_found(copy: Path) -> None:
     dataset = xr.open_zarr(copy)
     values = dataset.layer_low[:, 1].values
     values[1, 0, 0, 0] -= 1
-    writer.put_small("layer_low", 1, values)
+    writer.put_chunks("layer_low", 1, writer.encode_small("layer_low", 1, values))
     (damage,) = verify(copy).damage
     assert str(damage) == "sequence 1: layer_low: differs from the peaks of norm_output"
 
@@ -119,7 +119,8 @@ def test_peaks_that_are_not_those_of_the_values_are_found(copy: Path) -> None:
 def test_peaks_of_the_last_norm_that_are_not_those_of_its_values_are_found(copy: Path, name: str) -> None:
     values = xr.open_zarr(copy)[name][1].values
     values[2] += 1
-    write.StoreWriter(copy).put_small(name, 1, values)
+    writer = write.StoreWriter(copy)
+    writer.put_chunks(name, 1, writer.encode_small(name, 1, values))
     (damage,) = verify(copy).damage
     assert str(damage) == f"sequence 1: {name}: differs from the peaks of final_input"
 
