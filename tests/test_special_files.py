@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from analyze.cli import main
+from analyze.reading.open import open_store
 from capture.errors import OutliersError
 from capture.store.write import StoreWriter
 from tests import builders
@@ -80,6 +81,24 @@ def test_nothing_waits_for_what_is_no_file(
         if words[0] == "compare" and record:
             assert code == 2
             assert "is damaged or of a newer release" in told
+
+
+@pytest.mark.parametrize("special", [pipe, device, endless])
+def test_a_capture_into_what_is_no_store_waits_for_nothing(special: Callable[[Path], None], store: Path) -> None:
+    (store / "zarr.json").unlink()
+    special(store / "zarr.json")
+    with pytest.raises(OutliersError, match="no Zarr v3 store|larger than"):
+        StoreWriter(store)
+
+
+@pytest.mark.parametrize("name", ["nll/c.0.0", "norm_input/c.0.0.0.0.0", "norm_input/notes"])
+def test_a_link_that_leads_nowhere_is_a_missing_file(name: str, store: Path) -> None:
+    (store / name).unlink(missing_ok=True)
+    (store / name).symlink_to("/nowhere/x")
+    opened = open_store(store)
+    if name.endswith("0"):
+        with pytest.raises(OutliersError, match=f"file {name} is missing"):
+            opened[name.partition("/")[0]].compute(scheduler="sync")
 
 
 @pytest.mark.parametrize("special", [pipe, device, endless])

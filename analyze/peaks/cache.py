@@ -231,7 +231,7 @@ def tidy(store: xr.Dataset) -> None:
     now = time.time()
     kept: list[tuple[float, int, Path]] = []
     for entry in _entries():
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             age = now - entry.stat().st_mtime
             if entry.name.startswith("."):  # somebody writes it
                 continue

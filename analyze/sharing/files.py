@@ -60,7 +60,8 @@ def entries(store: Path) -> tuple[list[Entry], tuple[str, ...]]:
     ------
     OutliersError
         A link in place of a file, or something else that is no plain file: following it might hand on what is not of
-        the store. A name that an archive may not have, or two that some file systems take for one.
+        the store. A name that an archive may not have, or two that some file systems take for one. A store without its
+        list of checksums.
     """
     inside = contents(store, read_metadata(Folder(store)).arrays)
     found: dict[str, Entry] = {}
@@ -78,6 +79,9 @@ def entries(store: Path) -> tuple[list[Entry], tuple[str, ...]]:
         if reason is not None:
             raise OutliersError(f"{store}: file {name!r} {reason}; move it out of the store")
         found[folded_name(name)] = Entry(name, path, status.st_size)
+    for needed in ("zarr.json", CHECKSUMS):
+        if folded_name(needed) not in found:
+            raise OutliersError(f"{store} has no {needed}, by which a store is checked; restore it from a copy")
     return sorted(found.values(), key=lambda entry: (_rank(entry.name), entry.name)), tuple(sorted(inside.strangers))
 
 

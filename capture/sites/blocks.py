@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import transformers
 
 from capture.errors import OutliersError
+from capture.models.limits import text_config
 from capture.sites.norms import NormForm, norm_form
 from capture.sites.probe import Call, Key, Record, chain, tensor_key
 
@@ -71,6 +73,21 @@ def refuse_encoder(model: torch.nn.Module, blocks: list[Call]) -> None:
     if causal == {False} or (decoder == {False} and not causal):
         raise OutliersError(
             f"{type(model).__name__} is an encoder: its attention also looks ahead; expected a decoder; choose another"
+        )
+
+
+def refuse_several_streams(model: torch.nn.Module, block: Call) -> None:
+    """Refuse a model that hands several residual streams from block to block, beside or behind each other."""
+    stream = next(tensor for tensor in block.inputs.values() if tensor.dim() >= 2)
+    config = getattr(model, "config", None)
+    hidden = None
+    if isinstance(config, transformers.PreTrainedConfig):
+        hidden = getattr(text_config(config), "hidden_size", None)
+    wide = isinstance(hidden, int) and stream.shape[-1] > hidden and stream.shape[-1] % hidden == 0
+    if stream.dim() > 3 or wide:
+        raise OutliersError(
+            f"{type(model).__name__} carries several residual streams from block to block (its hidden states are "
+            f"{' x '.join(map(str, stream.shape[2:]))}, of width {hidden}); expected one; choose another model"
         )
 
 

@@ -40,6 +40,7 @@ from capture.sites.blocks import (
     received,
     refuse_encoder,
     refuse_incomplete,
+    refuse_several_streams,
     sublayer_readings,
     tensor_keys,
 )
@@ -254,6 +255,7 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
     record = probe(model)
     blocks = block_calls(record)
     refuse_encoder(model, blocks)
+    refuse_several_streams(model, blocks[0])
     width = next(tensor.shape[-1] for tensor in blocks[0].inputs.values() if tensor.dim() >= 2)
     norms = Norms(width)
     overrides = dict(overrides or {})

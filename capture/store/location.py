@@ -151,8 +151,12 @@ class Folder:
 
     def root_mark(self) -> str:
         """Size and time of the metadata of the group, which never change; empty where they are gone."""
+        return self._mark_of("zarr.json")
+
+    def _mark_of(self, key: str) -> str:
+        """As `mark`; empty where the file is gone, or a link leads nowhere."""
         try:
-            return self.mark("zarr.json")
+            return self.mark(key)
         except OSError:
             return ""
 
@@ -163,6 +167,5 @@ class Folder:
             folder = self.path / name
             if folder.is_dir():
                 for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                    status = entry.stat()
-                    digest.update(f"{name}/{entry.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+                    digest.update(f"{name}/{entry.name} {self._mark_of(f'{name}/{entry.name}')}\n".encode())
         return digest.hexdigest()[:32]

@@ -25,6 +25,7 @@ from capture.store.group import open_group, read_array
 from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
+from capture.store.metadata import MOST_JSON
 from capture.store.paths import user_path
 from capture.store.planes import Piece
 from capture.store.schema import (
@@ -106,8 +107,8 @@ class StoreWriter:
 
     def _root_now(self) -> bytes | None:
         try:
-            return (self.path / "zarr.json").read_bytes()
-        except OSError:
+            return read_plain(self.path / "zarr.json", MOST_JSON)
+        except (OSError, ValueError):
             return None
 
     def is_same(self) -> bool:
@@ -172,8 +173,7 @@ class StoreWriter:
 
     def sequence_bytes(self, number: int) -> int:
         """Bytes on disk of the files that hold sequence `number`."""
-        files = (self.file(name, number) for name in (*RAW_VARIABLES[self.raw], *self.per_sequence))
-        return sum(file.stat().st_size for file in files)
+        return sum(self.file(name, number).stat().st_size for name in (*RAW_VARIABLES[self.raw], *self.per_sequence))
 
     def grid(self, name: str) -> tuple[int, ...]:
         """Number of chunks along each dimension of one shard of a variable."""
@@ -295,9 +295,8 @@ class StoreWriter:
 
     def _flags(self, number: int) -> npt.NDArray[np.bool_]:
         """The chunk of `done` that holds sequence `number`."""
-        return decode(
-            read_plain(self.file("done", number), self._group + OVERHEAD), "bool", (self._group,), compressed=False
-        )
+        data = read_plain(self.file("done", number), self._group + OVERHEAD)
+        return decode(data, "bool", (self._group,), compressed=False)
 
     def _write_flags(self, file: Path, flags: npt.NDArray[np.bool_]) -> None:
         remove_partials(self._own(file).parent, file.name)

@@ -92,6 +92,15 @@ def test_drafts_of_killed_processes_go_and_those_of_others_stay(path: Path) -> N
     assert not old.exists()
 
 
+@pytest.mark.parametrize("text", ["[]", "null", '{"attributes": null}', "", "\0\0"])
+def test_an_entry_that_is_none_does_not_end_an_answer(path: Path, text: str) -> None:
+    cache.writable()
+    (cache.cache_folder() / "odd").mkdir()
+    (cache.cache_folder() / "odd" / "zarr.json").write_text(text)
+    view_peaks(open_store(path), View(skip_first=1))
+    assert len(views()) == 2
+
+
 def test_six_equal_questions_at_once(path: Path) -> None:
     words = [sys.executable, "-m", "analyze.cli", "find", str(path), "--skip-first", "1", "--magnitude", "2", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -595,6 +595,20 @@ def test_what_a_bucket_refuses(store: Path, bucket: Any, monkeypatch: pytest.Mon
         push(store, S3)
 
 
+@pytest.mark.parametrize("target", ["s3://bucket/captures/s.zarr", DATASET])
+def test_a_store_without_its_list_of_checksums_is_refused(
+    target: str, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "SHA256SUMS").unlink()
+    for words in (
+        ["push", str(store), target, "--dry-run"],
+        ["push", str(store), target, "--dry-run", "--keep-paths"],
+        ["pack", str(store), "--out", str(store.with_name("p.zarr.zip"))],
+    ):
+        assert main(words) == 2
+        assert f"{store} has no SHA256SUMS, by which a store is checked; restore it" in capsys.readouterr().err
+
+
 def test_a_dry_run_to_a_bucket(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", str(store), S3, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -172,6 +172,44 @@ def test_other_kinds_of_model_with_weights_are_refused(cls: str, reason: str) ->
         find_sites(getattr(transformers, cls)(config))
 
 
+_STREAMS: dict[str, Any] = {
+    **SMALL,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 128,
+    "head_dim": 16,
+}
+_LOW_RANK: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "index_topk": 4,
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("deepseek_v4", {**_LOW_RANK, "num_key_value_heads": 1}),
+        (
+            "hy_v4",
+            {**_LOW_RANK, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "kv_lora_rank": 16}
+            | {"qk_nope_head_dim": 16, "v_head_dim": 16},
+        ),
+        ("qwen4_exp_text", {"num_key_value_heads": 2, "num_experts": 4, "shared_expert_intermediate_size": 32}),
+    ],
+)
+def test_several_residual_streams_are_refused_by_that_name(model_type: str, settings: dict[str, Any]) -> None:
+    """Hyper-connections: no norm reads the stream, and no site would be what its name says."""
+    config = transformers.AutoConfig.for_model(model_type, **{**_STREAMS, **settings})
+    with pytest.raises(OutliersError, match=r"carries several residual streams .* of width 32\); expected one"):
+        sites_from_config(config)
+
+
 def test_linear_attention_alone_is_no_state_space_model() -> None:
     config = ARCHITECTURES["qwen3_next"].config()
     config.num_hidden_layers = 2
