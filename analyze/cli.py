@@ -13,6 +13,7 @@ import typer
 from analyze import commands
 from capture.cli import register as register_capture
 from capture.errors import OutliersError, one_line
+from capture.stderr import abandon, tell
 from capture.store.privacy import running
 
 app = typer.Typer(
@@ -70,21 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except BrokenPipeError:
-        # The reader has seen enough. What is left in the buffer must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon(sys.stdout)  # the reader has seen enough
     except OutliersError as error:
         return _complain(str(error))
     except OSError as error:
         # Permissions, a file in place of a folder, a disk that is gone: the user's to mend, wherever it surfaces.
-        where = "" if error.filename is None else f" {error.filename}"
-        return _complain(f"cannot use{where} ({error.strerror or error}); check the path, its permissions and its disk")
+        where = "a file or standard output" if error.filename is None else error.filename
+        reason = error.strerror or error
+        return _complain(f"cannot use {where} ({reason}); check the path, its permissions and its disk")
     except MemoryError as error:
         return _complain(
             f"the memory of this machine does not hold what was asked for ({one_line(error)}); ask for a part of it, "
             "such as --sequences 0:4 or --layer-range, or use a machine with more"
         )
     except (KeyboardInterrupt, typer.Abort):
-        print("outliers: interrupted", file=sys.stderr)
+        tell("outliers: interrupted")
         return 130
     except Exception as error:
         # Typer brings its own copy of click or uses the package, by version; both words for usage errors have this.
@@ -112,7 +113,11 @@ def _print_what_can_be() -> None:
 
 def _complain(message: str) -> int:
     line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
-    print(f"outliers: {line}", file=sys.stderr)
+    try:
+        sys.stdout.flush()  # what was printed before stands before the complaint
+    except (OSError, ValueError):
+        abandon(sys.stdout)
+    tell(f"outliers: {line}")
     return 2
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +18,8 @@ from capture.environment import prepare
 from capture.errors import OutliersError, advice
 from capture.options import Device, Trust
 from capture.quantization.command import quantize_command
-from capture.store.output import output_path
+from capture.stderr import tell
+from capture.store.output import results_folder
 
 if TYPE_CHECKING:
     from capture.recipes.forecast import Forecast
@@ -58,10 +61,10 @@ def parse_part(part: str) -> tuple[int, int]:
     OutliersError
         The text is not two whole numbers with a slash between them.
     """
-    number, slash, parts = part.partition("/")
-    if not slash or not number.isdecimal() or not parts.isdecimal():
+    numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
+    if numbers is None:
         raise OutliersError(f"--part {part} is no part; expected I/K with I from 1 to K, such as 1/4")
-    return int(number), int(parts)
+    return int(numbers[1]), int(numbers[2])
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -138,7 +141,7 @@ def capture_command(
             capture(out=out, part=share, overwrite=overwrite, reporter=display, **request.arguments(capture))
     except KeyboardInterrupt:
         there = f"; {out} is still the earlier store" if replaces else ""
-        typer.echo(f"outliers: interrupted; finished sequences are safe, and the same command goes on{there}", err=True)
+        tell(f"outliers: interrupted; finished sequences are safe, and the same command goes on{there}")
         raise typer.Exit(130) from None
     done = StoreWriter(out).done()
     if done.all():
@@ -229,10 +232,11 @@ def verify_command(
     from capture.store.verify import verify
 
     result = verify(store, repair=repair)
-    for damage in result.damage:
-        typer.echo(str(damage))
-    for name in result.strangers:
-        typer.echo(f"no file of the store, and never shared: {name!r}")
+    with contextlib.suppress(BrokenPipeError):  # damage is an error, whether or not all of the list is read
+        for damage in result.damage:
+            typer.echo(str(damage))
+        for name in result.strangers:
+            typer.echo(f"no file of the store, and never shared: {name!r}")
     if result.damage:
         redo = sorted({damage.sequence for damage in result.damage if damage.sequence is not None})
         remedy = (
@@ -284,7 +288,7 @@ def run_command(
     read = read_recipe(recipe)
     if not dry_run:
         check_permission(read, only or (), trust_remote_code)
-    folder = output_path(recipe.stem if out is None else out)
+    folder = results_folder(recipe.stem if out is None else out)
     forecasts = forecast(read, folder, Display(), only or ())
     if dry_run:
         _print_forecasts(forecasts)
@@ -305,15 +309,16 @@ def run_command(
             keep_going=keep_going,
             clean_cache=clean_cache,
             trust_remote_code=trust_remote_code,
-            tell=lambda line: typer.echo(line, err=True),
+            tell=tell,
         )
     except KeyboardInterrupt:
-        typer.echo("outliers: interrupted; what is finished is safe, and the same command goes on", err=True)
+        tell("outliers: interrupted; what is finished is safe, and the same command goes on")
         raise typer.Exit(130) from None
-    _print_outcomes(results.models)
+    with contextlib.suppress(BrokenPipeError):  # as in verify
+        _print_outcomes(results.models)
     failures = results.failures()
     for name, reason in failures.items():
-        typer.echo(f"failed: {name}: {reason}", err=True)
+        tell(f"failed: {name}: {reason}")
     if failures:
         raise OutliersError(
             f"{len(failures)} failed of {len(results.models)} models and their comparison ({', '.join(failures)}); "

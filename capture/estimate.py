@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -81,25 +82,47 @@ def estimate(
         The model is unknown or is no decoder, or a choice is not known.
     """
     Request.among(locals())  # refuses what it cannot be
-    from capture.models.meta import meta_model
-    from capture.sites.facts import model_facts
-    from capture.sites.place import parse_overrides, sites_from_config
-
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code, reporter=reporter)
     check_length(config, length)
-    network = meta_model(config, trust_remote_code=trust_remote_code)
-    placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
+    shape = _shape(config, sites, trust_remote_code)
     own = str(getattr(config, "dtype", None)).removeprefix("torch.")
     chosen = dtype if dtype != "auto" else own if own in _DTYPE_BYTES else "float32"
-    sizes = Sizes(sequences, placed.layers, placed.names, length, placed.hidden_size)
+    sizes = Sizes(sequences, shape.layers, shape.sites, length, shape.features)
     check_sizes(sizes, raw)
     return Estimate(
         store_bytes(sizes, raw, chosen, compression),
-        model_facts(network).total_parameters * _DTYPE_BYTES[chosen],
+        shape.parameters * _DTYPE_BYTES[chosen],
         _working_bytes(sizes, raw, chosen, batch_size, int(text_config(config).vocab_size)),
         sizes,
         chosen,
     )
+
+
+@dataclass(frozen=True)
+class _Shape:
+    layers: int
+    sites: tuple[str, ...]
+    features: int
+    parameters: int
+
+
+_SHAPES: Final[dict[str, _Shape]] = {}
+
+
+def _shape(config: Any, sites: str | None, trust_remote_code: bool) -> _Shape:
+    """What the network of a configuration is like, probed once: checkpoints of one training all have the same."""
+    described = {**config.to_dict(), "_name_or_path": None, "class": type(config).__qualname__}
+    key = json.dumps([described, sites, trust_remote_code], sort_keys=True, default=repr)
+    if key not in _SHAPES:
+        from capture.models.meta import meta_model
+        from capture.sites.facts import model_facts
+        from capture.sites.place import parse_overrides, sites_from_config
+
+        network = meta_model(config, trust_remote_code=trust_remote_code)
+        placed = sites_from_config(network, None if sites is None else parse_overrides(sites))
+        facts = model_facts(network)
+        _SHAPES[key] = _Shape(placed.layers, placed.names, placed.hidden_size, facts.total_parameters)
+    return _SHAPES[key]
 
 
 def _working_bytes(sizes: Sizes, raw: str, dtype: str, batch_size: int, vocabulary: int) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from capture.stderr import tell
 
 _PLAIN_SECONDS: Final = 15.0  # between two plain lines
 
@@ -52,12 +52,6 @@ class Silence:
         """Nothing."""
 
 
-def _tell(line: str) -> None:
-    """A line on standard error; where nobody reads it any more, the work goes on all the same."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
-
-
 class Display:
     """Tells on standard error: sequences, tokens per second, bytes. Use as a context manager."""
 
@@ -84,7 +78,7 @@ class Display:
         if self._bar is not None:
             self._bar.add_task("capture", total=total, completed=done, rate="")
         elif done:
-            _tell(f"capture: {done} of {total} sequences are there already")
+            tell(f"capture: {done} of {total} sequences are there already")
 
     def advance(self, sequences: int, tokens: int, size: int) -> None:
         """Say that so many more sequences and tokens are on disk, in so many bytes."""
@@ -97,19 +91,19 @@ class Display:
             self._bar.update(self._bar.task_ids[0], completed=self._done, rate=rate)
         elif now - self._told > _PLAIN_SECONDS or self._done == self._total:
             self._told = now
-            _tell(f"capture: {self._done} of {self._total} sequences, {rate}")
+            tell(f"capture: {self._done} of {self._total} sequences, {rate}")
 
     def wait(self, reason: str, seconds: float) -> None:
         """Say that nothing happens for so many seconds, and why."""
-        _tell(f"outliers: waiting {seconds:.0f} s for the Hugging Face Hub; {reason}")
+        tell(f"outliers: waiting {seconds:.0f} s for the Hugging Face Hub; {reason}")
 
     def warn(self, words: str) -> None:
         """Say what whoever reads the store should know."""
-        _tell(f"outliers: warning: {words}")
+        tell(f"outliers: warning: {words}")
 
     def say(self, words: str) -> None:
         """Say what was done with what was asked for."""
-        _tell(f"outliers: {words}")
+        tell(f"outliers: {words}")
 
     def __enter__(self) -> Self:
         if self._bar is not None:

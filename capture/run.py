@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError, advice
+from capture.errors import OutliersError, advice, brief
 from capture.estimate import store_bytes
 from capture.models.limits import check_length
 from capture.models.load import Loaded, describe_model
@@ -26,7 +26,7 @@ from capture.request import Request
 from capture.store.create import StoreExistsError, create
 from capture.store.files import check_free_space
 from capture.store.layout import part_sequences
-from capture.store.output import output_path
+from capture.store.output import output_folder, output_path
 from capture.store.privacy import command_line
 from capture.store.replace import check_replaceable, remove_store, replacing, settle, successor_path
 from capture.store.schema import Sizes
@@ -111,6 +111,7 @@ def capture(
     _check_part(part, overwrite)
     settle(out)
     _check_target(out, part, overwrite)
+    output_folder(out)
     reporter = Silence() if reporter is None else reporter
     corpus = open_corpus(text, field=field, chat=chat, reporter=reporter)
     _check_request(request, out, overwrite, corpus.sha256)
@@ -323,7 +324,7 @@ def _check_same(
     if store.attributes.get("model_revision") is None:
         ignored.add("model_revision")  # begun when it was not recorded; the weights of the norms are compared below
     differences = [
-        f"{name} ({_brief(store.attributes.get(name))} in the store, {_brief(value)} asked for)"
+        f"{name} ({brief(store.attributes.get(name))} in the store, {brief(value)} asked for)"
         for name, value in attributes.items()
         if name not in ignored and name in store.attributes and store.attributes[name] != value
     ]
@@ -351,11 +352,6 @@ def _goes_on(place: Path, *request: Any) -> bool:
     except OutliersError:
         return False
     return True
-
-
-def _brief(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) < 80 else told[:77] + "..."
 
 
 @contextlib.contextmanager

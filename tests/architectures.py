@@ -522,6 +522,66 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral3": Architecture(
         _wrapped("mistral3", _llama_like("mistral"), "pixtral"), _TEXT_LAYERS, _PRE_NORM, _TEXT_NORM, 0.0, "normalized"
     ),
+    # Positions made where the token ids are: without weights, too, they are on the device of the weights.
+    "xglm": Architecture(
+        _config(
+            "xglm",
+            vocab_size=VOCABULARY,
+            d_model=HIDDEN,
+            ffn_dim=96,
+            num_layers=2,
+            attention_heads=4,
+            max_position_embeddings=128,
+        ),
+        "model.layers.{}",
+        _two("self_attn_layer_norm", "self_attn", "final_layer_norm", "fc1", "layer"),
+        "model.layer_norm",
+    ),
+    "fuyu": Architecture(
+        _config(
+            "fuyu",
+            text_config={"model_type": "persimmon", **_NEOX},
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            patch_size=14,
+            pad_token_id=None,
+            image_token_id=VOCABULARY - 1,
+        ),
+        _TEXT_LAYERS,
+        _PRE_LAYER_NORM,
+        "model.language_model.final_layernorm",
+    ),
+    "smolvlm": Architecture(
+        _wrapped("smolvlm", _llama_like("llama", pad_token_id=0), "smolvlm_vision"),
+        "model.text_model.layers.{}",
+        _PRE_NORM,
+        "model.text_model.norm",
+        rounding="normalized",
+    ),
+    # Convolutions beside attention, and a shared expert beside the others.
+    "lfm2": Architecture(
+        _llama_like("lfm2", head_dim=None, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+        "model.layers.{}",
+        tuple(_two("operator_norm", mixer, "ffn_norm", "feed_forward", "rms") for mixer in ("conv", "self_attn")),
+        "model.embedding_norm",
+        rounding="normalized",
+    ),
+    "granitemoeshared": Architecture(
+        _llama_like(
+            "granitemoeshared",
+            head_dim=None,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            shared_intermediate_size=32,
+        ),
+        "model.layers.{}",
+        {
+            "ln_attn": _PRE_NORM["ln_attn"],
+            "ln_mlp": Expected("post_attention_layernorm", "rms", ("block_sparse_moe", "shared_mlp")),
+        },
+        "model.norm",
+        rounding="normalized",
+    ),
 }
 
 _TYPICAL = frozenset(

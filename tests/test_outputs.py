@@ -117,6 +117,94 @@ def test_nothing_captured_is_replaced_by_a_table_or_a_figure(
     assert open_store(store).sizes["sequence"] == 3
 
 
+@pytest.mark.parametrize("name", ["plain.zip", "odd.csv", "odd.png"])
+def test_an_archive_by_another_name_is_not_replaced(
+    name: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = pack(store, tmp_path / "a.zarr.zip").rename(tmp_path / name)
+    before = archive.read_bytes()
+    option = "--plot" if name.endswith("png") else "--csv"
+    assert main(["sweep", str(store), "--magnitude", "1", option, str(archive)]) == 2
+    assert "a store or the name of one" in capsys.readouterr().err
+    assert archive.read_bytes() == before
+
+
+FOLDERS = {
+    "unpack": ["unpack", "none.zarr.zip", "--out"],
+    "compare": ["compare", "none.zarr", "--out"],
+    "transition": ["transition", "none.zarr", "--out"],
+    "capture": ["capture", "none/none", "--text", "python-docs", "--out"],
+    "run": ["run", "recipe.toml", "--out"],
+}
+
+
+@pytest.mark.parametrize("kind", ["a file on the way", "a link to nowhere", "nobody's home"])
+@pytest.mark.parametrize("words", FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(
+    words: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if words[0] in ("capture", "run"):
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text('[[models]]\nmodel = "none/none"\n')
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    target = {"a file on the way": "file/x", "a link to nowhere": "link/x", "nobody's home": "~no-such-user/x"}[kind]
+    assert main([*words, target]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "is no folder" in told or "is no user's home" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "recipe.toml"]
+
+
+def leaks(folder: Path, *secrets: str) -> list[str]:
+    """Files of text that hold one of some words."""
+    files = [file for file in folder.iterdir() if file.suffix in (".md", ".csv", ".json", ".svg", ".html")]
+    assert files
+    return sorted(file.name for file in files if any(secret in file.read_text() for secret in secrets))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("command", ["compare", "transition", "trajectory", "quantize"])
+def test_files_that_are_handed_on_hold_no_paths(
+    command: str, keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analyze.comparison.figures.write_figures", lambda *_: [])  # drawing takes its time
+    monkeypatch.setattr("analyze.transitions.tables.save", lambda *_: None)
+    stores = []
+    for number in (1, 2, 3):
+        folder = tmp_path / "secret" / str(number)
+        folder.mkdir(parents=True)
+        about = {"model_id": "/secret/mine", "text_source": "/secret/text.txt", "total_parameters": 1000 * number}
+        if command != "compare":
+            about["model_id"] += "/step1" if command == "trajectory" else str(number)
+        about["model_revision_name"] = f"step{number}"
+        values = builders.random_activations((8, 4, 2, 7, 5))
+        stores.append(str(builders.on_disk(folder / "s.zarr", values, attributes=about)))
+    out = tmp_path / "out"
+    out.mkdir()
+    where = {
+        "compare": ["--resamples", "20", "--out", str(out)],
+        "transition": ["--magnitude", "1:4:1", "--repeats", "99", "--out", str(out)],
+        "trajectory": ["--resamples", "20", "--csv", str(out / "t.csv")],
+        "quantize": ["--scheme", "int8-token", "--csv", str(out / "q.csv")],
+    }[command]
+    assert main([command, *stores, *where, *["--keep-paths"] * keep]) == 0
+    assert bool(leaks(out, "secret")) == keep
+    if command in ("compare", "trajectory", "quantize") and not keep:
+        table = next(file for file in out.iterdir() if file.name in ("dense.csv", "t.csv", "q.csv"))
+        assert "s.zarr (1)" in table.read_text()  # alike, and told apart all the same
+
+
+@pytest.mark.parametrize("command", ["sweep", "map", "show", "walk", "fits", "quantize"])
+def test_figures_hold_no_paths_and_draw_any_name(command: str, tmp_path: Path) -> None:
+    about = {"model_id": "/secret/models/$\\frac{ 漢字 😀"}
+    path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), attributes=about)
+    words = {"show": ["--feature", "1"], "walk": ["--feature", "1"], "quantize": ["--scheme", "int8-token"]}
+    assert main([command, str(path), *words.get(command, []), "--plot", str(tmp_path / "f.svg")]) == 0
+    assert leaks(tmp_path, "secret") == []
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -101,6 +102,50 @@ def test_a_stream_that_is_closed_stops_nothing(closed: str, store: Path, tmp_pat
     done = outliers("sweep", str(store), "--magnitude", "1:9:1", "--csv", str(tmp_path / "s.csv"), closed=closed)
     assert done.returncode == 0
     assert (tmp_path / "s.csv").read_text().startswith("magnitude")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="stands for a full disk")
+@pytest.mark.parametrize(
+    ("words", "full", "told"),
+    [
+        (["find"], "> /dev/full", "No space left on device"),
+        (["find", "--json"], "> /dev/full", "No space left on device"),
+        (["find", "--magnitude", "-1"], "2> /dev/full", ""),
+    ],
+)
+def test_a_full_disk_behind_a_stream_is_one_line(words: list[str], full: str, told: str, store: Path) -> None:
+    done = outliers(words[0], str(store), *words[1:], closed=full)
+    assert done.returncode == 2
+    assert told in done.stderr.decode()
+    assert done.stderr.count(b"\n") == bool(told)
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_damage_is_an_error_though_nobody_reads_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
+    (damaged / "layer_high" / "c.0.0.0.0.0").write_bytes(b"")
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main(["verify", str(damaged)]) == 2
+    assert "is damaged in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "name"), [("pack", "s.zarr.zip"), ("report", "r.html")])
+def test_work_goes_on_though_nobody_reads_standard_error(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
+    (store / "notes.txt").write_text("x")  # of which pack tells
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert main([command, str(store), "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / name).stat().st_size > 1000
 
 
 @pytest.mark.slow

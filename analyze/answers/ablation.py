@@ -23,6 +23,7 @@ from capture.errors import OutliersError
 from capture.store.identity import STORE_ID, store_id
 from capture.store.location import Folder
 from capture.store.metadata import read_metadata
+from capture.store.paths import user_path
 from capture.store.schema import ABLATION
 
 SITE_CHOICES: Final = ("ln_attn", "ln_mlp", "both")
@@ -262,11 +263,12 @@ def read_ablations(store: Path | str) -> list[Ablation]:
     OutliersError
         A record is damaged, of a newer release, or of another store.
     """
-    folder = Path(store) / ABLATION
+    path = user_path(store)
+    folder = path / ABLATION
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith(".")) if folder.is_dir() else []
     found = [read_ablation(file) for file in files]
     if found:
-        owner = read_metadata(Folder(Path(store)))
+        owner = read_metadata(Folder(path))
         for file, ablation in zip(files, found, strict=True):
             check_owner(file, ablation, owner.attributes, owner.arrays["norm_weight"].shape[-1])
     return sorted(found, key=lambda ablation: (len(ablation.features), ablation.site, str(ablation.criteria)))

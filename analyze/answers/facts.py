@@ -42,7 +42,7 @@ def by_total(hits: Iterable[tuple[Any, int]]) -> dict[int, Any]:
 def perplexity(store: xr.Dataset, criteria: Criteria) -> float:
     """Exp of the mean negative log-likelihood over positions >= 1 of the view's sequences, summed in float64.
 
-    NaN where the store cannot say: a single position, or a likelihood that is not a number.
+    NaN where the store cannot say: a single position, no likelihoods, or one that is not a number.
     """
     values = np.concatenate(losses(store, criteria.sequences))
     if values.size == 0:
@@ -52,7 +52,12 @@ def perplexity(store: xr.Dataset, criteria: Criteria) -> float:
 
 
 def losses(store: xr.Dataset, sequences: Sequence[int] | None = None) -> list[Float64]:
-    """Negative log-likelihoods of each sequence, from position 1 to its end, float64; of all sequences where None."""
+    """Negative log-likelihoods of each sequence, from position 1 to its end, float64; of all sequences where None.
+
+    Without any where the Dataset has none: not every one that answers for outliers was captured.
+    """
+    if "nll" not in store:
+        return [np.empty(0)] * (store.sizes[SEQUENCE] if sequences is None else len(sequences))
     nll, ends = store["nll"], lengths(store)
     if sequences is not None:
         nll, ends = nll.isel({SEQUENCE: list(sequences)}), ends[list(sequences)]

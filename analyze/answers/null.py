@@ -15,12 +15,12 @@ from analyze.display.shown import Shown
 from analyze.peaks.counted import counted_positions
 from analyze.peaks.stream import stream_matrices
 from analyze.peaks.threads import in_threads
+from analyze.question.checks import check_repeats
 from analyze.question.criteria import Criteria
 from analyze.question.ranks import required_hits, threshold
 from analyze.question.units import scale_unit, scaled
 from analyze.reading.open import as_dataset
 from analyze.types import Float32, Progress, Store
-from capture.errors import OutliersError
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SITE
 
 Bools = npt.NDArray[np.bool_]
@@ -127,10 +127,7 @@ def permutation_null(
     OutliersError
         Bad repeats or seed, or a view that the store has no activations for.
     """
-    if repeats < 1:
-        raise OutliersError(f"repeats is {repeats}; expected 1 or more")
-    if seed < 0:
-        raise OutliersError(f"seed is {seed}; expected 0 or more")
+    check_repeats(repeats, seed)
     store = as_dataset(store)
     criteria = (Criteria() if criteria is None else criteria).resolve(store)
     found = find_outliers(store, criteria, progress=progress)

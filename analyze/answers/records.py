@@ -8,8 +8,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import xarray as xr
+
+from analyze.reading.arrays import refuse_replaced
 from capture.errors import OutliersError, one_line
-from capture.store.files import read_plain
+from capture.store.files import AtomicFile, read_plain
 
 Read = TypeVar("Read")
 
@@ -56,12 +59,12 @@ def unsealed(text: str, form: str, version: int) -> dict[str, Any]:
 
 
 def refuse_foreign(file: Path, record: tuple[Any, ...], store: tuple[Any, ...], command: str) -> None:
-    """Refuse a record that was made for another store than the one it lies in.
+    """Refuse a record that was made for another store than the one it lies in, or that answers another question.
 
     Parameters
     ----------
     file : where the record is
-    record, store : what tells the two stores apart, the `store_id` first
+    record, store : what tells stores and questions apart, as the record has it and as it must be
     command : that makes such records
 
     Raises
@@ -71,9 +74,29 @@ def refuse_foreign(file: Path, record: tuple[Any, ...], store: tuple[Any, ...], 
     """
     if record != store:
         raise OutliersError(
-            f"{file} is the record of another store, not of the one that it lies in; move it away, and run "
+            f"{file} is the record of another store or question than its place says; move it away, and run "
             f"outliers {command} again"
         )
+
+
+def write_record(store: xr.Dataset, file: Path, text: str) -> None:
+    """Keep a record in the folder of its store; a link in its place goes, and is not followed.
+
+    Parameters
+    ----------
+    store : that it was made from, from `open_store`
+    file : where
+    text : of `sealed`
+
+    Raises
+    ------
+    OutliersError
+        The store was replaced or removed since it was opened.
+    """
+    refuse_replaced(store.encoding["location"], store.encoding["root_mark"])
+    file.parent.mkdir(exist_ok=True)
+    with AtomicFile(file) as out:
+        out.write(text.encode())
 
 
 def any_unsealed(text: str) -> dict[str, Any]:

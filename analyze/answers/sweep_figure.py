@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.display.figures import in_own_style
+from analyze.display.figures import in_own_style, model_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,6 +151,6 @@ def _spread(items: list[tuple[float, float]], most: int) -> list[tuple[float, fl
 
 def _title(result: Sweep) -> str:
     c = result.criteria
-    model = str(result.table.attrs.get("model_id", ""))
-    words = [model, f"norm {c.signal}", f"{c.counting} counting", f"layer unit {c.layer_unit}", f"scale {c.scale}"]
-    return " · ".join("".join(ch for ch in word if ch.isprintable()).replace("$", r"\$") for word in words if word)
+    model = model_words(result.table.attrs.get("model_id", ""))
+    parts = [model, f"norm {c.signal}", f"{c.counting} counting", f"layer unit {c.layer_unit}", f"scale {c.scale}"]
+    return " · ".join(part for part in parts if part)

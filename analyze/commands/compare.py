@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyze.commands.options import Json, Scheduler, Workers, asks_for_criteria
+from analyze.commands.options import Json, KeepPaths, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
 from capture.errors import OutliersError
-from capture.store.output import output_path
+from capture.store.output import results_folder
 
 if TYPE_CHECKING:
     from analyze.comparison.result import Comparison
     from analyze.question.criteria import Criteria
-
-_STORE = "zarr.json"
 
 
 @asks_for_criteria(preset="study")
@@ -37,6 +35,7 @@ def compare(
     ] = False,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the sequences.")] = 1000,
     seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    keep_paths: KeepPaths = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     json_: Json = False,
@@ -46,10 +45,10 @@ def compare(
     Example: outliers compare data/*.zarr --published --out comparison
     """
     if out is not None:
-        out = output_path(out)
-        _prepare(out)  # before the work, not after it
+        out = results_folder(out)  # before the work, not after it
     from analyze.commands.progress import shown
     from analyze.comparison.compare import compare as run
+    from analyze.comparison.result import public
     from analyze.peaks.scheduler import scheduler as running
 
     with running(scheduler, workers), shown("reading activations") as progress:
@@ -62,29 +61,24 @@ def compare(
             seed=seed,
             progress=progress,
         )
-    written = [] if out is None else _write(result, out)
+    written = [] if out is None else _write(result if keep_paths else public(result), out)
     if json_:
         print_json(result.to_dict())
     elif out is not None:
-        print(f"{len(written)} files in {out}: the tables moe, dense and table4 as .md, .csv and .json, and 8 figures")
+        names = "moe, dense, table4 and quantised" if result.quantised else "moe, dense and table4"
+        print(f"{len(written)} files in {out}: the tables {names} as .md, .csv and .json, and 8 figures")
     else:
         from analyze.comparison.result import as_text
 
         print(as_text(result))
 
 
-def _prepare(folder: Path) -> None:
-    """Make the folder for the results, or say why it cannot be."""
-    if (folder / _STORE).exists():
-        raise OutliersError(f"{folder} is a store; choose another folder for --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutliersError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
-
-
 def _write(result: Comparison, folder: Path) -> list[Path]:
     from analyze.comparison.figures import write_figures
     from analyze.comparison.result import write_tables
 
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutliersError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
     return [*write_tables(result, folder), *write_figures(result, folder)]

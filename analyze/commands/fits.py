@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from analyze.commands.options import Csv, Json, StorePath, numbers
-from analyze.commands.output import print_or_json
-from capture.store.output import output_file
+from analyze.commands.output import check_outputs, print_or_json
 
 
 def fits(
@@ -31,12 +30,7 @@ def fits(
 
     Example: outliers fits data/smollm2.zarr --format float8_e4m3fn
     """
-    if csv is not None:
-        output_file(csv)
-    if plot is not None:
-        from analyze.display.figures import check_path
-
-        check_path(plot)  # before the work, not after it
+    check_outputs(csv=csv, plot=plot)
     from analyze.quantization.fits import fits as run
 
     result = run(store, format, scale=scale, thresholds=numbers(threshold, "threshold"))

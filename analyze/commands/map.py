@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands.options import Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.commands.output import print_or_json
+from analyze.commands.output import check_outputs, print_or_json
 
 if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
@@ -29,10 +29,7 @@ def map(
 
     Example: outliers map data/smollm2.zarr --top 20 --plot map.png
     """
-    if plot is not None:
-        from analyze.display.figures import check_path
-
-        check_path(plot)  # before the work, not after it
+    check_outputs(plot=plot)
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
     from analyze.portraits.map import feature_map

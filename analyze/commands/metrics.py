@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from analyze.commands.options import Csv, Json, Scheduler, StorePath, Workers, asks_for_criteria
-from analyze.commands.output import print_json
-from capture.store.output import output_file
+from analyze.commands.output import check_outputs, print_json
 
 if TYPE_CHECKING:
     from analyze.answers.table4 import DettmersTable
@@ -35,8 +34,7 @@ def metrics(
     from analyze.peaks.scheduler import scheduler as running
     from analyze.reading.open import as_dataset
 
-    if csv is not None:
-        output_file(csv)
+    check_outputs(csv=csv)
     with running(scheduler, workers), shown("reading activations") as progress:
         data = as_dataset(store)
         metrics = layer_metrics(data, criteria, progress=progress)

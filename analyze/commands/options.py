@@ -34,7 +34,6 @@ Preset = Annotated[
     typer.Option(
         autocompletion=_words("study", "dettmers"),
         help="study or dettmers: all conventions at once.",
-        show_default=False,
     ),
 ]
 Magnitude = Annotated[float | None, typer.Option(help="A value hits where |x| >= this.", show_default="6")]
@@ -84,6 +83,9 @@ ManyLayers = Annotated[str | None, typer.Option(help="As --magnitude, fractions.
 ManyPositions = Annotated[str | None, typer.Option(help="As --magnitude, fractions.", show_default="0.06")]
 Scheduler = Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a dask scheduler.", show_default="threads")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes to start here.", show_default="threads")]
+KeepPaths = Annotated[
+    bool, typer.Option("--keep-paths", help="Hand on paths of this machine whole, not their last part alone.")
+]
 Csv = Annotated[Path | None, typer.Option(help="Write the rows to this file.", show_default=False)]
 
 
@@ -173,6 +175,7 @@ def asks_for_criteria(
 
 
 _MOST = 1_000_000
+_MOST_DIGITS = 18  # of an index; Python refuses to read thousands of them
 
 
 def numbers(text: str, name: str) -> list[float]:
@@ -189,9 +192,10 @@ def numbers(text: str, name: str) -> list[float]:
         if len(pieces) != 3 or not pieces[2] > 0 or pieces[1] < pieces[0]:
             raise OutliersError(f"{name} is {text!r}; expected START:STOP:STEP with START <= STOP and STEP > 0")
         start, stop, step = pieces
-        steps = math.floor((stop - start) / step * (1 + 1e-12) + 1e-9)
-        if len(values) + steps >= _MOST:
-            raise OutliersError(f"{name} is {text!r}, {steps + 1:,} numbers; expected at most {_MOST:,}")
+        many = (stop - start) / step * (1 + 1e-12) + 1e-9
+        if not len(values) + many < _MOST:  # it may be infinite
+            raise OutliersError(f"{name} is {text!r}, {many + 1:,.6g} numbers; expected at most {_MOST:,}")
+        steps = math.floor(many)
         values += [round(start + i * step, 12) for i in range(steps + 1)]
     return values
 
@@ -206,10 +210,14 @@ def _number(text: str, name: str, whole: str) -> float:
     return value
 
 
+def _is_index(text: str) -> bool:
+    return text.strip().isdecimal() and len(text.strip()) <= _MOST_DIGITS
+
+
 def layer_range(text: str) -> tuple[int, int]:
     """First layer and the layer after the last, of `4:12`."""
     pieces = text.split(":")
-    if len(pieces) != 2 or not all(piece.strip().isdecimal() for piece in pieces):
+    if len(pieces) != 2 or not all(map(_is_index, pieces)):
         raise OutliersError(f"layer-range is {text!r}; expected FIRST:STOP, such as 4:12 for layers 4 to 11")
     return int(pieces[0]), int(pieces[1])
 
@@ -222,7 +230,7 @@ def sequences(text: str) -> tuple[int, ...]:
 def tokens(text: str) -> tuple[int | str, ...]:
     """Numbers and words of `bos,198`."""
     parts = [part.strip() for part in text.split(",")]
-    return tuple(int(part) if part.isdecimal() else part for part in parts)
+    return tuple(int(part) if _is_index(part) else part for part in parts)
 
 
 def indices(text: str, name: str) -> tuple[int, ...]:
@@ -230,7 +238,7 @@ def indices(text: str, name: str) -> tuple[int, ...]:
     values: list[int] = []
     for part in text.split(","):
         pieces = part.split(":")
-        if len(pieces) > 2 or not all(piece.strip().isdecimal() for piece in pieces):
+        if len(pieces) > 2 or not all(map(_is_index, pieces)):
             raise OutliersError(f"{name} is {text!r}; expected indices such as 0,2,5:8")
         ends = [int(piece) for piece in pieces]
         if len(ends) == 2 and ends[0] >= ends[1]:

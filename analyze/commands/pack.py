@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from analyze.commands.options import KeepPaths
+from capture.stderr import tell
+
 
 def pack(
     store: Annotated[
@@ -23,9 +26,7 @@ def pack(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    keep_paths: Annotated[
-        bool, typer.Option("--keep-paths", help="Hand on paths of this machine whole, not their last part alone.")
-    ] = False,
+    keep_paths: KeepPaths = False,
 ) -> None:
     """Pack a store into one file that is readable in place; the same store gives the same bytes.
 
@@ -44,7 +45,7 @@ def pack(
             overwrite=overwrite,
             keep_paths=keep_paths,
             progress=progress,
-            report=lambda line: typer.echo(plain(line), err=True),
+            report=lambda line: tell(plain(line)),
         )
     kept = "peaks, tokens and losses" if peaks_only else "everything"
     if mantissa_bits is not None:

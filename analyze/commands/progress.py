@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from analyze.types import Progress
+from capture.stderr import tell
 
 _LINE_SECONDS = 5.0
 
@@ -52,7 +53,6 @@ def _lines(title: str) -> Progress:
         now = time.monotonic()
         if now - last >= _LINE_SECONDS or finished == total:
             last = now
-            with suppress(OSError, ValueError):  # nobody reads it any more, and the work goes on
-                print(f"{title}: {finished} of {total}", file=sys.stderr, flush=True)
+            tell(f"{title}: {finished} of {total}")
 
     return progress

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from analyze.commands.options import KeepPaths
+from capture.stderr import tell
+
 
 def push(
     store: Annotated[
@@ -31,9 +34,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show page, files and bytes; leave the network alone.")
     ] = False,
-    keep_paths: Annotated[
-        bool, typer.Option("--keep-paths", help="Hand on paths of this machine whole, not their last part alone.")
-    ] = False,
+    keep_paths: KeepPaths = False,
 ) -> None:
     """Upload a store with a page about it; the same command goes on where an upload stopped.
 
@@ -55,7 +56,7 @@ def push(
             dry_run=dry_run,
             keep_paths=keep_paths,
             progress=progress,
-            report=lambda line: typer.echo(plain(line), err=True),
+            report=lambda line: tell(plain(line)),
         )
     card = pushed.card
     if dry_run:
@@ -68,6 +69,6 @@ def push(
             typer.echo(f"{len(card.picture):>15,}  {folder}/{picture_name(card.name)}")
             typer.echo(f"{len(card.page().encode()):>15,}  {folder}/README.md")
     if card is not None and card.licence == UNKNOWN:
-        typer.echo("outliers: the page says that the licence of the data is unknown; name it with --license", err=True)
+        tell("outliers: the page says that the licence of the data is unknown; name it with --license")
     done = "would upload" if dry_run else "uploaded"
     typer.echo(f"{done} {len(pushed.files):,} files, {size(pushed.bytes)}, to {pushed.url}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyze.commands import options
-from analyze.commands.options import Json, Scheduler, Workers, asks_for_criteria
+from analyze.commands.options import Json, KeepPaths, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ def report(
         str | None, typer.Option(help="input or output: embed this one alone.", show_default="both")
     ] = None,
     budget: Annotated[float, typer.Option(help="Most megabytes of the file.")] = 5.0,
+    quantize: Annotated[
+        bool,
+        typer.Option(
+            "--quantize",
+            help="Spend a pass over the activations on what quantisers lose; else shown where outliers quantize has "
+            "found it earlier.",
+        ),
+    ] = False,
+    keep_paths: KeepPaths = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     json_: Json = False,
@@ -58,6 +67,8 @@ def report(
             signals=SIGNALS if signal is None else (signal,),
             magnitudes=magnitudes,
             budget=budget * 1e6,
+            quantize=quantize,
+            keep_paths=keep_paths,
             progress=progress,
         )
     if json_:

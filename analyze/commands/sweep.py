@@ -19,8 +19,7 @@ from analyze.commands.options import (
     Workers,
     asks_for_criteria,
 )
-from analyze.commands.output import print_or_json
-from capture.store.output import output_file
+from analyze.commands.output import check_outputs, print_or_json
 
 if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
@@ -47,12 +46,7 @@ def sweep(
         None if text is None else options.numbers(text, name)
         for name, text in (("magnitude", magnitude), ("layers", layers), ("positions", positions))
     ]
-    if csv is not None:
-        output_file(csv)
-    if plot is not None:
-        from analyze.display.figures import check_path
-
-        check_path(plot)  # before the work, not after it
+    check_outputs(csv=csv, plot=plot)
     from analyze.answers.sweep import sweep as run
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analyze.commands import options
-from analyze.commands.options import Csv, Json, Scheduler, Workers, asks_for_criteria
-from analyze.commands.output import print_or_json
+from analyze.commands.options import Csv, Json, KeepPaths, Scheduler, Workers, asks_for_criteria
+from analyze.commands.output import check_outputs, print_or_json, stores_named
 
 if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
@@ -39,6 +39,7 @@ def trajectory(
     criteria: Criteria,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the sequences.")] = 1000,
     seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    keep_paths: KeepPaths = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
@@ -49,14 +50,7 @@ def trajectory(
 
     Example: outliers trajectory pythia-step*.zarr --preset study --plot trajectory.png
     """
-    if csv is not None:
-        from capture.store.output import output_file
-
-        output_file(csv)  # before the work, not after it
-    if plot is not None:
-        from analyze.display.figures import check_path
-
-        check_path(plot)
+    check_outputs(csv=csv, plot=plot)
     places: Any = None
     if steps is not None:
         places = [int(step) if step.is_integer() else step for step in options.numbers(steps, "steps")]
@@ -78,7 +72,7 @@ def trajectory(
     if csv is not None:
         from analyze.display.tables import write_csv
 
-        write_csv(csv, result.rows())
+        write_csv(csv, stores_named(result.rows(), keep_paths))
     if plot is not None:
         from analyze.display.figures import save
         from analyze.trajectories.figures import trajectory_figure

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analyze.commands import options
-from analyze.commands.options import Json, Many, ManyLayers, Scheduler, Workers, asks_for_criteria
+from analyze.commands.options import Json, KeepPaths, Many, ManyLayers, Scheduler, Workers, asks_for_criteria
 from analyze.commands.output import print_json
-from capture.store.output import output_path
+from capture.store.output import results_folder
 
 if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
@@ -42,6 +42,7 @@ def transition(
         int | None, typer.Option(help="Random permutations and samples.", show_default="9999, 1999 for a grid's cell")
     ] = None,
     seed: Annotated[int, typer.Option(help="Where the randomness starts.")] = 0,
+    keep_paths: KeepPaths = False,
     scheduler: Scheduler = None,
     workers: Workers = None,
     out: Annotated[
@@ -56,7 +57,7 @@ def transition(
     Example: outliers transition opt-*.zarr --preset study --magnitude 2:20:1 --layers 0.1:1:0.1 --out transition
     """
     if out is not None:
-        out = output_path(out)  # before the work, not after it
+        out = results_folder(out)  # before the work, not after it
     grids = {
         name: options.numbers(text, name)
         for name, text in (("magnitude", magnitude), ("layers", layers))
@@ -103,7 +104,7 @@ def transition(
     from analyze.transitions.tables import print_transitions, result_of, write_transitions
 
     if out is not None:
-        write_transitions(out, results, grid)
+        write_transitions(out, results, grid, keep_paths=keep_paths)
     if json_:
         print_json(result_of(results, grid, left_out))
     else:

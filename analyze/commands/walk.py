@@ -9,7 +9,7 @@ import typer
 
 from analyze.commands import options
 from analyze.commands.options import Json, Scheduler, StorePath, Workers
-from analyze.commands.output import print_or_json
+from analyze.commands.output import check_outputs, print_or_json
 
 
 def walk(
@@ -35,10 +35,7 @@ def walk(
     """
     rows = None if positions is None else options.indices(positions, "positions")
     columns = None if features is None else options.indices(features, "features")
-    if plot is not None:
-        from analyze.display.figures import check_path
-
-        check_path(plot)  # before the work, not after it
+    check_outputs(plot=plot)
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
     from analyze.portraits.walk import walk as run

@@ -135,4 +135,4 @@ TABLE4_COLUMNS: Final[tuple[Column, ...]] = (
     *_ABLATED,
 )
 OPTIONAL_COLUMNS: Final = (*(name for name, _ in _ABLATED), "Quartiles", "Distinct", "Of width")
-LEFT_COLUMNS: Final = ("Model", "From", "Routing", "Precision")
+LEFT_COLUMNS: Final = ("Model", "From", "Routing", "Precision", "Scheme", "Transform")

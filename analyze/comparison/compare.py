@@ -29,6 +29,7 @@ from analyze.comparison.cells import Row
 from analyze.comparison.hits import Hits, position_peaks, read_hits
 from analyze.comparison.published import TABLES, PublishedTable
 from analyze.comparison.published import published as published_table
+from analyze.comparison.quantised import Quantised, quantised
 from analyze.comparison.result import ABLATED, RESAMPLES, Comparison, columns
 from analyze.question.criteria import SATURATED, Criteria
 from analyze.question.ranks import threshold
@@ -36,6 +37,7 @@ from analyze.reading.activations import has_activations
 from analyze.reading.open import as_dataset
 from analyze.types import Counts, Progress, Store
 from capture.errors import OutliersError, without_passwords
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE, mantissa_bits
 
 
@@ -66,8 +68,8 @@ def compare(
     Raises
     ------
     OutliersError
-        No store, one given twice, or one that cannot answer (`quartiles` need activations): then nothing is compared,
-        and the line names it.
+        No store, one given twice, one that cannot answer (`quartiles` need activations), or a record beside it that is
+        damaged or another store's: then nothing is compared, and the line names it.
     """
     check_bootstrap(resamples, seed)
     criteria = Criteria.preset("study") if criteria is None else criteria
@@ -80,6 +82,7 @@ def compare(
     found = opened(stores)
     study: list[Row] = []
     table4: list[Row] = []
+    quantisers: list[Quantised] = []
     for name, store in found:
         with naming(name):
             _check(store, criteria, quartiles, resamples, seed)  # every store is asked before any of them is read
@@ -87,12 +90,16 @@ def compare(
     for label, (name, store) in zip(labels, found, strict=True):
         with naming(name):
             rows = _compared(store, criteria, quartiles, (resamples, seed), use_cache, progress)
+            if (under := quantised(label, store, criteria)) is not None:
+                quantisers.append(under)
         for table, row in zip((study, table4), rows, strict=True):
             table.append({**row, "model": label, "store": store.encoding.get("source")})
     tables = tuple(published_table(name) for name in TABLES) if published else ()
     for one in tables:
         (table4 if one.kind == "dettmers" else study).extend(_published(row, one) for row in one.models)
-    return Comparison(criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables)
+    return Comparison(
+        criteria, _dettmers(criteria), resamples, seed, tuple(study), tuple(table4), tables, tuple(quantisers)
+    )
 
 
 def _dettmers(criteria: Criteria) -> Criteria:
@@ -122,7 +129,8 @@ def opened(stores: Sequence[Store]) -> list[tuple[str, xr.Dataset]]:
             key: str | int = id(store)
         else:
             name = without_passwords(str(store))
-            key = str(Path(name).resolve()) if Path(name).exists() else name
+            path = user_path(name)
+            key = str(path.resolve()) if path.exists() else name
         if key in seen:
             raise OutliersError(f"{name} is given twice; expected each store once")
         seen.add(key)
@@ -145,7 +153,7 @@ def naming(name: str) -> Iterator[None]:
 def _labels(found: list[tuple[str, xr.Dataset]]) -> list[str]:
     """Model ids; where two are alike, names of the folders; where these are alike too, whole paths."""
     choices = [
-        [_text(store.attrs.get("model_id")) or Path(name).stem, Path(name).name.removesuffix(".zarr"), name]
+        [known_text(store.attrs.get("model_id")) or Path(name).stem, Path(name).name.removesuffix(".zarr"), name]
         for name, store in found
     ]
     labels = [chosen[0] for chosen in choices]
@@ -184,13 +192,13 @@ def _ordered(row: Row, *, table4: bool) -> Row:
 
 def _facts(store: xr.Dataset, hits: Hits, weights: Counts) -> Row:
     names = ("total_parameters", "active_parameters", "experts", "shared_experts", "top_k")
-    dtype, quantised = (_text(store.attrs.get(name)) for name in ("compute_dtype", "weight_quantisation"))
+    dtype, quantised = (known_text(store.attrs.get(name)) for name in ("compute_dtype", "weight_quantisation"))
     low, high = perplexity_interval(store, hits.criteria, weights)
     return {
         **{name: _whole(store.attrs.get(name)) for name in names},
-        "routing": _text(store.attrs.get("routing")),
+        "routing": known_text(store.attrs.get("routing")),
         "precision": dtype if quantised in (None, "none") or dtype is None else f"{dtype} ({quantised})",
-        "text": _text(store.attrs.get("text_source")),
+        "text": known_text(store.attrs.get("text_source")),
         "sequences": hits.sequences,
         "positions": int(hits.positions.max()),
         "perplexity": perplexity(store, hits.criteria),
@@ -206,7 +214,8 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
-def _text(value: Any) -> str | None:
+def known_text(value: Any) -> str | None:
+    """A stranger's attribute as text; None where it is none, or empty."""
     return value if isinstance(value, str) and value else None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from analyze.comparison.cells import Row
 from analyze.comparison.result import Comparison, counted_otherwise
-from analyze.display.figures import in_own_style, save
+from analyze.display.figures import in_own_style, save, words
 from analyze.display.text import parameters
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _foot(rows: Sequence[Row], known: Sequence[Row], plan: Plan, criterion: str)
         notes += [text for kind, text in MEDIANS.items() if kind in kinds]
     if len(rows) > len(known):
         notes.append(f"not shown: {len(rows) - len(known)} without {_X_LABELS[plan.x].lower()}")
-    text = plain_text("; ".join(note for note in notes if note), 1000)
+    text = words("; ".join(note for note in notes if note), 1000)
     return "\n".join(textwrap.wrap(text, 118))
 
 
@@ -323,7 +323,7 @@ def _name_points(axes: Axes, rows: Sequence[Row], plan: Plan) -> None:
     inverse = axes.transAxes.inverted()
     names: dict[tuple[float, str, bool], None] = {}
     for row in rows:
-        text = plain_text(str(row["model"]).rsplit("/", 1)[-1])
+        text = words(str(row["model"]).rsplit("/", 1)[-1], _LONGEST_NAME)
         if plan.table == "table4" and row["published"] is not None:
             text = f"{text} {parameters(row['total_parameters'])}"
         place = float(inverse.transform(axes.transData.transform((row[plan.x], 0)))[0])
@@ -386,12 +386,6 @@ def _legend(figure: Figure, drawn: Sequence[Row], nothing: Sequence[Row], plan: 
     style: dict[str, Any] = {"ncols": 4, "fontsize": 8, "frameon": False, "title_fontproperties": {"size": 6.5}}
     legend = figure.legend(handles=signs, loc="outside lower center", title=foot, **style)
     legend.get_title().set(color=_INK, ha="center", multialignment="center")
-
-
-def plain_text(value: Any, most: int = _LONGEST_NAME) -> str:
-    """A stranger's text for a figure: printable, not too long, and no formula."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
-    return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
 
 
 def _finite(value: Any) -> bool:

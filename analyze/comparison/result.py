@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +21,15 @@ from analyze.comparison.cells import (
     is_unknown,
 )
 from analyze.comparison.published import PublishedTable
+from analyze.comparison.quantised import COLUMNS as QUANTISED_COLUMNS
+from analyze.comparison.quantised import TITLE as QUANTISED_TITLE
+from analyze.comparison.quantised import Quantised
 from analyze.display.shown import Shown
 from analyze.display.tables import csv_text
-from analyze.display.text import aligned, jsonable, plain
+from analyze.display.text import aligned, jsonable, numbered, plain
 from analyze.question.criteria import Criteria
 from capture.store.files import write_file
+from capture.store.privacy import last_part, shortened
 
 TITLES: Final = {
     "moe": "Mixture-of-experts models",
@@ -57,13 +61,19 @@ def as_text(comparison: Comparison) -> str:
         rows = displayed(rows_of(comparison, table), table)
         if rows:
             parts.append(f"{title}: {_criterion(comparison, table)}\n{_aligned(rows)}")
+    if comparison.quantised:
+        parts.append(f"{QUANTISED_TITLE}\n{_aligned(quantised_rows(comparison))}")
     return "\n\n".join([*parts, *map(plain, _notes(comparison))])
 
 
 def as_markdown(comparison: Comparison, table: str) -> str:
     """One table, with what a reader must know to read it."""
-    rows = displayed(rows_of(comparison, table), table)
-    lines = [f"# {TITLES[table]}", "", f"{markdown(_criterion(comparison, table))}.", ""]
+    about = [f"{markdown(_criterion(comparison, table))}.", ""]
+    return _page(TITLES[table], about, displayed(rows_of(comparison, table), table), _notes(comparison, table))
+
+
+def _page(title: str, about: list[str], rows: list[dict[str, str]], notes: list[str]) -> str:
+    lines = [f"# {title}", "", *about]
     if rows:
         names = list(rows[0])
         lines.append("| " + " | ".join(names) + " |")
@@ -71,8 +81,36 @@ def as_markdown(comparison: Comparison, table: str) -> str:
         lines += ["| " + " | ".join(markdown(cell) for cell in row.values()) + " |" for row in rows]
     else:
         lines.append("No such model.")
-    lines += ["", *(f"- {markdown(note)}" for note in _notes(comparison, table))]
+    lines += ["", *(f"- {markdown(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
+
+
+def quantised_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """Perplexities under quantisers for a reader, store by store."""
+    return [row for one in comparison.quantised for row in one.shown]
+
+
+def public(comparison: Comparison) -> Comparison:
+    """The same as it may leave this machine: of every path the last part; models that are alike then are numbered."""
+    study = _public_rows(comparison.study)
+    named = {row["store"]: (short["model"], short["store"]) for row, short in zip(comparison.study, study, strict=True)}
+    quantised = tuple(
+        replace(one, model=model, store=store)
+        for one in comparison.quantised
+        for model, store in [named.get(one.store, (shortened(one.model), last_part(one.store)))]
+    )
+    return replace(comparison, study=study, table4=_public_rows(comparison.table4), quantised=quantised)
+
+
+def _public_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
+    own = [row for row in rows if row["published"] is None]
+    models = numbered([shortened(row["model"]) for row in own])
+    stores = numbered([last_part(row["store"] or "") for row in own])
+    short = [
+        {**row, "model": model, "text": shortened(row["text"]), "store": store or None}
+        for row, model, store in zip(own, models, stores, strict=True)
+    ]
+    return (*short, *(row for row in rows if row["published"] is not None))
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
@@ -85,7 +123,8 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
 
     Returns
     -------
-    the files: `moe.md`, `moe.csv`, `moe.json`, the same of `dense` and `table4`
+    the files: `moe.md`, `moe.csv`, `moe.json`, the same of `dense` and `table4`, and of `quantised` where perplexities
+    under quantisers are known
 
     Raises
     ------
@@ -94,28 +133,31 @@ def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     """
     content = comparison.to_dict()
     about = {name: value for name, value in content.items() if name not in TITLES}
-    written = []
+    texts = {}
     for table in TITLES:
         criteria = "dettmers_criteria" if table == "table4" else "criteria"
-        texts = {
-            ".md": as_markdown(comparison, table),
-            ".csv": as_csv(comparison, table),
-            ".json": json.dumps(
-                {
-                    "criteria": content[criteria],
-                    **{name: about[name] for name in ("resamples", "seed", "published")},
-                    "rows": content[table],
-                },
-                allow_nan=False,
-                indent=1,
-            )
-            + "\n",
-        }
-        for suffix, text in texts.items():
-            file = folder / f"{table}{suffix}"
-            write_file(file, text.encode())
-            written.append(file)
-    return written
+        texts[f"{table}.md"] = as_markdown(comparison, table)
+        texts[f"{table}.csv"] = as_csv(comparison, table)
+        texts[f"{table}.json"] = _json(
+            {
+                "criteria": content[criteria],
+                **{name: about[name] for name in ("resamples", "seed", "published")},
+                "rows": content[table],
+            }
+        )
+    if comparison.quantised:
+        records = [record for one in comparison.quantised for record in one.records]
+        notes = _quantised_notes(comparison)
+        texts["quantised.md"] = _page(QUANTISED_TITLE, [], quantised_rows(comparison), notes)
+        texts["quantised.csv"] = csv_text(QUANTISED_COLUMNS, records)
+        texts["quantised.json"] = _json({"stores": content["quantised"]})
+    for name, text in texts.items():
+        write_file(folder / name, text.encode())
+    return [folder / name for name in texts]
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, allow_nan=False, indent=1) + "\n"
 
 
 def as_csv(comparison: Comparison, table: str) -> str:
@@ -153,6 +195,8 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
         notes.append("In parentheses: medians over the outliers, where they differ from the means.")
     if any(not is_unknown(row["perplexity_without"]) for row in own):
         notes.append("With and without outlier features, and without as many random ones: of the sequences ablated.")
+    if table is None:
+        notes += _quantised_notes(comparison)
     texts = sorted({f"{row['model']}: {row['text']}" for row in own if row["text"]})
     if texts:
         notes.append(
@@ -185,6 +229,10 @@ def _notes(comparison: Comparison, table: str | None = None) -> list[str]:
             if counted_otherwise(comparison, one):
                 notes.append(f"These published rows do not compare with the stores: they count {one.criteria}.")
     return notes
+
+
+def _quantised_notes(comparison: Comparison) -> list[str]:
+    return [note for one in comparison.quantised if (note := one.note) is not None]
 
 
 RESAMPLES: Final = 1000
@@ -221,6 +269,7 @@ class Comparison(Shown):
     study, table4 : one row a store, then one a published model; the same keys in every row of a table, None where a
         number is not known and NaN where there is none
     published : the published tables among the rows; empty where they were not asked for
+    quantised : perplexities under quantisers, of the stores beside which they are kept for the view
 
     Notes
     -----
@@ -247,6 +296,7 @@ class Comparison(Shown):
     study: tuple[Row, ...] = field(repr=False)
     table4: tuple[Row, ...] = field(repr=False)
     published: tuple[PublishedTable, ...] = field(repr=False)
+    quantised: tuple[Quantised, ...] = field(default=(), repr=False)
 
     @property
     def moe(self) -> list[Row]:
@@ -267,11 +317,12 @@ class Comparison(Shown):
         return [("note", note) for note in _notes(self)]
 
     def tables(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """The study's two tables and Table 4, as they are printed."""
-        return [
+        """The study's two tables, Table 4 and perplexities under quantisers, as they are printed."""
+        found = [
             (f"{title}: {_criterion(self, table)}", displayed(rows_of(self, table), table))
             for table, title in TITLES.items()
         ]
+        return [*found, *([(QUANTISED_TITLE, quantised_rows(self))] if self.quantised else [])]
 
     def __str__(self) -> str:
         return as_text(self)
@@ -289,6 +340,7 @@ class Comparison(Shown):
             "published": [
                 {name: value for name, value in table.to_dict().items() if name != "rows"} for table in self.published
             ],
+            "quantised": [one.to_dict() for one in self.quantised],
         }
 
 

@@ -1,4 +1,4 @@
-"""How figures look, where one may go, and writing it: alike everywhere, whatever a user has set for their own."""
+"""How figures look, which words stand in them, where one may go: alike everywhere, whatever a user has set."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from analyze.display.text import plain
 from capture.errors import OutliersError, one_line
 from capture.store.files import write_file
 from capture.store.output import output_file, output_path
+from capture.store.privacy import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +75,26 @@ def in_own_style(draw: Callable[Words, Drawn]) -> Callable[Words, Drawn]:
             return draw(*args, **kwargs)
 
     return drawn
+
+
+def words(text: str, most: int = 80) -> str:
+    """A stranger's text as plain words that the font can draw: on one line, not endless, and no formula."""
+    known, told = _glyphs(), plain(text)
+    told = told if len(told) <= most else f"{told[: most - 1]}…"
+    drawn = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in told)
+    return drawn.replace("$", r"\$")
+
+
+def model_words(model: Any) -> str:
+    """A model's name as such words; of a path its last part alone, for figures are handed on."""
+    return words(shortened(str(model)))
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 def check_path(path: Path | str) -> Path:

@@ -69,6 +69,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names, those that are alike with their numbers among all, so that each is another."""
+    return [f"{name} ({number})" if name and names.count(name) > 1 else name for number, name in enumerate(names, 1)]
+
+
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[bool]) -> list[str]:
     """Cells in columns of equal width, those of `left` beginning and the others ending together."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -31,6 +31,7 @@ from capture.store.drafts import draft_folder, hidden, sweep
 from capture.store.files import AtomicFile
 from capture.store.layout import KEYS
 from capture.store.location import Location
+from capture.store.paths import user_path
 from capture.store.schema import VARIABLES
 
 _VERSION: Final = 3  # raised whenever peaks of the same view come out differently, or are kept differently
@@ -44,22 +45,27 @@ Shapes = dict[str, tuple[int, ...]]
 def cache_folder() -> Path:
     """Where cached views are; `XDG_CACHE_HOME` moves it."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "outlier-features" / "views"
+    return user_path(base if base else "~/.cache") / "outlier-features" / "views"
 
 
 def cache_key(store: xr.Dataset, view: View, *more: str | float) -> str | None:
     """Name of a view, or of what more was made of it; None where the Dataset is not just what `open_store` gave."""
-    mark, location = store.encoding.get("mark"), store.encoding.get("location")
-    if mark is None or location is None:
-        return None
-    for name, variable in store.data_vars.items():
-        if getattr(variable.data, "name", None) != array_name(mark, str(name)):
-            return None
-    identity = content_mark(store)
+    identity = content_mark(store) if as_opened(store) else None
     if identity is None:
         return None
     text = json.dumps({"version": _VERSION, "store": identity, "view": asdict(view.view), "more": more}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_opened(store: xr.Dataset) -> bool:
+    """Whether a Dataset is just what `open_store` gave, so that what is known of the store is true of it."""
+    mark = store.encoding.get("mark")
+    if mark is None or "location" not in store.encoding:
+        return False
+    return all(
+        getattr(variable.data, "name", None) == array_name(mark, str(name))
+        for name, variable in store.data_vars.items()
+    )
 
 
 def content_mark(store: xr.Dataset) -> str | None:
@@ -121,6 +127,8 @@ def read(key: str, shapes: Shapes) -> dict[str, da.Array] | None:
 
 def writable() -> bool:
     """Whether anything can be kept."""
+    if cache_folder().parts[0].startswith("~"):  # a user without a home
+        return False
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -207,6 +215,11 @@ def write_bytes(store: xr.Dataset, key: str, content: bytes) -> None:
         return
     with contextlib.suppress(OSError), AtomicFile(cache_folder() / key) as file:
         file.write(hashlib.sha256(content).digest() + content)
+
+
+def names(start: str) -> list[str]:
+    """Names, in order, under which `write_bytes` kept something, of those that start so."""
+    return sorted(entry.name for entry in _entries() if entry.name.startswith(start))
 
 
 def tidy(store: xr.Dataset) -> None:

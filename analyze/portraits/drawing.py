@@ -1,14 +1,13 @@
-"""What the figures of portraits share: colours, scales, ticks, and a stranger's words as plain text."""
+"""What the figures of portraits share: colours, scales, ticks and headings."""
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from analyze.display.text import plain
+from analyze.display.figures import model_words, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +91,7 @@ def signed_number(value: float) -> str:
 def heading(head: str, model: str, criteria: Criteria, *, fractions: bool = False) -> str:
     """What is drawn, of which model, under which view."""
     c = criteria
-    parts = [head, model, f"norm {c.signal}"]
+    parts = [words(head), model_words(model), f"norm {c.signal}"]
     if c.skip_tokens:
         parts.append(f"without {len(c.skip_tokens):,} kinds of token")
     if c.skip_first:
@@ -100,18 +99,4 @@ def heading(head: str, model: str, criteria: Criteria, *, fractions: bool = Fals
         parts.append(f"without the first {places}")
     if fractions:
         parts.append(f"L ≥ {c.layers:g}, S ≥ {c.positions:g}, {c.counting}")
-    return " · ".join(words(part) for part in parts if part)
-
-
-def words(text: str) -> str:
-    """A stranger's text as plain words that the font can draw."""
-    known = _glyphs()
-    drawn = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in plain(text)[:80])
-    return drawn.replace("$", r"\$")
-
-
-@cache
-def _glyphs() -> frozenset[int]:
-    from matplotlib.font_manager import findfont, get_font
-
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+    return " · ".join(part for part in parts if part)

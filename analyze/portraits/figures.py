@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.display.figures import in_own_style
+from analyze.display.figures import in_own_style, words
 from analyze.portraits.drawing import (
     COLOURS,
     MARKERS,
@@ -22,7 +22,6 @@ from analyze.portraits.drawing import (
     signed_norm,
     signed_number,
     signed_ticks,
-    words,
 )
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import xarray as xr
 from analyze.answers.facts import ROUNDED_NOTE
 from analyze.display.shown import Record, Shown
 from analyze.display.text import jsonable
-from analyze.peaks.counted import counted_positions
+from analyze.peaks.counted import Bools, counted_positions, refuse_none
 from analyze.peaks.stream import stream_matrices
 from analyze.portraits.walk import LAST_NORM, check_stream
 from analyze.question.checks import within
@@ -132,13 +132,16 @@ def origin(store: Store, feature: int, view: View | None = None, *, progress: Pr
     feature = within(feature, store.sizes[FEATURE], FEATURE)
     view = View() if view is None else view
     view = View(sequences=view.sequences, skip_first=view.skip_first, skip_tokens=view.skip_tokens).resolve(store)
-    streams, marks = _streams(store, view, feature, progress)
-    numbers = range(store.sizes[SEQUENCE]) if view.sequences is None else view.sequences
+    counted = counted_positions(store, view)
+    refuse_none(counted)
+    streams, marks = _streams(store, view, feature, counted, progress)
+    numbers = np.arange(store.sizes[SEQUENCE]) if view.sequences is None else np.asarray(view.sequences)
+    told = counted.any(axis=1)  # a short sequence may be skipped whole
     names = _names(store, marks)
     tokens = loaded(store["token_id"])
     texts = token_texts(store)
     rows, writers = [], []
-    for number, stream in zip(numbers, streams.astype(np.float64), strict=True):
+    for number, stream in zip(numbers[told], streams[told].astype(np.float64), strict=True):
         row, change, column = _traced(stream, names)
         position = column + view.skip_first
         place: Record = {"position": position, "token_id": int(tokens[number, position])}
@@ -229,11 +232,11 @@ def _traced(stream: Float64, names: _Names) -> tuple[dict[str, Any], int, int]:
 
 
 def _streams(
-    store: xr.Dataset, view: View, feature: int, progress: Progress | None
+    store: xr.Dataset, view: View, feature: int, counted: Bools, progress: Progress | None
 ) -> tuple[Float32, npt.NDArray[np.uint32]]:
     """The feature at every norm, (sequence, station, position), the last one at the end, and what tells norms apart."""
     final = loaded(view.select(store[["final_input"]])["final_input"].isel({FEATURE: feature}))
-    final = np.where(counted_positions(store, view), final, np.float32(np.nan))
+    final = np.where(counted, final, np.float32(np.nan))
     sites = store.sizes[SITE]
     result = np.empty((len(final), store.sizes[LAYER] * sites + 1, final.shape[1]), np.float32)
     result[:, -1] = final

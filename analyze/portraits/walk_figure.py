@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.display.figures import in_own_style
-from analyze.portraits.drawing import COLOURS, MARKERS, colour_map, signed_axis, signed_norm, signed_number, words
+from analyze.display.figures import in_own_style, model_words, words
+from analyze.portraits.drawing import COLOURS, MARKERS, colour_map, signed_axis, signed_norm, signed_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,10 +51,8 @@ def walk_figure(found: Walk) -> Figure:
         axes.axis("off")
         axes.text(0.5, 0.5, sign, ha="center", va="center", fontsize=18)
     _draw_stream(figure.add_subplot(grid[1, :]), found)
-    figure.suptitle(
-        " · ".join(words(w) for w in (f"feature {found.feature}", found.model, f"sequence {found.sequence}") if w),
-        fontsize=10,
-    )
+    parts = (f"feature {found.feature}", model_words(found.model), f"sequence {found.sequence}")
+    figure.suptitle(" · ".join(part for part in parts if part), fontsize=10)
     return figure
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import xarray as xr
 
 from analyze.question.checks import check_magnitude
+from analyze.question.ranks import threshold
 from analyze.reading.lazy import loaded
-from analyze.types import Float32
+from analyze.types import Counts, Float32
 from capture.errors import OutliersError
-from capture.store.schema import LAYER, SEQUENCE, SIGNAL, SITE
+from capture.store.schema import FEATURE, LAYER, SEQUENCE, SIGNAL, SITE
 
 THRESHOLD: Final = "threshold"
 
@@ -24,8 +25,13 @@ def column_peaks(store: xr.Dataset, signal: str) -> Iterator[Float32]:
     ------
     (layer, site, feature) float32; NaN where there was no number
     """
-    high, low = (store[name].sel({SIGNAL: signal}) for name in ("layer_high", "layer_low"))
-    for n in range(store.sizes[SEQUENCE]):
+    yield from column_peaks_of(store[["layer_high", "layer_low"]].sel({SIGNAL: signal}))
+
+
+def column_peaks_of(peaks: xr.Dataset) -> Iterator[Float32]:
+    """The same of the peaks of a view, as from `view_peaks`."""
+    high, low = peaks["layer_high"], peaks["layer_low"]
+    for n in range(peaks.sizes[SEQUENCE]):
         yield np.fmax(np.abs(loaded(high.isel({SEQUENCE: n}))), np.abs(loaded(low.isel({SEQUENCE: n}))))
 
 
@@ -37,11 +43,11 @@ def checked_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
     OutliersError
         One of them is no positive number.
     """
-    for threshold in thresholds:
-        check_magnitude(threshold)
-        if threshold == 0:
+    for value in thresholds:
+        check_magnitude(value, "threshold")
+        if value == 0:
             raise OutliersError("threshold is 0, at which every column is kept; expected a positive number")
-    return tuple(sorted({float(threshold) for threshold in thresholds}))
+    return tuple(sorted({float(value) for value in thresholds}))
 
 
 def kept_shares(store: xr.Dataset, thresholds: Sequence[float]) -> xr.DataArray:
@@ -62,12 +68,23 @@ def kept_shares(store: xr.Dataset, thresholds: Sequence[float]) -> xr.DataArray:
     ----------
     Dettmers et al. 2022, LLM.int8(), section 3.2.
     """
-    limits = np.asarray(thresholds, np.float32)
-    total = np.zeros((len(limits), store.sizes[LAYER], store.sizes[SITE]))
-    for peaks in column_peaks(store, "output"):
-        for number, limit in enumerate(limits):
-            total[number] += (peaks >= limit).mean(axis=-1)
+    kept = kept_columns(column_peaks(store, "output"), thresholds) / (store.sizes[SEQUENCE] * store.sizes[FEATURE])
     coordinates = {THRESHOLD: list(thresholds), LAYER: store[LAYER].values, SITE: store[SITE].values}
-    return xr.DataArray(
-        total / store.sizes[SEQUENCE], coordinates, (THRESHOLD, LAYER, SITE), name="kept_share", attrs=store.attrs
-    )
+    return xr.DataArray(kept, coordinates, (THRESHOLD, LAYER, SITE), name="kept_share", attrs=store.attrs)
+
+
+def kept_columns(peaks: Iterable[Float32], thresholds: Sequence[float]) -> Counts:
+    """How many columns have a magnitude at or above each threshold.
+
+    Parameters
+    ----------
+    peaks : (layer, site, feature) float32 of each sequence, as from `column_peaks`
+    thresholds : of LLM.int8(); rounded to float32
+
+    Returns
+    -------
+    (threshold, layer, site) int64, over all sequences
+    """
+    limits = threshold(thresholds)
+    parts = (np.array([np.count_nonzero(part >= limit, axis=-1) for limit in limits]) for part in peaks)
+    return np.asarray(sum(parts), np.int64)

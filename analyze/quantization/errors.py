@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from analyze.quantization.schemes import Scheme
-from analyze.quantization.transforms import Place, Transform
+from analyze.quantization.columns import checked_thresholds
+from analyze.quantization.schemes import Scheme, scheme
+from analyze.quantization.transforms import Place, Transform, parse_transform
+from analyze.question import ranks
 from analyze.types import Float32, Float64
 
+VariantKey = tuple[str, str, float | None]
+"""Names of scheme and transform, and the threshold."""
+
+_SEPARATOR = "|"
 _BAND = 2**16  # values handled at once: all that is made of them stays in a processor's cache
 
 
@@ -34,7 +41,12 @@ class Variant:
     def label(self) -> str:
         """A name that no other variant has."""
         threshold = "" if self.threshold is None else repr(self.threshold)
-        return f"{self.scheme.name}|{self.transform.name}|{threshold}"
+        return _SEPARATOR.join((self.scheme.name, self.transform.name, threshold))
+
+    @property
+    def limit(self) -> float | None:
+        """The threshold as the float32 number that magnitudes are compared with."""
+        return None if self.threshold is None else float(ranks.threshold(self.threshold))
 
     def applied(self, values: Float32, place: Place) -> Float32:
         """What comes out where a matrix is quantised: the definition, which `LossOf` computes the errors of.
@@ -47,12 +59,28 @@ class Variant:
         seen = self.transform.forward(values, place)
         magnitudes = np.abs(seen)
         kept: npt.NDArray[np.bool_] = np.zeros(seen.shape[1], bool)
-        if self.threshold is not None:
-            kept = np.asarray((magnitudes >= np.float32(self.threshold)).any(axis=0))
+        if self.limit is not None:
+            kept = np.asarray((magnitudes >= self.limit).any(axis=0))
         result = seen.copy()
         if not kept.all():
             result[:, ~kept] = self.scheme.quantised(seen[:, ~kept], magnitudes.max())
         return self.transform.back(result, place)
+
+
+def label_key(label: str) -> VariantKey:
+    """What a `Variant.label` says.
+
+    Raises
+    ------
+    ValueError, OutliersError
+        It is no label.
+    """
+    scheme_name, transform, text = label.split(_SEPARATOR)
+    parse_transform(transform)
+    limit = None if text == "" else checked_thresholds([float(text)])[0]
+    if limit is not None and repr(limit) != text:
+        raise ValueError(f"threshold {text} is not written as it should be")
+    return scheme(scheme_name).name, transform, limit
 
 
 @dataclass(frozen=True)
@@ -92,17 +120,14 @@ class LossOf:
         """Loss of a (position, feature) float32 matrix at a (layer, site) of the view."""
         finite = np.isfinite(matrix).all(axis=1)
         rows = matrix if finite.all() else matrix[finite]
-        weights = np.full((2, rows.shape[1]), np.nan)
-        weights[0] = 1
-        if self.weight_norm is not None:
-            weights[1] = np.square(self.weight_norm[place], dtype=np.float64)
+        weights = weights_of(self.weight_norm, place, rows.shape[1])
         errors, kept = np.zeros((len(self.variants), 2)), np.zeros(len(self.variants))
         for transform in dict.fromkeys(variant.transform.name for variant in self.variants):
             chosen = [n for n, variant in enumerate(self.variants) if variant.transform.name == transform]
             part = [self.variants[n] for n in chosen]
             squares, kept[chosen] = _transformed(rows, place, part)
-            errors[chosen] = _weighted(squares, weights)
-        return Loss(_weighted(column_squares(rows)[None], weights)[0], errors, kept, len(rows), len(matrix) - len(rows))
+            errors[chosen] = weighted(squares, weights)
+        return Loss(weighted(column_squares(rows)[None], weights)[0], errors, kept, len(rows), len(matrix) - len(rows))
 
 
 def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tuple[Float64, Float64]:
@@ -115,53 +140,58 @@ def _transformed(rows: Float32, place: Place, variants: Sequence[Variant]) -> tu
     for band in bands(rows):
         values[band] = transform.forward(rows[band], place)
     peaks = np.maximum(values.max(axis=0), -values.min(axis=0))
-    order = np.argsort(peaks, kind="stable")
-    counts = [width if v.threshold is None else int(np.sum(peaks < np.float32(v.threshold))) for v in variants]
+    stays = [np.zeros(width, bool) if v.limit is None else peaks >= v.limit for v in variants]
     for band in bands(rows):
-        ordered = _Ordered(values[band], order) if min(counts) < width else None
+        quantised = _Band(values[band], peaks.max())
         # Equal columns are kept at many thresholds, and then nothing is new.
-        known: dict[tuple[str, int], Float64] = {}
-        for number, (variant, count) in enumerate(zip(variants, counts, strict=True)):
-            key = variant.scheme.name, count
+        known: dict[tuple[str, bytes], Float64] = {}
+        for number, (variant, columns) in enumerate(zip(variants, stays, strict=True)):
+            key = variant.scheme.name, columns.tobytes()
             if key not in known:
-                if count == width or ordered is None:
-                    lost = values[band] - variant.scheme.quantised(values[band], peaks.max())
-                else:
-                    lost = ordered.lost(variant.scheme, count)
-                known[key] = column_squares(transform.back(lost, place))
+                known[key] = column_squares(transform.back(quantised.lost(variant.scheme, columns), place))
             errors[number] += known[key]
-    kept[:] = 1 - np.array(counts) / width
+    kept[:] = [columns.mean() for columns in stays]
     return errors, kept
 
 
-class _Ordered:
-    """A band of rows whose columns stand by ascending peak, so that those not kept come first.
+class _Band:
+    """Rows of a matrix, and what schemes lose on them.
 
     Parameters
     ----------
     values : (row, feature) float32
-    order : features by ascending peak over the whole matrix
+    largest : largest magnitude of the whole matrix
     """
 
-    def __init__(self, values: Float32, order: npt.NDArray[np.intp]) -> None:
-        self._values, self._back = values[:, order], np.argsort(order)
-        self._reach = np.maximum.accumulate(np.abs(self._values), axis=1)
+    def __init__(self, values: Float32, largest: np.float32) -> None:
+        self._values, self._largest = values, largest
         self._whole: tuple[str, Float32] = ("", values)
 
-    def lost(self, scheme: Scheme, count: int) -> Float32:
-        """What a scheme by token loses where `count` columns are quantised, in the columns' own order."""
-        values, zero = self._values, np.float32(0)  # of which no token takes notice
+    def lost(self, scheme: Scheme, kept: npt.NDArray[np.bool_]) -> Float32:
+        """What a scheme loses, (row, feature) float32, where some columns stay as they are.
+
+        Parameters
+        ----------
+        scheme : by token where any column is kept
+        kept : (feature,) bool
+        """
         if self._whole[0] != scheme.name:
-            self._whole = scheme.name, values - scheme.quantised(values, zero)
-        result = np.zeros_like(values)
-        if count:
-            result[:, :count] = self._whole[1][:, :count]
-            # A row whose largest magnitude is in no kept column has the scale that it had: nothing else changes.
-            changed = self._reach[:, count - 1] < self._reach[:, -1]
-            if changed.any():
-                part = values[changed, :count]
-                result[changed, :count] = part - scheme.quantised(part, zero)
-        return np.take(result, self._back, axis=1)
+            self._whole = scheme.name, self._values - scheme.quantised(self._values, self._largest)
+        if not kept.any():
+            return self._whole[1]
+        result = np.where(kept, np.float32(0), self._whole[1])
+        # A row whose largest magnitude is in no kept column has the scale that it had: nothing else changes.
+        changed = np.abs(self._values[:, kept]).max(axis=1) >= self._row_peaks
+        if changed.any() and not kept.all():
+            place = np.ix_(changed, ~kept)
+            part = self._values[place]
+            result[place] = part - scheme.quantised(part, self._largest)
+        return result
+
+    @cached_property
+    def _row_peaks(self) -> Float32:
+        """Largest magnitude of each row."""
+        return np.asarray(np.abs(self._values).max(axis=1))
 
 
 def bands(rows: Float32) -> Iterator[slice]:
@@ -171,7 +201,20 @@ def bands(rows: Float32) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _weighted(squares: Float64, weights: Float64) -> Float64:
+def weights_of(weight_norm: Float32 | None, place: Place, width: int) -> Float64:
+    """What squares of features are summed with, (2, feature) float64: ones, and the squares of the weights' norms.
+
+    Parameters
+    ----------
+    weight_norm : (layer, site, feature) float32; None where a store has none, and the second row is NaN
+    place : layer and site
+    width : number of features
+    """
+    norms = np.full(width, np.nan) if weight_norm is None else np.square(weight_norm[place], dtype=np.float64)
+    return np.stack([np.ones(width), norms])
+
+
+def weighted(squares: Float64, weights: Float64) -> Float64:
     """Sums of (variant, feature) squares under each of the (2, feature) weights, (variant, 2)."""
     # Not as a matrix product, whose last bits depend on what else is asked for.
     return np.stack([(squares * weight).sum(axis=1) for weight in weights], axis=1)

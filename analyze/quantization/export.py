@@ -47,14 +47,15 @@ def export(
         raise OutliersError(f"{path} has the suffix {path.suffix!r}; expected a file ending in .safetensors")
     data = as_dataset(store)
     chosen = outputs_view(view, data)
+    frame = chosen.select(data)
     maxima = channel_maxima(data, chosen, progress)
     if not np.isfinite(maxima).all():
-        layer, site, feature = np.argwhere(~np.isfinite(maxima))[0].tolist()
+        layer, site, feature = np.argwhere(~np.isfinite(maxima))[0]
         raise OutliersError(
-            f"channel {feature} has no finite largest magnitude (place {layer}, {site} of the view); calibrate with "
-            "another text or dtype"
+            f"channel {feature} has no finite largest magnitude at layer {frame[LAYER].values[layer]}, "
+            f"{frame[SITE].values[site]}; calibrate with another text or dtype"
         )
-    tensors = _named(chosen.select(data), maxima)
+    tensors = _named(frame, maxima)
     about = {"format": "pt", "made_by": "outlier-features", "model_id": plain(str(data.attrs.get("model_id", "")))}
     write_file(path, save(tensors, about))
     return list(tensors)

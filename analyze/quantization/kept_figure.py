@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from analyze.display.figures import in_own_style
-from analyze.display.text import plain
+from analyze.display.figures import in_own_style, model_words, words
 from analyze.quantization.columns import THRESHOLD
 from capture.store.schema import LAYER, SITE
 
@@ -37,10 +36,10 @@ def kept_figure(kept: xr.DataArray) -> Figure:
         for layer in layers:
             values = kept.sel({SITE: site, LAYER: layer})
             axes.plot(values[THRESHOLD].values, values.values, marker=".", color=colours(norm(layer)), linewidth=1.2)
-        axes.set_title(str(site), fontsize=9)
+        axes.set_title(words(str(site)), fontsize=9)
         axes.set_xlabel("threshold")
         axes.set_ylim(bottom=0)
     panels[0].set_ylabel("share of columns kept in 16 bits")
     figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label="layer")
-    figure.suptitle(plain(str(kept.attrs.get("model_id", ""))).replace("$", r"\$"), fontsize=9)
+    figure.suptitle(model_words(kept.attrs.get("model_id", "")), fontsize=9)
     return figure

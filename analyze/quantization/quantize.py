@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 
-from analyze.peaks import cache
-from analyze.peaks.counted import Bools, counted_positions, refuse_none
+from analyze.peaks.counted import counted_positions, refuse_none
 from analyze.peaks.stream import stream_places
 from analyze.quantization.columns import THRESHOLD
-from analyze.quantization.errors import LossOf, Variant
-from analyze.quantization.record import read_predictions, record_file
+from analyze.quantization.errors import LossOf, label_key
+from analyze.quantization.record import PLAIN, own_predictions
 from analyze.quantization.result import VARIANT, Quantization
-from analyze.quantization.variants import asked_variants, outputs_view
+from analyze.quantization.sums import WHOLE, KeptSums, Sums
+from analyze.quantization.variants import asked_variants, outputs_view, weight_norm
 from analyze.question.view import View
 from analyze.reading.activations import has_activations
-from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
-from analyze.types import Float32, Float64, Progress, Store
+from analyze.types import Progress, Store
 from capture.errors import OutliersError
 from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
-
-_VERSION: Final = 1  # raised whenever the same question is answered otherwise
-_WHOLE: Final = "squares"
 
 
 def quantize(
@@ -67,7 +58,7 @@ def quantize(
     ------
     OutliersError
         An unknown scheme, transform or threshold, a store without the activations or, for `smooth`, without the
-        weights' peaks, a damaged chunk, or a damaged record of perplexities.
+        weights' peaks, a damaged chunk, or a record of perplexities that is damaged or another store's.
     """
     data = as_dataset(store)
     chosen = outputs_view(view, data)
@@ -80,51 +71,61 @@ def quantize(
     counted = counted_positions(data, chosen)
     refuse_none(counted)
     frame = chosen.select(data)
-    shape = frame.sizes[LAYER], frame.sizes[SITE]
-    names = [_WHOLE, *(variant.label for variant in variants)]
-    keys = {name: cache.cache_key(data, chosen, "quantize", _VERSION, name) if use_cache else None for name in names}
-    found = {name: _read(key, shape) for name, key in keys.items() if key is not None}
-    sums = {name: values for name, values in found.items() if values is not None}
+    kept = KeptSums.of(data, chosen, _shape(frame), use_cache=use_cache)
+    names = [WHOLE, *(variant.label for variant in variants)]
+    sums = {name: values for name in names if (values := kept.read(name)) is not None}
     missing = tuple(variant for variant in variants if variant.label not in sums)
-    if missing or _WHOLE not in sums:
-        fresh = _streamed(data, chosen, LossOf(missing, _weight_norm(frame)), shape, progress)
+    if missing or WHOLE not in sums:
+        fresh = _streamed(data, chosen, LossOf(missing, weight_norm(frame)), _shape(frame), progress)
         for name, values in fresh.items():
-            key = keys[name]
-            if key is not None:
-                _write(data, key, values)
+            kept.write(name, values)
         sums |= fresh
-    name = str(data.encoding.get("source", ""))
-    result = _result(name, frame, counted, variants, sums)
-    file = record_file(Path(name), chosen)
-    if not name or not file.is_file():  # a Dataset in memory has no name, and no record
-        return result
-    return result.with_predictions(read_predictions(file), [variant.label for variant in variants])
+    return _result(data, chosen, names[1:], sums)
 
 
-def _weight_norm(frame: xr.Dataset) -> Float32 | None:
-    return loaded(frame["weight_norm"]) if "weight_norm" in frame else None
+def answered(store: Store, view: View | None = None) -> Quantization | None:
+    """What is known of quantisers without a pass: what `quantize` found earlier, and perplexities that are kept.
+
+    Parameters
+    ----------
+    store : path, or Dataset from `open_store`
+    view : as for `quantize`
+
+    Returns
+    -------
+    Quantization, its errors NaN where perplexities alone are known; None where nothing is
+
+    Raises
+    ------
+    OutliersError
+        A record of perplexities is damaged or another store's.
+    """
+    data = as_dataset(store)
+    chosen = outputs_view(view, data)
+    sums = KeptSums.of(data, chosen, _shape(chosen.select(data))).read_all()
+    known = own_predictions(data, chosen)
+    labels = {*sums, *(() if known is None else known.nll)} - {WHOLE, PLAIN}
+    return _result(data, chosen, sorted(labels, key=_order), sums) if labels else None
 
 
-@dataclass
-class _Sums:
-    """What is added up over sequences, for one variant or, of the matrices themselves, for none."""
+def _order(label: str) -> tuple[str, str, float]:
+    name, transform, limit = label_key(label)
+    return transform, name, 0.0 if limit is None else limit
 
-    plain: Float64
-    weighted: Float64
-    kept: Float64
-    left_out: Float64
+
+def _shape(frame: xr.Dataset) -> tuple[int, int]:
+    return frame.sizes[LAYER], frame.sizes[SITE]
 
 
 def _streamed(
     data: xr.Dataset, view: View, loss_of: LossOf, shape: tuple[int, int], progress: Progress | None
-) -> dict[str, _Sums]:
-    """Sums over the sequences of a view, by name of the variant."""
-    names = [_WHOLE, *(variant.label for variant in loss_of.variants)]
-    sums = {name: _Sums(*(np.zeros(shape) for _ in range(4))) for name in names}
+) -> dict[str, Sums]:
+    """Sums over the sequences of a view, by label."""
+    names = [WHOLE, *(variant.label for variant in loss_of.variants)]
+    sums = {name: Sums(*(np.zeros(shape) for _ in range(4))) for name in names}
     for _, layer, site, loss in stream_places(data, view, loss_of, progress):
         place = layer, site
-        whole = sums[_WHOLE]
-        whole.left_out[place] += loss.left_out
+        sums[WHOLE].left_out[place] += loss.left_out
         for name, (plain, weighted), kept in zip(
             names, [loss.squares, *loss.errors], [0.0, *loss.kept.tolist()], strict=True
         ):
@@ -134,49 +135,44 @@ def _streamed(
     return sums
 
 
-def _read(key: str, shape: tuple[int, int]) -> _Sums | None:
-    """Sums that were kept; None where there are none, or not whole."""
-    content = cache.read_bytes(f"{key}.npz")
-    if content is None:
-        return None
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            parts = [file[name] for name in _Sums.__dataclass_fields__]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    return _Sums(*parts) if all(part.shape == shape for part in parts) else None
-
-
-def _write(data: xr.Dataset, key: str, sums: _Sums) -> None:
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **vars(sums))
-    cache.write_bytes(data, f"{key}.npz", content.getvalue())
-
-
-def _result(
-    name: str, frame: xr.Dataset, counted: Bools, variants: Sequence[Variant], sums: dict[str, _Sums]
-) -> Quantization:
-    whole, parts = sums[_WHOLE], [sums[variant.label] for variant in variants]
+def _result(data: xr.Dataset, view: View, labels: Sequence[str], sums: Mapping[str, Sums]) -> Quantization:
+    """Sums as a table; NaN for labels that have none. Perplexities that are kept of the view stand in it."""
+    counted, frame = counted_positions(data, view), view.select(data)
+    keys, shape = [label_key(label) for label in labels], _shape(frame)
+    nothing, unknown = np.zeros(shape), np.full(shape, np.nan)
+    whole = sums.get(WHOLE, Sums(unknown, unknown, nothing, nothing))
+    parts = [
+        sums.get(label, Sums(unknown, unknown, nothing if limit is None else unknown, nothing))
+        for label, (_, _, limit) in zip(labels, keys, strict=True)
+    ]
+    sequences = np.count_nonzero(counted.any(axis=1))
     with np.errstate(divide="ignore", invalid="ignore"):
         columns = {
             "error": [part.plain / whole.plain for part in parts],
             "output_error": [part.weighted / whole.weighted for part in parts],
-            "kept_share": [part.kept / np.count_nonzero(counted.any(axis=1)) for part in parts],
+            "kept_share": [part.kept / sequences for part in parts],
         }
     dims = (VARIANT, LAYER, SITE)
-    limits = [math.nan if variant.threshold is None else variant.threshold for variant in variants]
     table = xr.Dataset(
         {column: (dims, np.stack(values)) for column, values in columns.items()},
         coords={
-            "scheme": (VARIANT, [variant.scheme.name for variant in variants]),
-            "transform": (VARIANT, [variant.transform.name for variant in variants]),
-            THRESHOLD: (VARIANT, limits),
+            "scheme": (VARIANT, [name for name, _, _ in keys]),
+            "transform": (VARIANT, [transform for _, transform, _ in keys]),
+            THRESHOLD: (VARIANT, [math.nan if limit is None else limit for _, _, limit in keys]),
             LAYER: frame[LAYER].values,
             SITE: frame[SITE].values,
         },
         attrs=frame.attrs,
     )
-    sizes = frame.sizes
     # Positions that do not count are no numbers to the pass, and nobody's loss.
-    left_out = int(whole.left_out.sum()) - int(np.count_nonzero(~counted)) * sizes[LAYER] * sizes[SITE]
-    return Quantization(name, sizes[FEATURE], sizes[SEQUENCE], int(np.count_nonzero(counted)), left_out, table)
+    behind = int(np.count_nonzero(~counted)) * shape[0] * shape[1]
+    result = Quantization(
+        str(data.encoding.get("source", "")),
+        frame.sizes[FEATURE],
+        frame.sizes[SEQUENCE],
+        int(np.count_nonzero(counted)),
+        int(whole.left_out.sum()) - behind if WHOLE in sums else None,
+        table,
+    )
+    known = own_predictions(data, view)
+    return result if known is None else result.with_predictions(known, labels)

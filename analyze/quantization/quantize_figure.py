@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 
-from analyze.display.figures import in_own_style
-from analyze.display.text import plain
+from analyze.display.figures import in_own_style, model_words, words
 from analyze.quantization.result import KEYS, VARIANT, Quantization
 from capture.store.schema import LAYER, SITE
 
@@ -40,7 +39,7 @@ def quantize_figure(result: Quantization) -> Figure:
     left.set_yscale("log")
     left.set_ylabel(_LABELS[result.measure])
     _draw_layers(right, result)
-    model = plain(str(result.table.attrs.get("model_id", ""))).replace("$", r"\$")
+    model = model_words(result.table.attrs.get("model_id", ""))
     figure.suptitle(f"{model} · norm outputs of {result.tokens:,} tokens", fontsize=9)
     return figure
 
@@ -101,4 +100,4 @@ def _draw_layers(axes: Axes, result: Quantization) -> None:
 
 
 def _sites(table: xr.DataArray) -> list[str]:
-    return [str(site) for site in table[SITE].values]
+    return [words(str(site)) for site in table[SITE].values]

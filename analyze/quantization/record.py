@@ -13,13 +13,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from analyze.answers.records import read_record, sealed, unsealed
+import xarray as xr
+
+from analyze.answers.records import read_record, refuse_foreign, sealed, unsealed
+from analyze.peaks.cache import as_opened
+from analyze.peaks.counted import lengths
+from analyze.quantization.errors import label_key
 from analyze.question.view import View
 from capture.errors import OutliersError
+from capture.store.identity import store_id
 from capture.store.schema import QUANTIZATION
 
 _FORMAT: Final = "outlier-features quantization"
 _VERSION: Final = 1
+_COMMAND: Final = "quantize --perplexity"
 PLAIN: Final = ""
 """Label of the model as it is."""
 
@@ -82,17 +89,24 @@ class Predictions:
                 View(**content["view"]),
                 tuple(int(count) for count in content["tokens"]),
                 {
-                    str(label): tuple(math.nan if value is None else float(value) for value in values)
+                    _checked(label): tuple(math.nan if value is None else float(value) for value in values)
                     for label, values in content["nll"].items()
                 },
                 dict(content["attributes"]),
             )
         except (KeyError, TypeError, AttributeError, OutliersError) as error:
             raise ValueError(f"it cannot be read ({type(error).__name__}: {error})") from error
-        lengths = {len(values) for values in found.nll.values()}
-        if lengths != {len(found.tokens)} or sum(found.tokens) < 1 or PLAIN not in found.nll:
+        counts = {len(values) for values in found.nll.values()}
+        if counts != {len(found.tokens)} or sum(found.tokens) < 1 or PLAIN not in found.nll:
             raise ValueError("its parts do not fit together")
         return found
+
+
+def _checked(label: str) -> str:
+    """A label, where it is one."""
+    if label != PLAIN:
+        label_key(label)
+    return label
 
 
 def record_key(view: View) -> str:
@@ -100,17 +114,33 @@ def record_key(view: View) -> str:
     return sha256(json.dumps(asdict(view), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_predictions(file: Path) -> Predictions:
-    """Read one record.
+def record_file(store: Path, view: View) -> Path:
+    """Where the record of a view is kept in the folder of a store."""
+    return store / QUANTIZATION / f"{record_key(view)}.json"
+
+
+def own_predictions(store: xr.Dataset, view: View) -> Predictions | None:
+    """What is kept beside a store for a view.
+
+    Parameters
+    ----------
+    store : Dataset from `open_store`; nothing is kept for one that was changed since
+    view : resolved
+
+    Returns
+    -------
+    None where nothing is kept, or the store is no folder
 
     Raises
     ------
     OutliersError
-        It cannot be read, is damaged, or is of a newer release.
+        The record cannot be read, is damaged or of a newer release, or is that of another store, view or text.
     """
-    return read_record(file, Predictions.load, "quantize --perplexity")
-
-
-def record_file(store: Path, view: View) -> Path:
-    """Where the record of a view is kept in the folder of a store."""
-    return store / QUANTIZATION / f"{record_key(view)}.json"
+    file = record_file(Path(str(store.encoding.get("source"))), view)
+    if not as_opened(store) or not file.is_file():
+        return None
+    found = read_record(file, Predictions.load, _COMMAND)
+    chosen = lengths(store) if view.sequences is None else lengths(store)[list(view.sequences)]
+    own = store_id(store.attrs), view, tuple((chosen - 1).tolist())
+    refuse_foreign(file, (store_id(found.attributes), found.view, found.tokens), own, _COMMAND)
+    return found

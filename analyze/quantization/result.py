@@ -31,7 +31,8 @@ class Quantization(Shown):
     name : of the store, as it was given
     hidden_size : width of the model
     sequences, tokens : what was quantised
-    left_out : number of (sequence, layer, site, position) rows with a value that is not finite, which count nowhere
+    left_out : number of (sequence, layer, site, position) rows with a value that is not finite, which count nowhere;
+        None where no errors are known
     table : Dataset over (variant, layer, site) of `error`, `output_error` and `kept_share`, float64, with coordinates
         `scheme`, `transform` and `threshold` (NaN where no columns are kept) along variant; where the model was run
         with the quantisers at work, also `perplexity` (variant,)
@@ -42,7 +43,7 @@ class Quantization(Shown):
     hidden_size: int
     sequences: int
     tokens: int
-    left_out: int
+    left_out: int | None
     table: xr.Dataset = field(repr=False)
     perplexity: float | None = None
 
@@ -87,7 +88,8 @@ class Quantization(Shown):
             values = one[name].values if layer is None else one[name].values[layer, site]
             known = values[~np.isnan(values)]
             row[name] = float(known.mean()) if known.size else None
-        row["bits"] = scheme(row["scheme"]).bits(self.hidden_size, row["kept_share"])
+        kept = row["kept_share"]
+        row["bits"] = None if kept is None else scheme(row["scheme"]).bits(self.hidden_size, kept)
         if self.perplexity is not None:
             value = float(one["perplexity"])
             row["perplexity"] = value if layer is None and not np.isnan(value) else None

@@ -149,7 +149,7 @@ def scheme(name: str) -> Scheme:
         return Scheme(name, floats["fp4"], "block", _NV_BLOCK, "double")
     if name in ("fp8-tensor", "fp8-token"):
         return Scheme(name, floats["fp8"], "tensor" if name.endswith("tensor") else "token")
-    found = re.fullmatch(r"int(\d+)-(tensor|token|group(\d+))", name)
+    found = re.fullmatch(r"int(0|[1-9][0-9]{0,8})-(tensor|token|group(0|[1-9][0-9]{0,8}))", name)
     if found is None:
         raise OutliersError(
             f"scheme is {name!r}; expected intB-tensor, intB-token or intB-groupG (such as int4-group32), fp8-tensor, "

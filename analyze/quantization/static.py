@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import xarray as xr
 
-from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_places
-from analyze.quantization.errors import bands, column_squares
+from analyze.quantization.columns import column_peaks
 from analyze.quantization.schemes import Scheme, schemes_for
-from analyze.quantization.static_result import ClippedChannel, ClippedToken, StaticQuantization
-from analyze.quantization.transforms import Place
-from analyze.quantization.variants import outputs_view
+from analyze.quantization.static_loss import StaticLossOf, StaticTotal
+from analyze.quantization.static_result import StaticQuantization, mean_of_places
+from analyze.quantization.variants import outputs_view, weight_norm
 from analyze.question.checks import whole
 from analyze.question.view import View
 from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset, token_texts
-from analyze.types import Counts, Float32, Float64, Progress, Store
+from analyze.types import Float32, Float64, Progress, Store
 from capture.errors import OutliersError
-from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
+from capture.store.schema import FEATURE, LAYER, SITE
 
 DEFAULT_SCHEMES: Final = ("int8-tensor", "fp8-tensor")
-_LISTED: Final = 10
 
 
 def quantize_static(
@@ -66,49 +63,43 @@ def quantize_static(
         raise OutliersError(f"resamples is {resamples}; expected 1 or more")
     data, other = as_dataset(store), as_dataset(calibration)
     _check_same(data, other)
-    found = schemes_for(DEFAULT_SCHEMES if schemes is None else schemes, data.sizes[FEATURE])
+    found = _by_tensor(DEFAULT_SCHEMES if schemes is None else schemes, data.sizes[FEATURE])
+    chosen = outputs_view(view, data)
+    frame = chosen.select(data)
+    maxima = _sequence_maxima(other, chosen)
+    total = StaticTotal(len(found), maxima.shape, frame.sizes[FEATURE])
+    token_id = loaded(frame["token_id"])
+    loss_of = StaticLossOf(found, np.sort(maxima, axis=0), weight_norm(frame))
+    for n, layer, site, loss in stream_places(data, chosen, loss_of, progress):
+        total.add((layer, site), loss, token_id[n])
+    errors, own_errors, shares = total.errors(), total.own_errors(), total.shares()
+    return StaticQuantization(
+        name=str(data.encoding.get("source", "")),
+        calibration=str(other.encoding.get("source", "")),
+        hidden_size=frame.sizes[FEATURE],
+        schemes=found,
+        layers=tuple(int(layer) for layer in frame[LAYER].values),
+        sites=tuple(str(site) for site in frame[SITE].values),
+        error=errors[:, -1, 0],
+        output_error=errors[:, -1, 1],
+        own_error=own_errors[:, 0],
+        clipped_share=shares[-1],
+        by_number=_by_number(maxima, errors[:, :, 0], shares, resamples, seed),
+        channels=total.top_channels(frame),
+        tokens=total.top_tokens(token_texts(data)),
+    )
+
+
+def _by_tensor(names: Sequence[str], width: int) -> tuple[Scheme, ...]:
+    """The schemes of names; one that takes its scales from what it quantises is refused."""
+    found = schemes_for(names, width)
     for one in found:
         if one.share != "tensor":
             raise OutliersError(
                 f"scheme {one.name} takes its scales from what it quantises; scales of another store are for schemes "
                 "by tensor, such as int8-tensor"
             )
-    chosen = outputs_view(view, data)
-    frame = chosen.select(data)
-    maxima = _sequence_maxima(other, chosen)
-    limits = np.sort(maxima, axis=0)
-    total = _Total(len(found), maxima.shape, frame.sizes[FEATURE])
-    token_id = loaded(frame["token_id"])
-    for n, layer, site, loss in stream_places(data, chosen, StaticLossOf(found, limits), progress):
-        total.add((layer, site), loss, token_id[n])
-    numbers = _numbers(len(maxima))
-    shares, errors = total.shares(), total.errors()
-    generator = np.random.default_rng(seed)
-    # The same sequences are drawn at every place: those of a calibration go through the model together.
-    ranks = np.argsort(np.argsort(maxima, axis=0, kind="stable"), axis=0)
-    drawn = {
-        count: np.stack([ranks[generator.integers(len(maxima), size=count)].max(axis=0) for _ in range(resamples)])
-        for count in numbers
-    }
-    return StaticQuantization(
-        name=str(data.encoding.get("source", "")),
-        calibration=str(other.encoding.get("source", "")),
-        schemes=tuple(one.name for one in found),
-        layers=tuple(int(layer) for layer in frame[LAYER].values),
-        sites=tuple(str(site) for site in frame[SITE].values),
-        error=errors[:, -1],
-        own_error=total.own / total.squares,
-        clipped_share=shares[-1],
-        by_number={
-            count: (
-                np.stack([_at(values, rank).mean(axis=(1, 2)) for values in errors]),
-                _at(shares, rank).mean(axis=(1, 2)),
-            )
-            for count, rank in drawn.items()
-        },
-        channels=total.top_channels(frame),
-        tokens=total.top_tokens(token_texts(data)),
-    )
+    return found
 
 
 def _check_same(data: xr.Dataset, other: xr.Dataset) -> None:
@@ -126,151 +117,40 @@ def _check_same(data: xr.Dataset, other: xr.Dataset) -> None:
 
 def _sequence_maxima(other: xr.Dataset, view: View) -> Float32:
     """Largest magnitude at each place of each sequence of the calibration, (sequence, layer, site)."""
-    places = View(signal="output", layer_range=view.layer_range, sites=view.sites)
-    peaks = places.select(view_peaks(other, View(signal="output")))
-    result = np.stack(
-        [
-            np.fmax.reduce([np.abs(loaded(peaks[name].isel({SEQUENCE: n}))) for name in ("layer_high", "layer_low")])
-            for n in range(peaks.sizes[SEQUENCE])
-        ]
-    )
-    largest: Float32 = np.fmax.reduce(result, axis=3)
+    places = View(layer_range=view.layer_range, sites=view.sites).select(other)
+    largest: Float32 = np.stack([np.fmax.reduce(peaks, axis=2) for peaks in column_peaks(places, "output")])
     if not np.isfinite(largest).all():
         n, layer, site = np.argwhere(~np.isfinite(largest))[0]
         raise OutliersError(
-            f"the calibration store has no finite largest magnitude in sequence {n} at layer {layer}, site {site}, "
-            "counted within the view; calibrate with another text or dtype"
+            f"the calibration store has no finite largest magnitude in sequence {n} at layer "
+            f"{places[LAYER].values[layer]}, {places[SITE].values[site]}; calibrate with another text or dtype"
         )
     return largest
 
 
-def _numbers(sequences: int) -> list[int]:
-    """Numbers of calibration sequences that are looked at: powers of two, and all."""
-    return sorted({*(2**k for k in range(sequences.bit_length()) if 2**k <= sequences), sequences})
-
-
-def _at(values: Float64, rank: Counts) -> Float64:
-    """Values (sequence, layer, site) of the drawn maxima, (draw, layer, site)."""
-    return np.take_along_axis(values, rank, axis=0)
-
-
-@dataclass(frozen=True)
-class StaticLoss:
-    """What static scales lose on one matrix; rows with a value that is not finite are left out.
+def _by_number(
+    maxima: Float32, errors: Float64, shares: Float64, resamples: int, seed: int
+) -> dict[int, tuple[Float64, Float64]]:
+    """Means over places of what calibrations of so many sequences lose and clip.
 
     Parameters
     ----------
-    squares : sum of squares of the matrix
-    errors : (scheme, limit) float64, sum of squares of what is lost with each limit
-    own : (scheme,) float64, the same with the matrix's own largest magnitude
-    clipped : (limit,) int64, number of values beyond each limit
-    values : number of values
-    channels : (feature,) int64, how often each clips at the highest limit
-    tokens : (position,) bool, where any does
+    maxima : (sequence, layer, site), of the calibration
+    errors, shares : (scheme, limit, layer, site) and (limit, layer, site), at each place by ascending limit
+    resamples, seed : of the draws, with replacement
+
+    Returns
+    -------
+    for each number of sequences, powers of two and all: (scheme, draw) and (draw,) float64
     """
-
-    squares: float
-    errors: Float64
-    own: Float64
-    clipped: Counts
-    values: int
-    channels: Counts
-    tokens: Any
-
-
-@dataclass(frozen=True)
-class StaticLossOf:
-    """The loss of a matrix, as a function that other processes can be sent.
-
-    Parameters
-    ----------
-    schemes : by tensor
-    limits : (limit, layer, site) float32, ascending
-    """
-
-    schemes: tuple[Scheme, ...]
-    limits: Float32
-
-    def __call__(self, matrix: Float32, place: Place) -> StaticLoss:
-        """Loss of a (position, feature) float32 matrix at a (layer, site) of the view."""
-        limits = self.limits[:, place[0], place[1]]
-        finite = np.isfinite(matrix).all(axis=1)
-        rows = matrix[finite]
-        own = np.abs(rows).max(initial=0)
-        errors, own_errors = np.zeros((len(self.schemes), len(limits))), np.zeros(len(self.schemes))
-        clipped, squares = np.zeros(len(limits), np.int64), 0.0
-        beyond = np.abs(rows) > limits[-1]
-        for band in bands(rows):
-            part = rows[band]
-            squares += float(column_squares(part).sum())
-            magnitudes = np.abs(part)
-            for number, limit in enumerate(limits):
-                if number and limit == limits[number - 1]:
-                    continue
-                clipped[number] += np.count_nonzero(magnitudes > limit)
-            for s, scheme in enumerate(self.schemes):
-                own_errors[s] += column_squares(part - scheme.quantised(part, own)).sum()
-                for number, limit in enumerate(limits):
-                    if not number or limit != limits[number - 1]:
-                        errors[s, number] += column_squares(part - scheme.quantised(part, limit)).sum()
-        first = np.searchsorted(limits, limits)  # of equal limits
-        tokens = np.zeros(len(matrix), bool)
-        tokens[finite] = beyond.any(axis=1)
-        return StaticLoss(
-            squares,
-            errors[:, first],
-            own_errors,
-            clipped[first],
-            rows.size,
-            np.count_nonzero(beyond, axis=0),
-            tokens,
-        )
-
-
-class _Total:
-    """Sums of static losses over sequences."""
-
-    def __init__(self, schemes: int, shape: tuple[int, ...], width: int) -> None:
-        sequences, layers, sites = shape
-        self.squares, self.values = np.zeros((layers, sites)), np.zeros((layers, sites))
-        self.own, self._errors = np.zeros((schemes, layers, sites)), np.zeros((schemes, sequences, layers, sites))
-        self._clipped = np.zeros((sequences, layers, sites))
-        self._channels = np.zeros((layers, sites, width), np.int64)
-        self._tokens: dict[int, int] = {}
-
-    def add(self, place: Place, loss: StaticLoss, token_id: Any) -> None:
-        """Add the loss of a matrix, whose positions hold these tokens."""
-        at = (..., *place)
-        self.squares[place] += loss.squares
-        self.values[place] += loss.values
-        self.own[at] += loss.own
-        self._errors[at] += loss.errors
-        self._clipped[at] += loss.clipped
-        self._channels[place] += loss.channels
-        for token, count in zip(*np.unique(token_id[loss.tokens], return_counts=True), strict=True):
-            self._tokens[int(token)] = self._tokens.get(int(token), 0) + int(count)
-
-    def errors(self) -> Float64:
-        """Share of the squares that is lost, (scheme, limit, layer, site)."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self._errors / self.squares
-
-    def shares(self) -> Float64:
-        """Share of the values that clip, (limit, layer, site)."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self._clipped / self.values
-
-    def top_channels(self, frame: xr.Dataset) -> tuple[ClippedChannel, ...]:
-        """Features that clip most often at one place."""
-        order = np.argsort(-self._channels, axis=None, kind="stable")[:_LISTED]
-        places = [tuple(int(n) for n in np.unravel_index(number, self._channels.shape)) for number in order]
-        return tuple(
-            ClippedChannel(int(frame[LAYER].values[i]), str(frame[SITE].values[j]), f, int(self._channels[i, j, f]))
-            for i, j, f in places
-            if self._channels[i, j, f]
-        )
-
-    def top_tokens(self, texts: dict[int, str]) -> tuple[ClippedToken, ...]:
-        """Tokens at whose positions something clips most often."""
-        ranked = sorted(self._tokens.items(), key=lambda item: (-item[1], item[0]))[:_LISTED]
-        return tuple(ClippedToken(token, texts.get(token), count) for token, count in ranked)
+    sequences = len(maxima)
+    ranks = np.argsort(np.argsort(maxima, axis=0, kind="stable"), axis=0)
+    generator = np.random.default_rng(seed)
+    result = {}
+    for count in sorted({*(2**k for k in range(sequences.bit_length()) if 2**k <= sequences), sequences}):
+        # The same sequences are drawn at every place: those of a calibration go through the model together.
+        drawn = np.stack([ranks[generator.integers(sequences, size=count)].max(axis=0) for _ in range(resamples)])
+        of_draws = [np.take_along_axis(values, drawn, axis=0) for values in (*errors, shares)]
+        *lost, clipped = (mean_of_places(values) for values in of_draws)
+        result[count] = np.stack(lost), clipped
+    return result

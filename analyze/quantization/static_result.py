@@ -9,6 +9,7 @@ import numpy as np
 
 from analyze.display.shown import Record, Shown
 from analyze.display.text import jsonable
+from analyze.quantization.schemes import Scheme
 from analyze.types import Float64
 
 _INTERVAL: Final = (0.025, 0.975)
@@ -53,9 +54,11 @@ class StaticQuantization(Shown):
     Parameters
     ----------
     name, calibration : the stores, as they were given
-    schemes : names, all by tensor
+    hidden_size : width of the model
+    schemes : all by tensor
     layers, sites : of the places
     error : (scheme, layer, site) float64, share of the squares lost with the scales of the whole calibration
+    output_error : the same weighted by the squares of the weights' norms; NaN where the store has none
     own_error : the same with each matrix's own scale
     clipped_share : (layer, site) float64, share of the values that are beyond the scale
     by_number : for each number of calibration sequences, of the draws of as many: error (scheme, draw) and clipped
@@ -65,10 +68,12 @@ class StaticQuantization(Shown):
 
     name: str
     calibration: str
-    schemes: tuple[str, ...]
+    hidden_size: int
+    schemes: tuple[Scheme, ...]
     layers: tuple[int, ...]
     sites: tuple[str, ...]
     error: Float64 = field(repr=False)
+    output_error: Float64 = field(repr=False)
     own_error: Float64 = field(repr=False)
     clipped_share: Float64 = field(repr=False)
     by_number: dict[int, tuple[Float64, Float64]] = field(repr=False)
@@ -76,27 +81,33 @@ class StaticQuantization(Shown):
     tokens: tuple[ClippedToken, ...] = field(repr=False)
 
     def rows(self) -> list[Record]:
-        """One row for each scheme, layer and site; layer and site are None in the row for all, which comes first."""
+        """One row for each scheme, layer and site; layer and site are None in the row for all, which comes first.
+
+        The keys are those of `Quantization.rows`, and `own_error` and `clipped_share`.
+        """
         rows: list[Record] = []
         for number, scheme in enumerate(self.schemes):
-            whole: Record = {"scheme": scheme, "layer": None, "site": None}
-            tables = {"error": self.error[number], "own_error": self.own_error[number]}
-            tables["clipped_share"] = self.clipped_share
-            rows.append(whole | {name: _mean(table) for name, table in tables.items()})
+            tables = {"error": self.error[number], "output_error": self.output_error[number]}
+            tables |= {"own_error": self.own_error[number], "clipped_share": self.clipped_share}
+            means = {name: float(mean_of_places(table)) for name, table in tables.items()}
+            rows.append(self._row(scheme, None, None, means))
             rows += [
-                {"scheme": scheme, "layer": layer, "site": site}
-                | {name: float(table[i, j]) for name, table in tables.items()}
+                self._row(scheme, layer, site, {name: float(table[i, j]) for name, table in tables.items()})
                 for i, layer in enumerate(self.layers)
                 for j, site in enumerate(self.sites)
             ]
         return rows
+
+    def _row(self, scheme: Scheme, layer: int | None, site: str | None, values: dict[str, float]) -> Record:
+        variant: Record = {"scheme": scheme.name, "transform": "none", "threshold": None, "layer": layer, "site": site}
+        return variant | values | {"kept_share": 0.0, "bits": scheme.bits(self.hidden_size)}
 
     def number_rows(self) -> list[Record]:
         """One row for each scheme and number of calibration sequences: mean and 95% interval over the draws."""
         rows: list[Record] = []
         for number, scheme in enumerate(self.schemes):
             for count, (errors, shares) in self.by_number.items():
-                row: Record = {"scheme": scheme, "calibration_sequences": count}
+                row: Record = {"scheme": scheme.name, "calibration_sequences": count}
                 for name, values in (("error", errors[number]), ("clipped_share", shares)):
                     low, high = np.quantile(values, _INTERVAL)
                     row |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
@@ -108,7 +119,7 @@ class StaticQuantization(Shown):
         return [
             ("store", self.name),
             ("scales from", f"{self.calibration}, {max(self.by_number)} sequences"),
-            ("clipped", f"{_mean(self.clipped_share):.3g} of the values"),
+            ("clipped", f"{float(mean_of_places(self.clipped_share)):.3g} of the values"),
         ]
 
     def tables(self) -> list[tuple[str, list[Record]]]:
@@ -123,7 +134,7 @@ class StaticQuantization(Shown):
     def rows_for_all(self) -> list[Record]:
         """The rows for all layers and sites."""
         return [
-            {name: value for name, value in row.items() if name not in ("layer", "site")}
+            {name: row[name] for name in ("scheme", "error", "output_error", "own_error", "clipped_share")}
             for row in self.rows()
             if row["layer"] is None
         ]
@@ -140,6 +151,9 @@ class StaticQuantization(Shown):
         }
 
 
-def _mean(table: Float64) -> float:
-    known = table[~np.isnan(table)]
-    return float(known.mean()) if known.size else float("nan")
+def mean_of_places(values: Float64) -> Float64:
+    """Mean over the last two dimensions, layer and site, of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        means: Float64 = np.where(known, values, 0).sum(axis=(-2, -1)) / np.count_nonzero(known, axis=(-2, -1))
+    return means

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -14,6 +15,7 @@ from analyze.types import Float32
 from capture.errors import OutliersError
 
 _LEAST: Final = 1e-5  # below which SmoothQuant's own code takes no maximum and no scale for true
+_SEED: Final = re.compile("[0-9]{1,15}")  # numbers that float64 tells apart
 
 Place = tuple[int, int]
 """Layer and site within a view."""
@@ -176,7 +178,7 @@ def parse_transform(name: str) -> tuple[str, float]:
     kind, colon, text = name.partition(":")
     if kind == "none" and not colon:
         return kind, 0.0
-    if kind == "hadamard" and (not colon or text.isdecimal()):
+    if kind == "hadamard" and (not colon or _SEED.fullmatch(text)):
         return kind, float(text or 0)
     if kind == "smooth" and colon:
         try:
@@ -187,5 +189,6 @@ def parse_transform(name: str) -> tuple[str, float]:
             raise OutliersError(f"transform is {name!r}; expected smooth:A with A from 0 to 1, such as smooth:0.5")
         return kind, alpha
     raise OutliersError(
-        f"transform is {name!r}; expected none, hadamard, hadamard:SEED or smooth:A, such as smooth:0.5"
+        f"transform is {name!r}; expected none, hadamard, hadamard:SEED (at most 15 digits) or smooth:A, such as "
+        "smooth:0.5"
     )

@@ -11,6 +11,7 @@ import xarray as xr
 
 from analyze.display.text import plain
 from analyze.peaks.lookup import view_peaks
+from analyze.peaks.stream import stream_matrices
 from analyze.quantization.columns import checked_thresholds
 from analyze.quantization.errors import Variant
 from analyze.quantization.schemes import schemes_for
@@ -27,7 +28,7 @@ from analyze.question.view import View
 from analyze.reading.lazy import loaded
 from analyze.types import Float32, Progress
 from capture.errors import OutliersError
-from capture.store.schema import FEATURE, LAYER, SEQUENCE, SITE
+from capture.store.schema import FEATURE, LAYER, SEQUENCE, SIGNAL, SITE
 
 
 def outputs_view(view: View | None, data: xr.Dataset) -> View:
@@ -87,9 +88,8 @@ def _made(data: xr.Dataset, view: View, name: str, progress: Progress | None = N
         return Hadamard(name, random_signs(data.sizes[FEATURE], int(number)))
     if "weight_peak" not in data:
         raise OutliersError(f"transform {name} needs the weights' peaks, and {without_weights(data.attrs)}")
-    return Smooth(
-        name, smooth_scales(channel_maxima(data, view, progress), loaded(view.select(data)["weight_peak"]), number)
-    )
+    maxima = _finite_maxima(data, view, progress)
+    return Smooth(name, smooth_scales(maxima, loaded(view.select(data)["weight_peak"]), number))
 
 
 def without_weights(attributes: Mapping[str, Any]) -> str:
@@ -100,6 +100,11 @@ def without_weights(attributes: Mapping[str, Any]) -> str:
     return "the store has no weight_peak and weight_norm; capture again to have them"
 
 
+def weight_norm(frame: xr.Dataset) -> Float32 | None:
+    """Norms of the weights of a view's Dataset, (layer, site, feature) float32; None where there are none."""
+    return loaded(frame["weight_norm"]) if "weight_norm" in frame else None
+
+
 def channel_maxima(data: xr.Dataset, view: View, progress: Progress | None = None) -> Float32:
     """Largest magnitude of each feature over the sequences and positions of a view, (layer, site, feature)."""
     peaks = view_peaks(data, view, progress=progress)
@@ -108,3 +113,21 @@ def channel_maxima(data: xr.Dataset, view: View, progress: Progress | None = Non
         for name in ("layer_high", "layer_low"):
             np.fmax(result, np.abs(loaded(peaks[name].isel({SEQUENCE: n}))), out=result)
     return result
+
+
+def _finite_maxima(data: xr.Dataset, view: View, progress: Progress | None) -> Float32:
+    """The same of the rows that are quantised: those with a value that is not finite are left out."""
+    counts = view.select(data[["nonfinite_count"]].sel({SIGNAL: view.signal}))["nonfinite_count"]
+    if not loaded(counts).any():
+        return channel_maxima(data, view, progress)
+    frame = view.select(data)
+    result = np.full(tuple(frame.sizes[dim] for dim in (LAYER, SITE, FEATURE)), np.nan, np.float32)
+    for _, layer, site, row in stream_matrices(data, view, _row_maxima, progress):
+        np.fmax(result[layer, site], row, out=result[layer, site])
+    return result
+
+
+def _row_maxima(matrix: Float32) -> Float32:
+    """Largest magnitudes over the finite rows of a (position, feature) matrix; NaN where there are none."""
+    rows = np.abs(matrix[np.isfinite(matrix).all(axis=1)])
+    return rows.max(axis=0) if len(rows) else np.full(matrix.shape[1], np.nan, np.float32)

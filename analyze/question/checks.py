@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from capture.errors import OutliersError
 
+_MOST_REPEATS: Final = 1_000_000
 
-def check_magnitude(value: float) -> None:
-    """Refuse a magnitude threshold that is not a finite number of 0 or more."""
+
+def check_magnitude(value: float, name: str = "magnitude") -> None:
+    """Refuse a threshold of magnitudes that is not a finite number of 0 or more."""
     if not _is_number(value) or not math.isfinite(value) or value < 0:
-        raise OutliersError(f"magnitude is {value!r}; expected a finite number, 0 or more")
+        raise OutliersError(f"{name} is {value!r}; expected a finite number, 0 or more")
 
 
 def check_fraction(name: str, value: float) -> None:
@@ -48,6 +50,15 @@ def whole(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError as error:
         raise OutliersError(f"{name} has {value!r}; expected a whole number") from error
+
+
+def check_repeats(repeats: int, seed: int, least: int = 1) -> None:
+    """Refuse a number of random draws that is too small, or that nobody lives to see, and a seed below 0."""
+    for name, value, low in (("repeats", repeats, least), ("seed", seed, 0)):
+        if whole(name, value) < low:
+            raise OutliersError(f"{name} is {value}; expected {low} or more")
+    if repeats > _MOST_REPEATS:
+        raise OutliersError(f"repeats is {repeats}; expected {_MOST_REPEATS:,} or fewer")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

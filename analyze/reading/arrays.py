@@ -11,11 +11,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from analyze.reading.digests import Digests
+from analyze.reading.digests import Digests, Listed
 from analyze.reading.locations import open_location
 from capture.errors import OutliersError, one_line
-from capture.store.chunks import OVERHEAD, decode, decode_strings
-from capture.store.location import Location
+from capture.store.chunks import CHECKSUM_BYTES, OVERHEAD, decode, decode_strings
+from capture.store.location import Location, Range
 from capture.store.metadata import ArrayMetadata, read_array_metadata
 from capture.store.schema import LAYER, SEQUENCE, SIGNAL, SIGNALS, SITE, VARIABLES
 from capture.store.shards import MISSING, index_bytes, parse_index
@@ -23,7 +23,7 @@ from capture.store.shards import MISSING, index_bytes, parse_index
 Place = tuple[int, ...]
 
 _TOGETHER: Final = 16  # files of a distant store that are asked for at once
-_CHECKSUM: Final = 4
+_FEW: Final = 2  # chunks of a sequence, of which a server is asked for the checksums of all
 
 
 def box(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
@@ -65,6 +65,7 @@ class StoredArray:
     metadata : of the array; read from its own file where None
     root_mark : of the store when it was opened, so that no other in its place answers; None to ask no such question
     digests : of the store, for a variable that they speak of; None where there are none
+    listed : files of the store's creation, for a variable that they hold; None for any other
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class StoredArray:
         metadata: ArrayMetadata | None = None,
         root_mark: str | None = None,
         digests: Digests | None = None,
+        listed: Listed | None = None,
     ) -> None:
         location = open_location(store)
         self._location, self._name, self._labels, self._root_mark = location, name, labels, root_mark
-        self._digests = digests
+        self._digests, self._listed = digests, listed
         self._metadata = read_array_metadata(location, name) if metadata is None else metadata
         self.shape = self._metadata.shape
         self.dtype: np.dtype[Any] = np.dtype(self._metadata.dtype)
@@ -106,7 +108,7 @@ class StoredArray:
         dtype = self.dtype.newbyteorder("<")
         result: npt.NDArray[Any] | None = None
         for place, encoded in self._encoded(slices, touched):
-            self._check_digest(place, encoded)
+            self._check_digest(place, {place: encoded[-CHECKSUM_BYTES:]})
             chunk = decode(encoded, dtype, about.chunk, compressed=about.compressed)
             source, target = [], []
             for part, p, c in zip(slices, place, chunk.shape, strict=True):
@@ -121,46 +123,76 @@ class StoredArray:
             result[tuple(target)] = chunk[tuple(source)]
         return np.empty([part.stop - part.start for part in slices], dtype) if result is None else result
 
-    def _check_digest(self, place: Place, encoded: bytes) -> None:
-        """Refuse what was captured for another sequence or store, once all of a sequence was read."""
+    def _check_digest(self, place: Place, checksums: dict[Place, bytes]) -> None:
+        """Refuse what was captured for another sequence or store, as soon as all checksums of a sequence are known."""
         if self._digests is None:
             return
-        about, axis = self._metadata, VARIABLES[self._name].dims.index(SEQUENCE)
-        chunks = math.prod(files * grid for files, grid in zip(about.files, about.grid, strict=True)) // (
-            about.files[axis] * about.grid[axis]
-        )
-        if not self._digests.agree(self._name, place[axis], place, encoded, chunks):
+        axis = VARIABLES[self._name].dims.index(SEQUENCE)
+        if not self._digests.agree(self._name, place[axis], checksums, len(self._siblings(place))):
             corner = tuple(slice(place[axis], place[axis] + 1) if i == axis else slice(0, 0) for i in range(self.ndim))
             raise self._damage(corner, "it was captured for another sequence or store: its digest is another")
+
+    def _siblings(self, place: Place) -> list[Place]:
+        """Places of all chunks of the sequence that a chunk is of."""
+        about, axis = self._metadata, VARIABLES[self._name].dims.index(SEQUENCE)
+        spans = [range(files * grid) for files, grid in zip(about.files, about.grid, strict=True)]
+        spans[axis] = range(place[axis], place[axis] + 1)
+        return list(itertools.product(*spans))
+
+    def _beside(self, places: list[Place]) -> list[Place]:
+        """Other chunks of the same sequences, whose checksums are read along; a server is not asked for many."""
+        if self._digests is None:
+            return []
+        axis, beside = VARIABLES[self._name].dims.index(SEQUENCE), []
+        for sequence in {place[axis] for place in places}:
+            siblings = self._siblings(tuple(sequence if i == axis else 0 for i in range(self.ndim)))
+            if len(siblings) <= _FEW or not self._location.remote:
+                known = {*places, *self._digests.seen(self._name, sequence)}
+                beside += [place for place in siblings if place not in known]
+        return beside
 
     def _encoded(self, slices: tuple[slice, ...], touched: list[Place]) -> Iterator[tuple[Place, bytes]]:
         """Chunks of a selection, each of which must be there; those of a distant store fetched many at a time."""
         about, step = self._metadata, _TOGETHER if self._location.remote else 1
         for start in range(0, len(touched), step):
             places = touched[start : start + step]
-            files = [tuple(p // g for p, g in zip(place, about.grid, strict=True)) for place in places]
-            keys = [about.key(file) for file in files]
             if about.shard is None:
-                parts = self._location.read(keys, about.chunk_bytes + OVERHEAD)
-            else:
-                indices = self._indices(files)
-                requests = []
-                for place, key, file in zip(places, keys, files, strict=True):
-                    index = indices[file]
-                    if index is None:
+                keys = [about.key(place) for place in places]
+                for place, key, part in zip(
+                    places, keys, self._location.read(keys, about.chunk_bytes + OVERHEAD), strict=True
+                ):
+                    if part is None:
                         raise self._damage(slices, f"file {key} is missing")
-                    offset, length = index[tuple(p % g for p, g in zip(place, about.grid, strict=True))]
-                    if offset == MISSING:
-                        corner = [slice(p * c, p * c + 1) for p, c in zip(place, about.chunk, strict=True)]
-                        raise self._damage(corner, "a chunk is missing")
-                    if length > about.chunk_bytes + OVERHEAD or length < _CHECKSUM:
-                        raise ValueError(f"file {key} is cut short, or its index says what cannot be")
-                    requests.append((key, int(offset), int(length)))
-                parts = list(self._location.ranges(requests))
-            for place, key, part in zip(places, keys, parts, strict=True):
-                if part is None:
-                    raise self._damage(slices, f"file {key} is missing")
-                yield place, part
+                    if self._listed is not None and not self._listed.agree(key, part):
+                        raise self._damage(slices, f"file {key} is not the one that the store was created with")
+                    yield place, part
+                continue
+            beside = self._beside(places)
+            requests = self._requests(slices, [*places, *beside])
+            behind = [(key, offset + length - CHECKSUM_BYTES, CHECKSUM_BYTES) for key, offset, length in requests]
+            parts = list(self._location.ranges([*requests[: len(places)], *behind[len(places) :]]))
+            for place, checksum in zip(beside, parts[len(places) :], strict=True):
+                self._check_digest(place, {place: checksum})
+            yield from zip(places, parts, strict=False)
+
+    def _requests(self, slices: tuple[slice, ...], places: list[Place]) -> list[Range]:
+        """Where in their files chunks are."""
+        about = self._metadata
+        files = [tuple(p // g for p, g in zip(place, about.grid, strict=True)) for place in places]
+        indices = self._indices(files)
+        requests = []
+        for place, file in zip(places, files, strict=True):
+            key, index = about.key(file), indices[file]
+            if index is None:
+                raise self._damage(slices, f"file {key} is missing")
+            offset, length = index[tuple(p % g for p, g in zip(place, about.grid, strict=True))]
+            if offset == MISSING:
+                corner = [slice(p * c, p * c + 1) for p, c in zip(place, about.chunk, strict=True)]
+                raise self._damage(corner, "a chunk is missing")
+            if length > about.chunk_bytes + OVERHEAD or length < CHECKSUM_BYTES:
+                raise ValueError(f"file {key} is cut short, or its index says what cannot be")
+            requests.append((key, int(offset), int(length)))
+        return requests
 
     def _indices(self, files: Sequence[Place]) -> dict[Place, npt.NDArray[np.uint64] | None]:
         """Indices of shards; of a distant store those of the next shards too, in one journey."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from analyze.reading.archive import Archive
 from capture.errors import OutliersError
 from capture.store.location import Folder, Location
+from capture.store.paths import user_path
 
 if TYPE_CHECKING:
     from analyze.reading.server import Server
@@ -28,7 +30,9 @@ def open_location(store: Path | str | Location) -> Location:
     OutliersError
         A URL of another kind, of a server that cannot be asked, or an archive that is missing or no store's.
     """
-    if not isinstance(store, Path | str):
+    if not isinstance(store, os.PathLike | str):
+        if not hasattr(store, "root_mark"):
+            raise OutliersError(f"{type(store).__name__} is no store; expected a path, a URL, or a Dataset of one")
         return store
     if isinstance(store, str) and "://" in store:
         if not store.startswith(SCHEMES):
@@ -38,8 +42,8 @@ def open_location(store: Path | str | Location) -> Location:
         store = store.rstrip("/")
         around, _, name = store.rpartition("/")
         return _archive(Server(f"{around}/"), name) if name.endswith(_ARCHIVE) else Server(store)
-    path = Path(store)
-    if path.name.endswith(_ARCHIVE) and not path.is_dir():
+    path = user_path(os.fspath(store))
+    if path.name.lower().endswith(_ARCHIVE) and not path.is_dir():
         return _archive(Folder(path.parent), path.name)
     return Folder(path)
 

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from analyze.reading.arrays import StoredArray, refuse_replaced, strings
-from analyze.reading.digests import Digests
+from analyze.reading.digests import Digests, Listed
 from analyze.reading.lazy import array_name, loaded
 from analyze.reading.locations import open_location
 from analyze.types import Store
@@ -25,6 +25,7 @@ from capture.store.schema import (
     COORDINATES,
     DIGESTED,
     FEATURE,
+    FIXED,
     LAYER,
     POSITION,
     RAW_CHOICES,
@@ -102,12 +103,21 @@ def open_store(path: Path | str, *, partial: bool = False) -> xr.Dataset:
 
     mark = opening_mark(location)
     digests, identity = None, store_id(attributes)
-    if identity is not None and "digest" in arrays and not location.remote:  # a server would be asked for more files
-        digests = Digests(StoredArray(location, "digest", labels, arrays["digest"], root_mark), identity)
+    if identity is not None and "digest" in arrays:
+        digests = Digests(StoredArray(location, "digest", labels, arrays["digest"], root_mark), identity, not partial)
+    listed = Listed(location)
     data = {}
     for name in wanted[len(COORDINATES) :]:
         about = arrays[name]
-        source = StoredArray(location, name, labels, about, root_mark, digests if name in DIGESTED else None)
+        source = StoredArray(
+            location,
+            name,
+            labels,
+            about,
+            root_mark,
+            digests if name in DIGESTED else None,
+            listed if name in FIXED or SEQUENCE not in VARIABLES[name].dims else None,
+        )
         # What has no features is small, and is asked for whole.
         few = FEATURE not in VARIABLES[name].dims and math.prod(about.shape) * source.dtype.itemsize <= _SMALL
         lazy = da.from_array(

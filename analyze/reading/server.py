@@ -294,6 +294,8 @@ class Server:
                     return await request()
             except (FileNotFoundError, ValueError):
                 raise
+            except OutliersError as error:
+                raise OutliersError(f"{self}/{key}: {error}") from error
             except TimeoutError as error:
                 raise OutliersError(f"{self}/{key}: {ADVICE['Timeout']}") from error
             except Exception as error:  # obstore raises classes of its own

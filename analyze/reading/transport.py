@@ -32,6 +32,12 @@ ADVICE: Final = {
     "Interrupted": "the connection was cut in the middle of an answer: try again",
 }
 
+_STRANGE: Final = re.compile(
+    r"Content-(?:Range|Length) [^;]*?(?:missing|not present)[^;]*?(?:response|$)|value for CONTENT_RANGE"
+    r"|Requested \S+ got \S+|[Ii]nvalid last modified|error following redirect|\b3\d\d [A-Z][A-Za-z ]+"
+)
+_ENCODINGS: Final = ("gzip", "deflate", "br", "zstd")
+
 Result = TypeVar("Result")
 
 
@@ -48,7 +54,7 @@ def silence() -> int:
         The environment says no whole number.
     """
     text = os.environ.get(TIMEOUT, str(_SILENCE))
-    if not text.isdecimal() or int(text) == 0:
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
         raise OutliersError(f"{TIMEOUT} is {text}; expected a whole number of seconds")
     return int(text)
 
@@ -125,6 +131,9 @@ async def fetch(store: Any, key: str, part: Any, limit: int) -> tuple[bytes, int
     options: Any = None if part is None else {"range": part}
     # obstore has a time for each of its attempts; this one bounds a head that drips.
     answer = await within(4 * seconds, obstore.get_async(store, key, options=options))
+    encoding = answer.attributes.get("Content-Encoding")
+    if encoding in _ENCODINGS:
+        raise OutliersError(f"the server compresses its files ({encoding}); have it send them as they are")
     start, stop = answer.range
     if stop - start > limit:
         raise ValueError(f"{key} is larger than the {limit:,} bytes that it can have")
@@ -160,6 +169,11 @@ def reason(error: Exception, kind: re.Match[str] | None) -> str:
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if public"
     if kind is not None:
         return ADVICE[kind[1]]
+    if (strange := _STRANGE.search(text)) is not None:
+        return (
+            f"its answers are not those of a file server ({strange[0]}); check that the URL is that of the files "
+            "themselves, on a server that sends lengths and parts of files as they are, such as nginx or S3"
+        )
     return f"the server fails ({status[1].strip() if status is not None else one_line(error)}); try again later"
 
 

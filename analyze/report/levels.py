@@ -120,7 +120,7 @@ def tally(
     layers, sites = peaks.sizes[LAYER], peaks.sizes[SITE]
     starts = bucket_starts(positions)
     shape = (len(magnitudes), width, sequences)
-    layer, extra, position = (np.zeros(shape, _least(most)) for most in (layers, layers * (sites - 1), positions))
+    layer, extra, position = (np.zeros(shape, least_dtype(most)) for most in (layers, layers * (sites - 1), positions))
     largest = np.empty((width, sequences), np.float32)
     profile = np.full((layers * sites, width), -np.inf, np.float32)
     negative = np.zeros(profile.shape, np.uint8)
@@ -135,11 +135,11 @@ def tally(
         np.maximum(buckets, part.buckets, out=buckets)
         if progress is not None:
             progress(n + 1, sequences)
-    levels = [limits.reached(values).astype(_least(len(magnitudes))) for values in (profile, buckets)]
+    levels = [limits.reached(values).astype(least_dtype(len(magnitudes))) for values in (profile, buckets)]
     size = np.arange(len(magnitudes)) @ position.sum(axis=2, dtype=np.int64)
     order = np.argsort(size, kind="stable")
     return LevelCounts(
-        order=order.astype(_least(width)),
+        order=order.astype(least_dtype(width)),
         layer=layer[:, order],
         extra=extra[:, order],
         position=position[:, order],
@@ -206,6 +206,6 @@ def _bands(shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
-def _least(most: int) -> np.dtype[Any]:
+def least_dtype(most: int) -> np.dtype[Any]:
     """Smallest unsigned integers that hold 0 to `most`."""
     return np.min_scalar_type(most)

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Final
 
-SCRIPTS: Final = ("vendor/uPlot.iife.min.js", "answers.js", "charts.js", "portrait.js", "tables.js", "page.js")
+SCRIPTS: Final = (
+    *("vendor/uPlot.iife.min.js", "answers.js", "charts.js"),
+    *("curves.js", "portrait.js", "tables.js", "quantise.js", "page.js"),
+)
 STYLES: Final = ("vendor/uPlot.min.css", "page.css")
 _SLOT = re.compile(r"<!-- slot: (\w+) -->")
 

@@ -20,14 +20,15 @@ from analyze.question.view import View
 from analyze.reading.lazy import loaded
 from analyze.reading.open import as_dataset
 from analyze.report import grid
-from analyze.report.embed import all_packed, text, text_length
+from analyze.report.embed import all_packed, packed, text, text_length
 from analyze.report.levels import bucket_starts, span, tally
 from analyze.report.page import render
+from analyze.report.quantised import QUANTISED, Quantised, offered
 from analyze.types import Progress, Store
 from capture.errors import OutliersError
 from capture.store.files import write_file
-from capture.store.output import output_path
-from capture.store.privacy import shortened
+from capture.store.output import output_file, output_path
+from capture.store.privacy import last_part, shortened
 from capture.store.schema import FEATURE, LAYER, POSITION, SEQUENCE, SIGNALS, SITE, mantissa_bits
 
 BUDGET: Final = 5_000_000
@@ -37,6 +38,7 @@ _SAMPLE_SEQUENCES = 4
 _SAMPLE_FEATURES = 256
 _WHOLE_TO_SAMPLE = 0.85  # the whole packs better than its sample says
 _SUFFIXES = (".html", ".htm")
+_THRESHOLD = 6.0  # of LLM.int8(): what the page opens with
 _LONGEST = 200  # characters of one text of a store
 # What identifies a capture; never the command line or paths, which may be private.
 _ATTRIBUTES = (
@@ -88,12 +90,15 @@ def write_report(
     signals: Sequence[str] = SIGNALS,
     magnitudes: Sequence[float] | None = None,
     budget: float = BUDGET,
+    quantize: bool = False,
+    keep_paths: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write one HTML file that answers threshold questions about stores by itself.
 
     At every magnitude that it offers, and for any fractions, countings and layer units, its numbers are those of
-    `find_outliers`, because it holds the counts of peaks between each magnitude and the next.
+    `find_outliers`, because it holds the counts of peaks between each magnitude and the next. It also shows how many
+    columns LLM.int8() keeps at each threshold, and what quantisers lose, where `quantize` has found that earlier.
 
     Parameters
     ----------
@@ -103,19 +108,20 @@ def write_report(
     signals : which signals are embedded, `input`, `output` or both
     magnitudes : thresholds to offer; None for round numbers over the range of the peaks, as many as the budget allows
     budget : most bytes of the file
+    quantize : spend a pass over the activations of each store on what the default schemes lose, with some thresholds
+    keep_paths : show paths of this machine whole; of others only the last part is handed on
     progress : called with (finished, all) steps
 
     Raises
     ------
     OutliersError
-        A store that cannot be read or serve the view, no store or signal, a page that does not fit the budget, or a
-        file that cannot be one.
+        A store that cannot be read or serve the view, no store or signal, a page that does not fit the budget, a file
+        that cannot be one, or what `quantize` refuses.
     """
     out = output_path(out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise OutliersError(f"cannot write {out}; expected a file in a folder that exists")
     if out.suffix.lower() not in _SUFFIXES:  # an archive of a store, named by mistake, is not replaced
         raise OutliersError(f"{out} has the suffix {out.suffix!r}; expected a file ending in .html")
+    output_file(out)
     if not budget > 0:
         raise OutliersError(f"budget is {budget / 1e6:g} MB; expected a size above 0")
     criteria = Criteria() if criteria is None else criteria
@@ -125,7 +131,10 @@ def write_report(
         raise OutliersError("no store to report on; expected one or more")
     own = None if magnitudes is None else grid.chosen(magnitudes)
     resolved = [_resolved(store, criteria, number, len(datasets)) for number, store in enumerate(datasets)]
-    sources = [_Source.of(store, each, signals, progress) for store, each in zip(datasets, resolved, strict=True)]
+    sources = [
+        _Source.of(store, each, signals, quantize, keep_paths, progress)
+        for store, each in zip(datasets, resolved, strict=True)
+    ]
     html, values = _fitted(sources, criteria, signals, own, budget, progress)
     write_file(out, html)
     return Report(out, len(html), len(sources), tuple(values))
@@ -151,17 +160,36 @@ def _checked(signals: Sequence[str]) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """A store, and the peaks of its view for each signal."""
+    """A store, the peaks of its view for each signal, what is known of quantisers, and whether its paths are whole."""
 
     store: xr.Dataset
     criteria: dict[str, Criteria]
     peaks: dict[str, xr.Dataset]
+    quantised: Quantised
+    keep_paths: bool
+
+    def public(self, value: Any) -> str:
+        """A value of the store as one line, not endless, and unless asked for with nothing of a path but its end."""
+        return plain(value if self.keep_paths else shortened(value))[:_LONGEST]
+
+    def place(self, folder: str) -> str:
+        """The same of where the store is."""
+        return plain(folder if self.keep_paths else last_part(folder))[:_LONGEST]
 
     @classmethod
-    def of(cls, store: xr.Dataset, criteria: Criteria, signals: Sequence[str], progress: Progress | None) -> _Source:
+    def of(
+        cls,
+        store: xr.Dataset,
+        criteria: Criteria,
+        signals: Sequence[str],
+        quantize: bool,
+        keep_paths: bool,
+        progress: Progress | None,
+    ) -> _Source:
         resolved = {name: replace(criteria, signal=cast(Any, name)) for name in signals}
         peaks = {name: view_peaks(store, each, progress=progress) for name, each in resolved.items()}
-        return cls(store, resolved, peaks)
+        quantised = Quantised.of(store, resolved, peaks, compute=quantize, progress=progress)
+        return cls(store, resolved, peaks, quantised, keep_paths)
 
 
 def _fitted(
@@ -234,7 +262,8 @@ class _Sample:
 def _blocks(
     sources: Sequence[_Source], signals: Sequence[str], values: list[float], progress: Progress | None
 ) -> list[dict[str, dict[str, tuple[str, int]]]]:
-    """For each store and signal its arrays as base64, with the bytes of an item."""
+    """For each store and signal its arrays as base64, with the bytes of an item; and `QUANTISED`, the kept columns."""
+    thresholds = offered([source.quantised for source in sources], values)
     sizes = [peaks.sizes[SEQUENCE] for source in sources for peaks in source.peaks.values()]
     before, result = 0, []
     for source in sources:
@@ -245,6 +274,8 @@ def _blocks(
             before += peaks.sizes[SEQUENCE]
             streams = all_packed(counted.arrays)
             parts[name] = {key: (text(streams[key]), array.itemsize) for key, array in counted.arrays.items()}
+        kept = source.quantised.kept(thresholds)
+        parts[QUANTISED] = {} if kept is None else {"kept": (text(packed(kept)), kept.itemsize)}
         result.append(parts)
     return result
 
@@ -269,15 +300,17 @@ def _page(
     for number, source in enumerate(sources):
         facts = _facts(source)
         if data:
-            for name in signals:
+            for name, part in {**facts["signals"], QUANTISED: facts[QUANTISED]}.items():
                 index = {}
                 for key, (block, size) in data[number][name].items():
                     index[key] = [len(blocks), size]
                     blocks.append(block)
-                facts["signals"][name]["blocks"] = index
+                part["blocks"] = index
         stores.append(facts)
+    thresholds = offered([source.quantised for source in sources], values)
     opening = {
-        "magnitude": min(range(len(values)), key=lambda i: (abs(values[i] - criteria.magnitude), i)),
+        "magnitude": _nearest(values, criteria.magnitude),
+        "threshold": _nearest(thresholds, _THRESHOLD),
         "layers": criteria.layers,
         "positions": criteria.positions,
         "signal": criteria.signal if criteria.signal in signals else signals[0],
@@ -286,6 +319,7 @@ def _page(
     }
     facts = {
         "magnitudes": values,
+        "thresholds": thresholds,
         "chosen": own,
         "opening": opening,
         "signals": list(signals),
@@ -300,17 +334,22 @@ def _page(
     return render(facts, blocks).encode()
 
 
+def _nearest(values: Sequence[float], wanted: float) -> int:
+    """Index of the nearest value; the first of two that are as near."""
+    return min(range(len(values)), key=lambda i: (abs(values[i] - wanted), i), default=0)
+
+
 def _facts(source: _Source) -> dict[str, Any]:
     store = source.store
     peaks = next(iter(source.peaks.values()))
     criteria = next(iter(source.criteria.values()))
     folder = store.encoding.get("source")
-    name = _public(store.attrs.get("model_id") or "a store without a model's name")
+    name = source.public(store.attrs.get("model_id") or "a store without a model's name")
     bits = mantissa_bits(store.attrs)
     likelihood = perplexity(store, criteria)
     return {
         "name": name,
-        "folder": None if folder is None else _public(Path(str(folder)).name),
+        "folder": None if folder is None else source.place(str(folder)),
         "sequences": [int(n) for n in peaks[SEQUENCE].values],
         "layers": [int(n) for n in peaks[LAYER].values],
         "sites": [plain(str(label))[:_LONGEST] for label in peaks[SITE].values],
@@ -322,15 +361,13 @@ def _facts(source: _Source) -> dict[str, Any]:
         "rounded": None if bits is None else ROUNDED_NOTE.format(bits),
         "perplexity": likelihood if math.isfinite(likelihood) else None,
         "signals": {name: {"nonfinite": nonfinite_count(store, each)} for name, each in source.criteria.items()},
+        QUANTISED: {**source.quantised.facts},
         "attributes": [
-            [key, _public(value)] for key in _ATTRIBUTES if (value := store.attrs.get(key)) is not None and value != ""
+            [key, source.public(value)]
+            for key in _ATTRIBUTES
+            if (value := store.attrs.get(key)) is not None and value != ""
         ],
     }
-
-
-def _public(value: Any) -> str:
-    """A value of a store as one line, not endless, and with nothing of a path but its last part."""
-    return plain(shortened(value))[:_LONGEST]
 
 
 def _view_words(criteria: Criteria) -> list[str]:

@@ -16,7 +16,8 @@ from capture.errors import OutliersError
 from capture.store.drafts import draft_folder
 from capture.store.files import AtomicFile, check_free_space
 from capture.store.group import open_group
-from capture.store.output import output_path
+from capture.store.output import output_folder, output_path
+from capture.store.paths import user_path
 from capture.store.rounding import write_rounded
 from capture.store.schema import MANTISSA, RAW_VARIABLES, ROUNDED, SIGNIFICANT, VARIABLES
 from capture.store.schema import mantissa_bits as bits_of
@@ -68,7 +69,7 @@ def pack(
     OutliersError
         The store is missing, damaged or unfinished, cannot be rounded so, the file exists, or the disk has no room.
     """
-    store, out = Path(store), output_path(out)
+    store, out = user_path(store), output_path(out)
     if not out.name.endswith(SUFFIX):
         raise OutliersError(f"{out} does not end in {SUFFIX}; expected a name such as {out.name.split('.')[0]}{SUFFIX}")
     if store.is_file():
@@ -77,6 +78,7 @@ def pack(
     if out.resolve().is_relative_to(store.resolve()):
         raise OutliersError(f"{out} lies inside the store; choose another --out")
     check_target(out, store=False, overwrite=overwrite)
+    output_folder(out.parent)
     found, left_out = entries(store)
     if peaks_only and mantissa_bits is not None:
         raise OutliersError("--peaks-only leaves nothing for --mantissa-bits to round; give one of them")

@@ -18,6 +18,7 @@ from analyze.sharing.plan import BUCKET, HUB, Push, bucket_url, check_hub_limits
 from analyze.types import Progress
 from capture.errors import OutliersError
 from capture.store.group import open_group
+from capture.store.paths import user_path
 
 
 def push(
@@ -58,7 +59,7 @@ def push(
         The store is missing, damaged or unfinished, the target cannot take it or holds another store, there is no
         token or permission, or the network fails.
     """
-    store = Path(store)
+    store = user_path(store)
     plan = _plan(store, target, name, licence, private, keep_paths)
     if plan.left_out and report is not None:
         report(left_out_line(plan.left_out))

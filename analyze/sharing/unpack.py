@@ -16,7 +16,8 @@ from capture.errors import OutliersError, advice
 from capture.store.drafts import draft_folder
 from capture.store.files import check_free_space, sync_folder
 from capture.store.location import URLS, Folder
-from capture.store.output import output_path
+from capture.store.output import output_folder, output_path
+from capture.store.paths import user_path
 from capture.store.replace import settle, take_place
 from capture.store.verify import flaw
 
@@ -44,8 +45,9 @@ def unpack(archive: Path | str, out: Path | str, *, overwrite: bool = False, pro
         The file is missing or no archive of a store, has entries that a store has not (names that lead elsewhere,
         links, compression, encryption), is damaged, the folder exists, or the disk has no room for it.
     """
-    archive, out = Path(archive), output_path(out)
+    archive, out = user_path(archive), output_path(out)
     check_target(out, store=True, overwrite=overwrite)
+    output_folder(out)
     if archive.is_dir():
         raise OutliersError(f"{archive} is a folder; expected a file made by outliers pack")
     if str(archive).startswith(URLS):

@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from analyze.comparison.compare import opened
+from analyze.comparison.compare import known_text, opened
 from analyze.question.checks import whole
 from analyze.reading.lazy import loaded
 from analyze.trajectories.names import checkpoint_name
 from analyze.types import Store
-from capture.errors import OutliersError
+from capture.errors import OutliersError, brief
 from capture.store.schema import SITE
 
 STEP: Final = "step"
@@ -93,8 +93,8 @@ def checkpoints(
 
 def _placed(name: str, store: xr.Dataset, given: int | None) -> Checkpoint:
     """A store's place; where its step is given, its name says no more than which model it is of."""
-    names = [_text(store.attrs.get(attribute)) for attribute in _REVISIONS]
-    revision, model = next((name for name in names if name is not None), None), _text(store.attrs.get("model_id"))
+    names = [known_text(store.attrs.get(attribute)) for attribute in _REVISIONS]
+    revision, model = next((name for name in names if name is not None), None), known_text(store.attrs.get("model_id"))
     parsed = next((found for name in names if name is not None and (found := checkpoint_name(name))), None)
     run = model or ""
     if parsed is not None:
@@ -113,14 +113,10 @@ def _placed(name: str, store: xr.Dataset, given: int | None) -> Checkpoint:
     else:
         said = ", ".join(repr(text) for text in (revision, model) if text is not None) or "neither revision nor model"
         raise OutliersError(
-            f"{name} does not say of which step it is ({said}); expected a revision such as step1000, or its step "
-            "with --steps"
+            f"{name} does not say of which step it is ({said}); expected a revision such as step1000, or the steps "
+            "of all stores with --steps"
         )
     return Checkpoint(name, step, None if parsed is None else parsed.tokens, revision, run, store)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _check_alike(placed: Sequence[Checkpoint]) -> None:
@@ -134,7 +130,7 @@ def _check_alike(placed: Sequence[Checkpoint]) -> None:
             f"number of {dim}s": (first.store.sizes[dim], other.store.sizes.get(dim)) for dim in first.store.sizes
         }
         pairs["sites"] = (_sites(first.store), _sites(other.store))
-        differences = [f"{name} ({_told(a)} and {_told(b)})" for name, (a, b) in pairs.items() if a != b]
+        differences = [f"{name} ({brief(a)} and {brief(b)})" for name, (a, b) in pairs.items() if a != b]
         if not differences and not np.array_equal(tokens, loaded(other.store["token_id"])):
             differences = ["text (other tokens)"]
         if differences:
@@ -161,11 +157,6 @@ def _check_places(placed: Sequence[Checkpoint], by: str) -> None:
 
 def _sites(store: xr.Dataset) -> str:
     return ", ".join(map(str, store[SITE].values))
-
-
-def _told(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) <= 80 else f"{told[:77]}..."
 
 
 def lined_up(placed: Sequence[Checkpoint]) -> xr.Dataset:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from analyze.display.figures import in_own_style
+from analyze.display.figures import in_own_style, model_words, words
 from analyze.display.text import parameters
 from analyze.trajectories.trajectory import Trajectory
 
@@ -24,6 +25,7 @@ _PANELS: Final = (
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")  # Okabe, Ito
 _WIDE: Final = 50
 """Ratio of the last step to the first above 0, from which the axis is logarithmic."""
+_MARGIN: Final = 0.03  # of the training's extent, on either side of it
 
 
 @in_own_style
@@ -52,8 +54,8 @@ def trajectory_figure(result: Trajectory) -> Figure:
     below = figure.add_subplot(grid[2, :])
     _draw_features(below, result, places)
     _finish(below, result, places)
-    title = f"{result.model}\n{result.criteria}"
-    figure.suptitle("\n".join(textwrap.fill(_text(line), 110) for line in title.split("\n")), fontsize=9)
+    title = (model_words(result.model), words(str(result.criteria), 1000))
+    figure.suptitle("\n".join(textwrap.fill(line, 110) for line in title), fontsize=9)
     return figure
 
 
@@ -95,13 +97,15 @@ def _draw_features(axes: Axes, result: Trajectory, places: list[float]) -> None:
 def _finish(axes: Axes, result: Trajectory, places: list[float]) -> None:
     positive = [place for place in places if place > 0]
     if positive and max(positive) / min(positive) >= _WIDE:
-        axes.set_xscale("symlog", linthresh=min(positive))
+        axes.set_xscale("symlog", linthresh=10 ** math.floor(math.log10(min(positive))))
+    # The whole training in every panel, though a share is known only where there are outliers, and nothing before it.
+    scale = axes.xaxis.get_transform()
+    first, last = scale.transform(np.array([min(places), max(places)]))
+    if first < last:
+        margin = _MARGIN * (last - first)
+        axes.set_xlim(*scale.inverted().transform(np.array([first - margin, last + margin])))
     axes.set_xlabel("training step" if result.by == "step" else "tokens")
     if result.by == "tokens":
         axes.xaxis.set_major_formatter(lambda value, _: parameters(round(value)) if value else "0")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _text(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text).replace("$", r"\$")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -118,6 +119,7 @@ class Trajectory(Shown):
     def summary(self) -> list[tuple[str, str]]:
         """Names and values for a reader."""
         first, last = self.checkpoints[0], self.checkpoints[-1]
+        loss = "unknown" if math.isnan(last["perplexity"]) else f"{last['perplexity']:.2f}"
         born = self.births()
         lasting = sum(row["lasting"] for row in born)
         rows = [
@@ -127,7 +129,7 @@ class Trajectory(Shown):
             ("ever outliers", f"{len(born):,} of {self.hidden_size:,} features"),
             ("of these", f"{lasting:,} from their birth to the last checkpoint without a break"),
             ("at the end", f"{last['count']:,} outliers, L% {percent(last['mean_layer_fraction'])}, "
-                           f"S% {percent(last['mean_position_fraction'])}, perplexity {last['perplexity']:.2f}"),
+                           f"S% {percent(last['mean_position_fraction'])}, perplexity {loss}"),
         ]  # fmt: skip
         saturated = [f"{row['step']:,}" for row in self.checkpoints if row["saturated"]]
         if saturated:

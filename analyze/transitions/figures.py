@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from analyze.display.figures import in_own_style
+from analyze.display.figures import in_own_style, words
 from analyze.transitions.grid import CONVENTIONS, TransitionGrid
 from analyze.transitions.transition import Transition, axis_value
 
@@ -88,9 +88,9 @@ def _draw_points(axes: Axes, result: Transition, outcome: str) -> None:
     axes.set_ylim(-4, 104)
     axes.set_ylabel(_Y_LABELS[outcome])
     _ticks(axes, result, [x for x, _ in points])
-    family = _text(result.family)
+    family = words(result.family)
     heading = "" if outcome == "positions" else f"{family}, {len(points)} models\n"
-    axes.set_title(heading + textwrap.fill(_text(result.sentence(outcome)), 58), fontsize=9, loc="left")
+    axes.set_title(heading + textwrap.fill(words(result.sentence(outcome), 1000), 58), fontsize=9, loc="left")
     if axes.get_legend_handles_labels()[0]:
         place: Any = "upper right" if step is not None and step.size is not None and step.size < 0 else "upper left"
         axes.legend(fontsize=7.5, frameon=False, loc=place)
@@ -135,9 +135,9 @@ def transition_grid_figure(grid: TransitionGrid, outcome: str = "layers") -> Fig
         panel.set_ylabel("least share of layers", fontsize=9)
     present = {row["verdict"] for row in grid.cells if row["outcome"] == outcome}
     handles = []
-    for name, (colour, symbol, _, words) in _TILES.items():
+    for name, (colour, symbol, _, meaning) in _TILES.items():
         if name in present:
-            label = f"{symbol}  {words}" if symbol else words
+            label = f"{symbol}  {meaning}" if symbol else meaning
             handles.append(Patch(facecolor=colour, edgecolor="0.6", label=label, linewidth=0.6))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     name = {"layers": "L%", "positions": "S%", "count": "the number of outliers"}[outcome]
@@ -180,7 +180,3 @@ def _draw_tiles(axes: Axes, grid: TransitionGrid, outcome: str, convention: tupl
     axes.tick_params(length=2)
     for spine in axes.spines.values():
         spine.set_linewidth(0.6)
-
-
-def _text(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text).replace("$", r"\$")

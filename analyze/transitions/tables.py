@@ -17,6 +17,7 @@ from analyze.transitions.transition import OUTCOMES, Transition, axis_value
 from analyze.transitions.verdict import TransitionTest
 from capture.errors import OutliersError
 from capture.store.files import write_file
+from capture.store.privacy import shortened
 
 NAMES: Final = {"layers": "L%", "positions": "S%", "count": "outliers"}
 AXIS_NAMES: Final = {"total": "total parameters", "active": "active parameters", "perplexity": "perplexity"}
@@ -68,8 +69,12 @@ def result_of(results: Sequence[Transition], grid: TransitionGrid | None, left_o
     }
 
 
-def write_transitions(folder: Path, results: Sequence[Transition], grid: TransitionGrid | None) -> list[Path]:
+def write_transitions(
+    folder: Path, results: Sequence[Transition], grid: TransitionGrid | None, *, keep_paths: bool = False
+) -> list[Path]:
     """Write transition.json, transition.csv and a figure, and of a grid grid.csv and a figure of L% and of S%.
+
+    Of models that are named by a path only its last part is written, unless `keep_paths`.
 
     Raises
     ------
@@ -81,7 +86,8 @@ def write_transitions(folder: Path, results: Sequence[Transition], grid: Transit
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutliersError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
-    text = json.dumps(result_of(results, grid, {}), allow_nan=False, indent=1)
+    content = result_of(results, grid, {})
+    text = json.dumps(content if keep_paths else shortened(content), allow_nan=False, indent=1)
     write_file(written[0], f"{text}\n".encode())
     write_csv(written[1], [row for result in results for row in fit_rows(result)] or [{"family": ""}])
     figures = {"transition": transition_figure(results)}

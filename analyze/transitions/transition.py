@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -290,12 +291,24 @@ def models(stores: Sequence[Store], criteria: Criteria, against: str) -> list[Mo
                 f"models against one of {', '.join(word for word in AGAINST if word != against)}"
             )
         result.append(Model(model if isinstance(model, str) else Path(name).stem, float(x), store))
+    result = _told_apart(result)
     if len({model.x for model in result}) == 1:
         raise OutliersError(
             f"all {len(result)} models have the same {AGAINST[against].replace('_', ' ')}, {result[0].x:.6g}; expected "
             "models that differ in it: set them against something else, or add others"
         )
     return sorted(result, key=lambda model: (model.x, model.name))
+
+
+def _told_apart(found: list[Model]) -> list[Model]:
+    """The same models; of those that are there at several revisions, each with its own in its name."""
+    counts = Counter(model.name for model in found)
+    return [model if counts[model.name] == 1 else replace(model, name=_with_revision(model)) for model in found]
+
+
+def _with_revision(model: Model) -> str:
+    revision = model.store.attrs.get("model_revision_name") or model.store.attrs.get("model_revision")
+    return model.name if revision is None else f"{model.name}@{revision}"
 
 
 def examined(

@@ -13,6 +13,7 @@ from scipy.stats import rankdata, ttest_ind
 
 from analyze.display.shown import Shown
 from analyze.display.text import jsonable
+from analyze.question.checks import check_repeats
 from analyze.transitions.models import CLOSE, KINDS, PARAMETERS, Candidates, Fit, Kind
 from analyze.types import Float64
 from capture.errors import OutliersError
@@ -278,6 +279,5 @@ def _checked(x: npt.ArrayLike, y: npt.ArrayLike, at: float | None, repeats: int,
         raise OutliersError(f"at is {at!r}; expected a finite number above 0")
     if repeats < 99:
         raise OutliersError(f"repeats is {repeats}; expected 99 or more, for p-values down to 0.01")
-    if seed < 0:
-        raise OutliersError(f"seed is {seed}; expected 0 or more")
+    check_repeats(repeats, seed)
     return x, y

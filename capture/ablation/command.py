@@ -8,6 +8,7 @@ import typer
 
 from analyze.commands.options import Json, StorePath, asks_for_criteria
 from capture.options import Device, FewSequences, Seed, StoreModel, Trust
+from capture.stderr import tell
 
 if TYPE_CHECKING:
     from analyze.question.criteria import Criteria
@@ -58,6 +59,6 @@ def ablate_command(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        typer.echo("outliers: interrupted; finished sequences are safe, and the same command goes on", err=True)
+        tell("outliers: interrupted; finished sequences are safe, and the same command goes on")
         raise typer.Exit(130) from None
     print_or_json(result, json_)

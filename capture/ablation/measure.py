@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
@@ -20,7 +20,9 @@ import numpy.typing as npt
 
 from analyze.answers.ablation import SITE_CHOICES, Ablation, check_owner, read_ablation
 from analyze.answers.find import find_outliers
+from analyze.answers.records import refuse_foreign, write_record
 from analyze.peaks.counted import lengths
+from analyze.question.checks import check_repeats
 from analyze.question.criteria import Criteria
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
@@ -29,8 +31,8 @@ from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
 from capture.models.placement import input_device
-from capture.store.files import AtomicFile
 from capture.store.identity import STORE_ID
+from capture.store.paths import user_path
 from capture.store.privacy import command_line
 from capture.store.schema import ABLATION, FEATURE, POSITION, SEQUENCE
 
@@ -89,17 +91,16 @@ def ablate(
     ----------
     Dettmers et al. 2022, LLM.int8(), section 4.2, and the last columns of Table 4.
     """
-    path = Path(store)
+    path = user_path(store)
     if site not in SITE_CHOICES:
         raise OutliersError(f"site is {site!r}; expected one of {', '.join(SITE_CHOICES)}")
     for name, number, least in (
         ("sequences", 1 if sequences is None else sequences, 1),
-        ("repeats", repeats, 1),
-        ("seed", seed, 0),
         ("batch-size", batch_size, 1),
     ):
         if number < least:
             raise OutliersError(f"{name} is {number}; expected {least} or more")
+    check_repeats(repeats, seed)
     if path.exists() and not path.is_dir():
         raise OutliersError(f"{path} is no folder; expected an unpacked store, in which the result can be kept")
     dataset = open_store(path)
@@ -119,6 +120,7 @@ def ablate(
     if file.is_file() and not overwrite:
         known = read_ablation(file)
         check_owner(file, known, dataset.attrs, dataset.sizes[FEATURE])
+        refuse_foreign(file, (_Question.of(known).key,), (question.key,), "ablate")
         return known
     if not os.access(path, os.W_OK):
         raise OutliersError(f"{path} cannot be written, and the result is kept there; copy the store, or its model")
@@ -137,6 +139,11 @@ class _Question:
     draws: tuple[tuple[int, ...], ...]
     seed: int
     sequences: int
+
+    @classmethod
+    def of(cls, found: Ablation) -> _Question:
+        """The question that a record answers."""
+        return cls(found.criteria, found.site, found.features, found.random_features, found.seed, found.sequences)
 
     @property
     def key(self) -> str:
@@ -232,9 +239,8 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
 
     question, attributes = experiment.question, experiment.attributes()
     targets = find_targets(experiment.loaded.model, experiment.placed)
-    file.parent.mkdir(exist_ok=True)
     draft = file.with_name(f".{file.stem}.partial")
-    known = _drafted(draft, attributes)
+    known = _drafted(draft, experiment, attributes)
     parts = [] if known is None else [{name: getattr(known, name) for name in ("top1", "next_top1", "nll")}]
     done = 0 if known is None else known.sequences
     steps = len(question.variants) + (question.site != "ln_mlp")
@@ -247,7 +253,7 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
 
         parts.append(_batch(experiment, targets, batch, told))
         together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-        _write(draft, experiment.ablation(together, attributes))
+        write_record(experiment.dataset, draft, experiment.ablation(together, attributes).dump())
     together = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
     command = command_line()
     result = experiment.ablation(
@@ -258,23 +264,22 @@ def _run(experiment: _Experiment, file: Path, progress: Progress | None) -> Abla
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    _write(file, result)
+    write_record(experiment.dataset, file, result.dump())
     draft.unlink(missing_ok=True)
     return result
 
 
-def _drafted(draft: Path, attributes: Mapping[str, Any]) -> Ablation | None:
-    """What an interrupted run left, where it computed as this one does."""
+def _drafted(draft: Path, experiment: _Experiment, attributes: Mapping[str, Any]) -> Ablation | None:
+    """What an interrupted run of the same question left, where it computed as this one does."""
     try:
         known = read_ablation(draft)
     except OutliersError:
         return None
-    return known if known.attributes == json.loads(json.dumps(attributes)) else None
-
-
-def _write(file: Path, ablation: Ablation) -> None:
-    with AtomicFile(file) as out:
-        out.write(ablation.dump().encode())
+    question = experiment.question
+    if known.sequences > question.sequences:
+        return None
+    same = replace(question, sequences=known.sequences).key == _Question.of(known).key
+    return known if same and known.attributes == json.loads(json.dumps(attributes)) else None
 
 
 def _batch(

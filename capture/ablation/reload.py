@@ -12,6 +12,7 @@ import numpy.typing as npt
 from capture.errors import OutliersError
 from capture.models.load import DTYPES, Loaded, load_model
 from capture.models.source import OFFLINE_MODEL
+from capture.store.paths import user_path
 
 if TYPE_CHECKING:
     from capture.sites.place import SiteMap
@@ -116,7 +117,7 @@ def check_nll(
 def _hub_commit(named: str, attributes: Mapping[str, Any]) -> str | None:
     """Commit of the hub that was captured; None for what is of this machine, or was when it was captured."""
     commit = attributes.get("model_revision")
-    local = not isinstance(commit, str) or ":" in commit or named == OFFLINE_MODEL or Path(named).exists()
+    local = not isinstance(commit, str) or ":" in commit or named == OFFLINE_MODEL or user_path(named).exists()
     return None if local else commit
 
 

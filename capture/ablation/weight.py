@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,14 @@ from analyze.display.shown import Record, Shown
 from analyze.display.text import jsonable
 from analyze.peaks.counted import lengths
 from analyze.portraits.origin import BOTH, Origin, origin
+from analyze.question.checks import check_repeats
 from analyze.question.view import View
 from analyze.reading.lazy import loaded as values_of
 from analyze.reading.open import open_store
+from analyze.types import Counts, Float64, Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE
 
 if TYPE_CHECKING:
@@ -29,9 +32,6 @@ if TYPE_CHECKING:
     from capture.ablation.maps import LinearMap
     from capture.models.load import Loaded
     from capture.sites.place import Site, SiteMap
-
-Progress = Callable[[int, int], None]
-Float64 = npt.NDArray[np.float64]
 
 SEQUENCES: Final = 4
 _POOL: Final = 10  # weights of the nearest magnitudes for each random one that is drawn from among them
@@ -53,6 +53,7 @@ class WrittenWeight(Shown):
     random : as many other weights of the map, of magnitudes as near as there are: `row`, `column`, `weight`
     nll : (variant, sequence) mean negative log-likelihood over positions >= 1 in nats: of the model as it is, without
         the weight, and without each of the random ones
+    predicted : (sequence,) int64, number of these positions, by which sequences of different lengths count
     """
 
     origin: Origin
@@ -63,12 +64,13 @@ class WrittenWeight(Shown):
     weights: int
     random: tuple[Record, ...] = field(repr=False)
     nll: Float64 = field(repr=False)
+    predicted: Counts = field(repr=False)
 
     @property
     def perplexities(self) -> list[float]:
-        """Of the model as it is, without the weight, and without each of the random ones."""
+        """Of the model as it is, without the weight, and without each of the random ones; over all positions."""
         with np.errstate(over="ignore"):
-            return [float(value) for value in np.exp(self.nll.mean(axis=1))]
+            return [float(value) for value in np.exp(np.average(self.nll, axis=1, weights=self.predicted))]
 
     @property
     def share(self) -> float:
@@ -166,15 +168,14 @@ def written_weight(
     sequences = min(SEQUENCES, captured) if sequences is None else sequences
     if not 1 <= sequences <= captured:
         raise OutliersError(f"sequences is {sequences}, and {store} has {captured}; expected 1 to {captured}")
-    if repeats < 1 or seed < 0:
-        raise OutliersError(f"repeats is {repeats} and seed is {seed}; expected 1 or more, and 0 or more")
+    check_repeats(repeats, seed)
     found = origin(dataset, feature, View(sequences=tuple(range(sequences))))
     top = found.strongest
     if top["layer"] is None:
         raise OutliersError(
             f"feature {feature} comes from {top['writer']}, and no sublayer's weight writes it; choose another feature"
         )
-    path = Path(store)
+    path = user_path(store)
     loaded, placed = reload_model(path, dataset.attrs, model=model, device=device, trust_remote_code=trust_remote_code)
     check_norms(path, loaded, placed, dataset.attrs, values_of(dataset["norm_weight"]))
     tokens = values_of(dataset["token_id"].isel({SEQUENCE: slice(sequences)}))
@@ -208,6 +209,7 @@ def written_weight(
         weights=written.weight.numel(),
         random=tuple(random),
         nll=np.array(nll),
+        predicted=np.array([len(row) - 1 for row in ids]),
     )
 
 

@@ -21,14 +21,20 @@ def cached_repository(model: str, folder: Path) -> str | None:
     model : as on the command line
     folder : where relative paths begin
     """
-    local = model == OFFLINE_MODEL or is_random(model) or model.endswith((".gguf", ".json"))
+    local = model == OFFLINE_MODEL or is_random(model) or model.lower().endswith((".gguf", ".json"))
     if local or (folder / model).exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         return None
     return model
 
 
-def removal_of(repository: str) -> DeleteCacheStrategy | None:
-    """How all revisions of a model would leave the cache, not carried out yet; None where it is not in it."""
+def removal_of(repository: str, commit: str | None = None) -> DeleteCacheStrategy | None:
+    """How a model would leave the cache, not carried out yet; None where it is not in it.
+
+    Parameters
+    ----------
+    repository : id of the model
+    commit : the one revision that goes; all of them where None
+    """
     import huggingface_hub
 
     try:
@@ -36,8 +42,9 @@ def removal_of(repository: str) -> DeleteCacheStrategy | None:
     except huggingface_hub.CacheNotFound:
         return None
     repos = frozenset(repo for repo in cache.repos if repo.repo_type == "model" and repo.repo_id == repository)
-    if not repos:
+    commits = [one.commit_hash for repo in repos for one in repo.revisions if commit in (None, one.commit_hash)]
+    if not commits:
         return None
     # A copy of a repository has the same commits: without the others, none of theirs can be meant.
     own = dataclasses.replace(cache, repos=repos)
-    return own.delete_revisions(*(revision.commit_hash for repo in repos for revision in repo.revisions))
+    return own.delete_revisions(*commits)

@@ -139,7 +139,7 @@ def describe_model(
             raise OutliersError("--max-memory was given; expected it with --device auto and a checkpoint; leave it out")
     reporter = Silence() if reporter is None else reporter
     source = find_source(model, reporter, revision=revision, configuration_alone=is_random(model))
-    if source.model.endswith(".json") and not is_random(model):
+    if source.model.lower().endswith(".json") and not is_random(model):
         raise OutliersError(
             f"{model} is a configuration without weights; expected a checkpoint, or {PREFIX}{model} to draw random ones"
         )
@@ -200,16 +200,17 @@ def _load_weights(described: Description) -> Loaded:
         if described.max_memory is not None:
             placement["max_memory"] = memory_limits(described.max_memory)
     options: dict[str, Any] = {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)}
+    options["ignore_mismatched_sizes"] = True  # they are refused below, by their names
     if source.gguf is not None and dtype == "auto":
         options = {}
     elif source.gguf is None:
         options["use_safetensors"] = True  # a pickled checkpoint can run code
     network, report = _load_network(described, {**options, **placement})
-    lacking = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
-    if lacking:  # transformers makes up random values for them
-        raise OutliersError(
-            f"the checkpoint of {model} lacks {len(lacking)} weights that {type(network).__name__} has, such as "
-            f"{lacking[0]}; expected a whole checkpoint; download or save it again"
+    _check_report(report, network, model)
+    if unused := sorted(report["unexpected_keys"]):  # as where a configuration has fewer layers than its checkpoint
+        described.reporter.warn(
+            f"{len(unused)} weights of the checkpoint of {model} have no place in {type(network).__name__}, such as "
+            f"{unused[0]}; they are left out"
         )
     if placement:
         described.reporter.say(f"the weights of {model} lie where there is room: {placed_where(network)}")
@@ -227,6 +228,22 @@ def _load_weights(described: Description) -> Loaded:
         **_computation(network),
     }
     return Loaded(network, traced(network), described.tokenizer, attributes)
+
+
+def _check_report(report: Any, network: Any, model: str) -> None:
+    """Refuse a checkpoint for whose weights transformers would make up random values."""
+    lacking, misshapen = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    if misshapen:
+        name, there, wanted = misshapen[0]
+        raise OutliersError(
+            f"{len(misshapen)} weights of the checkpoint of {model} have other shapes than its configuration says, "
+            f"such as {name} ({list(there)}, expected {list(wanted)}); download both again, from one revision"
+        )
+    if lacking:
+        raise OutliersError(
+            f"the checkpoint of {model} lacks {len(lacking)} weights that {type(network).__name__} has, such as "
+            f"{lacking[0]}; expected a whole checkpoint; download or save it again"
+        )
 
 
 def _computation(network: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from capture.errors import OutliersError, one_line
 
-_MEMORY: Final = re.compile(r"(?P<place>\d+|cpu)=(?P<size>\d+(?:\.\d+)?\s?[KMGT]i?B)", re.IGNORECASE)
+_MEMORY: Final = re.compile(r"(?P<place>\d{1,4}|cpu)=(?P<size>\d{1,9}(?:\.\d{1,9})?\s?[KMGT]i?B)", re.IGNORECASE)
 
 
 def memory_limits(text: str) -> dict[int | str, str]:

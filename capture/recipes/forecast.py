@@ -109,18 +109,13 @@ def _estimate(recipe: Recipe, entry: Entry, model: str, reporter: Reporter) -> i
 
 
 def check_room(forecasts: Sequence[Forecast], out: Path) -> None:
-    """Refuse what the disk has no room for, and a place that can be no folder of a recipe.
+    """Refuse what the disk has no room for.
 
     Raises
     ------
     OutliersError
-        The file system of `out` has fewer bytes free than the forecasts need together, or `out` is a file or a store.
+        The file system of `out` has fewer bytes free than the forecasts need together.
     """
     needed = sum(item.missing_bytes or 0 for item in forecasts)
-    folder = next(parent for parent in (out.absolute() / "x").parents if parent.exists())
-    if not folder.is_dir():
-        raise OutliersError(f"{folder} is no folder; choose another --out")
-    if (out / "zarr.json").exists():
-        raise OutliersError(f"{out} is a store; choose another folder for --out")
     instead = 'run some of it with --only, or ask for fewer sequences or raw = "none"'
     check_free_space(out / "x", needed, "the recipe", instead)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from capture.errors import OutliersError
+from capture.errors import OutliersError, brief, one_line
 from capture.models.random_weights import PREFIX
 from capture.request import DEFAULTS, OPTIONS, Option, Request
+from capture.store.paths import user_path
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -97,13 +98,15 @@ def read_recipe(path: Path | str) -> Recipe:
     OutliersError
         The file cannot be read, or something in it is unknown, missing, of the wrong type or out of range.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise OutliersError(f"no recipe at {path}; check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OutliersError(f"{path} is no TOML file ({error}); mend it there") from error
+    except OSError as error:
+        raise OutliersError(f"{path} cannot be read ({error.strerror}); expected a TOML file") from error
+    except (ValueError, RecursionError) as error:  # Python's own for numbers and lists without end
+        raise OutliersError(f"{path} is no TOML file ({one_line(error)}); mend it there") from error
     _check_keys(document, ("defaults", "analysis", "models"), f"{path}:")
     defaults = _table(document.get("defaults", {}), _DEFAULTS, f"{path}: [defaults]")
     analysis = _analysis(document.get("analysis", {}), f"{path}: [analysis]")
@@ -132,10 +135,11 @@ def _by_revision(values: dict[str, Any], where: str) -> list[dict[str, Any]]:
     for one in revisions:
         flaw = OPTIONS["revision"].flaw(one)
         if flaw is not None:
-            raise OutliersError(f"{where}: revisions has {_told(one)}{flaw}")
+            raise OutliersError(f"{where}: revisions has {brief(one, 60)}{flaw}")
     if not revisions or "revision" in values or len(set(revisions)) != len(revisions):
         raise OutliersError(
-            f"{where}: revisions = {_told(revisions)}; expected each of one or more once, and no key revision beside it"
+            f"{where}: revisions = {brief(revisions, 60)}; expected each of one or more once, and no key revision "
+            "beside it"
         )
     tables = [{**values, "revision": one} for one in revisions]
     for table in tables:
@@ -162,7 +166,7 @@ def _entry(values: dict[str, Any], defaults: Mapping[str, Any], where: str) -> E
 def _name_of(model: str, revision: str | None) -> str:
     """Name that a model's store has by default: the last part of its id or path in small letters, and its revision."""
     last = model.removeprefix(PREFIX).rstrip("/").rpartition("/")[2]
-    name = last.removesuffix(".json").removesuffix(".gguf").lower()
+    name = last.lower().removesuffix(".json").removesuffix(".gguf")
     return name if revision is None else f"{name}-{_in_name(revision)}"
 
 
@@ -188,12 +192,12 @@ def _analysis(table: Any, where: str) -> Analysis:
 def _table(table: Any, known: Mapping[str, Option], where: str) -> dict[str, Any]:
     """The values of a table, each of the expected type and range."""
     if not isinstance(table, dict):
-        raise OutliersError(f"{where}: expected a table, and it is {_told(table)}")
+        raise OutliersError(f"{where}: expected a table, and it is {brief(table, 60)}")
     _check_keys(table, tuple(known), f"{where}:")
     for key, value in table.items():
         flaw = known[key].flaw(value)
         if flaw is not None:
-            raise OutliersError(f"{where}: {key} = {_told(value)}{flaw}")
+            raise OutliersError(f"{where}: {key} = {brief(value, 60)}{flaw}")
     return table
 
 
@@ -201,8 +205,3 @@ def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) ->
     for key in table:
         if key not in known:
             raise OutliersError(f"{where} the key {key!r} is not known; expected one of {', '.join(known)}")
-
-
-def _told(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) < 60 else told[:57] + "..."

@@ -22,7 +22,7 @@ from capture.recipes.process import StepError, run_outliers
 from capture.recipes.recipe import Entry, Recipe
 from capture.store.files import AtomicFile
 from capture.store.identity import STORE_ID
-from capture.store.output import output_path
+from capture.store.output import results_folder
 from capture.store.write import StoreWriter
 
 _ABLATED: Final = 4  # sequences of each store, as `outliers ablate` has by default
@@ -106,13 +106,14 @@ def run_recipe(
     Raises
     ------
     OutliersError
-        `only` names no model of the recipe, or a model's code would have to run without permission.
+        `only` names no model of the recipe, a model's code would have to run without permission, or `out` can be no
+        folder of results.
     KeyboardInterrupt
         As everywhere; what is finished is safe, and `results.json` says so.
     """
     check_permission(recipe, only, trust_remote_code)
     chosen = frozenset(entry.name for entry in recipe.chosen(only))
-    return _Campaign(recipe, output_path(out).absolute(), clean_cache, tell).run(chosen, keep_going)
+    return _Campaign(recipe, results_folder(out).absolute(), clean_cache, tell).run(chosen, keep_going)
 
 
 def check_permission(recipe: Recipe, only: Sequence[str], trust_remote_code: bool) -> None:
@@ -208,12 +209,18 @@ class _Campaign:
         self._answer(entry, f"{preset}.ablation.json", words, log)
 
     def _clean(self, number: int, entry: Entry, store: Path, log: IO[str]) -> None:
-        """Remove the model from the hub's cache, unless a later one of the recipe needs it too."""
+        """Remove the model from the hub's cache, but for the revisions that later ones of the recipe may need."""
         repository = cached_repository(entry.request.model, self._folder)
-        later = {cached_repository(other.request.model, self._folder) for other in self._recipe.entries[number:]}
-        if repository is None or repository in later:
+        later = {
+            other.request.revision
+            for other in self._recipe.entries[number:]
+            if cached_repository(other.request.model, self._folder) == repository
+        }
+        if repository is None or entry.request.revision in later:
             return
-        removal = removal_of(repository)
+        # A store that does not say which commit it is of leaves all of them to the later ones.
+        commit = str(StoreWriter(store).attributes.get("model_revision")) if later else None
+        removal = removal_of(repository, commit)
         if removal is None:
             return
         self._outliers(["verify", str(store)], log)

@@ -302,7 +302,8 @@ def probe(model: torch.nn.Module) -> Record:
                 width = None if embedding is None else embedding.weight.shape[-1]
                 context.enter_context(mode)
                 context.enter_context(_guards(within_blocks(model), failures, width))
-            device = next(model.parameters()).device if embedding is None else input_device(model)
+            plain = embedding is None or mode is not None  # else what accelerate keeps elsewhere is asked for
+            device = next(model.parameters()).device if plain else input_device(model)
             rows = embedding.weight.shape[0] if embedding is not None else BATCH * operations.length + 1
             tokens = torch.arange(1, BATCH * operations.length + 1, device=device).reshape(BATCH, -1) % rows
             context.enter_context(operations)

@@ -13,6 +13,7 @@ from capture.store.create import stored_array
 from capture.store.files import refuse_special
 from capture.store.location import Folder
 from capture.store.metadata import MOST_JSON, TOKEN_TEXTS, read_metadata
+from capture.store.paths import user_path
 from capture.store.schema import COORDINATES, VARIABLES, VOCABULARY
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def open_group(path: Path | str) -> zarr.Group:
     """
     import zarr
 
-    path = Path(path)
+    path = user_path(path)
     read_metadata(Folder(path))
     for name in (*VARIABLES, *COORDINATES, VOCABULARY, *TOKEN_TEXTS):
         file = path / name / "zarr.json"

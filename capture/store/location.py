@@ -87,7 +87,7 @@ class Folder:
         """In one line, that no store is here, and what to do."""
         if str(self.path).startswith(URLS):
             return f"{self.path} is a URL, and this needs a store in a folder of this machine; download it first"
-        if self.path.name.endswith(".zip") and self.path.is_file():
+        if self.path.name.lower().endswith(".zip") and self.path.is_file():
             command = advice("unpack", self.path, "--out", "STORE")
             return f"{self.path} is an archive, and this needs a folder; unpack it with: {command}"
         if self.path.exists():

@@ -13,9 +13,14 @@ from capture.errors import without_passwords
 
 _RUNNING: ContextVar[tuple[str, ...] | None] = ContextVar("words of the outliers command that runs", default=None)
 
-_SECRET: Final = re.compile(r"(?i)(?:^|[_-])(?:token|secret|password|passwd|pwd|credentials?|auth|bearer|key)$")
+_SECRET: Final = re.compile(
+    r"(?i)(?:token|secret|password|passwd|passphrase|credentials?|authorization|(?:api|access|secret|private)[_-]?key)$"
+    r"|(?:^|[_-])(?:pwd|pass|pat|auth|bearer|key|cookie|sig|signature)$"
+)
 _TOKENS: Final = re.compile(
-    r"\b(?:hf_\w{8,}|sk-[\w-]{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|A[KS]IA[A-Z0-9]{12,}|eyJ[\w-]{8,}\.[\w.-]{8,})"
+    r"\b(?:hf_\w{8,}|sk-[\w-]{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|A[KS]IA[A-Z0-9]{12,}|eyJ[\w-]{8,}\.[\w.-]{8,}"
+    r"|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|npm_\w{30,}|pypi-[\w-]{16,}|ya29\.[\w-]{16,}"
+    r"|(?<=Bearer )\S+)"
 )
 _QUERY: Final = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://[^\s?#]*)[?#]\S*")
 _HIDDEN: Final = "..."
@@ -57,7 +62,7 @@ def without_secrets(words: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if follows and not word.startswith("--"):
             told.append(_HIDDEN)
-        elif equals and value and _SECRET.search(name):
+        elif equals and value and "://" not in name and _SECRET.search(name):
             told.append(f"{name}={_HIDDEN}")
         else:
             told.append(_QUERY.sub(rf"\1?{_HIDDEN}", _TOKENS.sub(_HIDDEN, without_passwords(word))))
@@ -81,6 +86,11 @@ def shortened(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [shortened(item) for item in value]
     return _shortened_text(value) if isinstance(value, str) else value
+
+
+def last_part(place: str) -> str:
+    """Where a store is, as it may leave this machine: of a path the last part, of a URL all but secrets."""
+    return _shortened_text(place) if "://" in place else re.split(r"[/\\]", place.rstrip("/\\"))[-1]
 
 
 def _shortened_command(command: Any) -> Any:

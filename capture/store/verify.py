@@ -21,6 +21,7 @@ from capture.store.lengths import lengths_flaw
 from capture.store.location import Folder
 from capture.store.members import contents
 from capture.store.metadata import MOST_JSON, ArrayMetadata, read_metadata
+from capture.store.paths import user_path
 from capture.store.rounding import round_mantissa
 from capture.store.schema import (
     CHECKSUMS,
@@ -110,7 +111,7 @@ def verify(
     OutliersError
         The store cannot be opened at all, or its metadata contradict each other.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         found = _verified(path, repair, progress)
         return replace(found, strangers=tuple(contents(path, read_metadata(Folder(path)).arrays).strangers))

@@ -25,6 +25,7 @@ from capture.store.group import open_group, read_array
 from capture.store.identity import digest_row, store_id
 from capture.store.layout import chunks_and_shards, sequences_per_group
 from capture.store.lengths import padded
+from capture.store.paths import user_path
 from capture.store.planes import Piece
 from capture.store.schema import (
     FILL,
@@ -57,7 +58,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self._root = self._root_now()
         group = open_group(self.path)
         self.attributes: dict[str, Any] = dict(group.attrs)

@@ -5,17 +5,19 @@ What was left out or could be read in two ways is counted, for the store to say.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from capture.errors import OutliersError
+from capture.models.failures import in_one_line
 from capture.store.schema import SPECIAL_TOKENS
 from capture.texts.files import Record, shown
 from capture.texts.sources import Corpus
@@ -85,9 +87,7 @@ class Documents:
         self._count = dict.fromkeys(("documents", "empty", "boms", "special"), 0)
         self._special = _special_pattern(tokenizer)
         self._template = _template(tokenizer, self._keep_text) if chat else None
-        records = iter(corpus.records)
-        first = next(records, None)
-        self._records = records if first is None else itertools.chain([first], records)
+        first, self._records = _first_of(corpus.records)
         self._ids = not chat and first is not None and _may_be_ids(first.value)
         if bos and tokenizer.bos_token_id is None:
             raise OutliersError("--bos was given, but this tokenizer has no BOS token; use --no-bos")
@@ -100,7 +100,8 @@ class Documents:
             return False
         if self._chat and first is not None:
             return self._conversation(first)[:1] == [token]
-        return list(self.tokenizer("a").input_ids[:1]) == [token]
+        with _read_by_tokenizer("the letter a, by which BOS is known (--bos or --no-bos says it too)"):
+            return list(self.tokenizer("a").input_ids[:1]) == [token]
 
     def __iter__(self) -> Iterator[npt.NDArray[np.int32]]:
         """Each document that has tokens."""
@@ -141,14 +142,15 @@ class Documents:
             return ids
         text = _checked(record.value, record.where)
         if text.startswith(_BOM):
-            text = text[1:]
+            text = text.lstrip(_BOM)
             self._count["boms"] += 1
         spelled = self._special.findall(text)
         self._count["special"] += len(spelled)
         options = {"add_special_tokens": False, "verbose": False, "split_special_tokens": self._keep_text}
         tokens: list[int] = []
         for piece in _pieces(text):
-            tokens.extend(self.tokenizer(piece, **options).input_ids)
+            with _read_by_tokenizer(record.where):
+                tokens.extend(self.tokenizer(piece, **options).input_ids)
             if len(tokens) > self._most:
                 break
         if self._keep_text and spelled:
@@ -178,8 +180,6 @@ class Documents:
         return ids
 
     def _conversation(self, record: Record) -> list[int]:
-        import jinja2
-
         messages = _messages(record)
         if not messages:
             return []
@@ -188,11 +188,32 @@ class Documents:
             ids = self.tokenizer.apply_chat_template(
                 messages, chat_template=_TODAY + str(self._template), return_dict=False, **options
             )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise OutliersError(
-                f"the chat template refuses {record.where} ({str(error).strip().partition(chr(10))[0]}); mend the row"
-            ) from error
+        except Exception as error:  # templates come with models, and fail in ways of their own
+            reason = in_one_line(error)
+            raise OutliersError(f"the chat template refuses {record.where} ({reason}); mend the row") from error
         return list(ids)
+
+
+def _first_of(records: Iterable[Record]) -> tuple[Record | None, Iterator[Record]]:
+    """The first record that holds anything, by which the kind of all is told, and all of them."""
+    following, read = iter(records), []
+    for record in following:
+        read.append(record)
+        if record.value not in ("", []):
+            break
+    return read[-1] if read else None, itertools.chain(read, following)
+
+
+@contextlib.contextmanager
+def _read_by_tokenizer(what: str) -> Iterator[None]:
+    """Tell in one line what keeps a tokenizer from reading a text, such as a vocabulary without a token for it."""
+    try:
+        yield
+    except Exception as error:
+        raise OutliersError(
+            f"the tokenizer of this model cannot read {what} ({in_one_line(error)}); leave that out of the text, or "
+            "mend the tokenizer's files"
+        ) from error
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from capture.errors import OutliersError
+from capture.store.paths import user_path
 
 KINDS: Final = ".txt, .jsonl, .json or .parquet file (.gz and .zst too), or a folder of them"
 _PLAIN: Final = (".txt",)
 _LINES: Final = (".jsonl", ".json")
 _COLUMNS: Final = (".parquet",)
+_WIDE: Final = 4  # bytes, in which a text of UTF-16 or UTF-32 has a zero
+_WIDE_BOMS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _SHOWN: Final = 40  # characters of a value in a message
 
 
@@ -38,7 +42,7 @@ class Record:
 
 def files_of(source: str) -> list[Path] | None:
     """The files behind a path, a folder's in the order of their names; None where nothing there is a text."""
-    path = Path(source)
+    path = user_path(source)
     if path.is_file():
         return [path] if ending_of(path) else None
     found = [file for file in sorted(path.rglob("*")) if file.is_file() and ending_of(file)] if path.is_dir() else []
@@ -60,9 +64,10 @@ def text_digest(source: str) -> str | None:
     for file in files:
         with _guarded(file), file.open("rb") as content:
             digests.append(hashlib.file_digest(content, "sha256").hexdigest())
-    if Path(source).is_file():
+    path = user_path(source)
+    if path.is_file():
         return digests[0]
-    named = (f"{file.relative_to(source).as_posix()} {one}\n" for file, one in zip(files, digests, strict=True))
+    named = (f"{file.relative_to(path).as_posix()} {one}\n" for file, one in zip(files, digests, strict=True))
     return hashlib.sha256("".join(named).encode()).hexdigest()
 
 
@@ -83,7 +88,10 @@ def read_file(path: Path, name: str) -> Iterator[Record]:
     with _guarded(path) as place:
         if ending in _PLAIN:
             with _opened(path) as content:
-                yield Record(content.read().decode(), str(path))
+                whole = content.read()
+                if b"\0" in whole[:_WIDE]:  # which UTF-8 may have, and texts of other encodings begin with
+                    raise UnicodeDecodeError("utf-8", whole[:_WIDE], 0, 1, "wide")
+                yield Record(whole.decode(), str(path))
         elif ending in _LINES:
             with _opened(path) as lines:
                 for place.row, line in enumerate(lines, 1):
@@ -110,8 +118,12 @@ def field_of(record: Any, name: str, where: str) -> Any:
     """
     if isinstance(record, dict) and name in record:
         return record[name]
-    has = f"its fields are {', '.join(map(str, record))}" if isinstance(record, dict) else f"it is {shown(record)}"
+    has = f"its fields are {_named(record)}" if isinstance(record, dict) else f"it is {shown(record)}"
     raise OutliersError(f"{where} has no field `{name}` ({has}); name the one that holds the text with --field")
+
+
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(map(str, names)) or "none at all"
 
 
 def shown(value: Any) -> str:
@@ -137,7 +149,7 @@ def _parquet(path: Path, name: str, place: _Place) -> Iterator[Record]:
         names = table.schema_arrow.names
         if name not in names:
             raise OutliersError(
-                f"{path} has no column `{name}`; it has {', '.join(names)}; name one of them with --field"
+                f"{path} has no column `{name}`; its columns are {_named(names)}; name one of them with --field"
             )
         for batch in table.iter_batches(columns=[name], batch_size=1024):
             for value in batch.column(0):
@@ -173,7 +185,7 @@ def _guarded(path: Path) -> Iterator[_Place]:
     place = _Place()
     try:
         yield place
-    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as error:
+    except (OSError, EOFError, ValueError, ArithmeticError, zlib.error, RecursionError) as error:
         raise _unreadable(path, place, error) from error
     except Exception as error:
         if type(error).__module__.split(".")[0] != "pyarrow":  # whose errors have no other base in common
@@ -187,7 +199,10 @@ def _unreadable(path: Path, place: _Place, error: Exception) -> OutliersError:
     row = f" at {'row' if ending_of(path) in _COLUMNS else 'line'} {place.row}" if place.row else ""
     where = f"{path} cannot be read{row}"
     if isinstance(error, UnicodeDecodeError):
-        reason, remedy = f"not UTF-8 at byte {error.start}", "convert it to UTF-8"
+        begins = place.row <= 1 and ending_of(path) not in _COLUMNS
+        wide = begins and (error.object.startswith(_WIDE_BOMS) or b"\0" in error.object[:_WIDE])
+        reason = "UTF-16 or UTF-32, by its first bytes" if wide else f"not UTF-8 at byte {error.start}"
+        remedy = "convert it to UTF-8"
     elif isinstance(error, json.JSONDecodeError):
         remedy = "expected one JSON object a line; mend it"
     elif isinstance(error, RecursionError):

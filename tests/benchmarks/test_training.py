@@ -1,6 +1,6 @@
 """A small model trained here, from its first step on, and captured at a dozen of them: the trajectory of a real run.
 
-Some minutes on one core. Everything that `trajectory` says is compared with what each store alone says.
+Three minutes of one core. Everything that `trajectory` says is compared with what each store alone says.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def test_an_output_below_a_file_is_refused(
 ) -> None:
     words = ["--out", str(text_file / "s.zarr"), "--text", str(text_file), "--sequences", "1", "--length", "8"]
     assert main(["capture", str(checkpoint), *words]) == 2
-    assert "cannot use" in one_line(capsys)
+    assert "is no folder; choose another --out" in one_line(capsys)
 
 
 def test_capture_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,14 @@ const Answers = (() => {
     };
   }
 
+  // Columns that each threshold keeps in a store, (threshold, layer, site); null where the page does not know.
+  function kept(store) {
+    const key = `${store} kept`;
+    const { blocks } = facts.stores[store].quantised;
+    if (!loading.has(key)) loading.set(key, blocks.kept ? unpack(blocks.kept) : Promise.resolve(null));
+    return loading.get(key);
+  }
+
   // Hits of groups (magnitude, feature, group): a group is a sequence, or all of them.
   function cube(data, counting, unit) {
     const key = `${counting} ${unit}`;
@@ -201,5 +209,5 @@ const Answers = (() => {
     return low;
   }
 
-  return { facts, magnitudes, load, cube, find, curves, critical, thresholds };
+  return { facts, magnitudes, load, kept, cube, find, curves, critical, thresholds };
 })();

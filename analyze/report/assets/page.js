@@ -2,7 +2,9 @@
 // Settings, and everything that follows them.
 (() => {
   const { facts, magnitudes } = Answers;
-  const { element, datum, whole, percent, number, ofStore, colour } = Charts;
+  const { element, datum, whole, percent, number, ofStore } = Charts;
+  // What sliders step through: state has an index into each.
+  const GRIDS = { magnitude: magnitudes, ...(facts.thresholds.length ? { threshold: facts.thresholds } : {}) };
   const byId = (id) => document.getElementById(id);
   const WORDS = {
     signal: { input: "norm input", output: "norm output" },
@@ -27,7 +29,7 @@
 
   function replaceHash() {
     const words = new URLSearchParams({
-      m: magnitudes[state.magnitude], layers: state.layers, positions: state.positions,
+      ...Object.fromEntries(Object.entries(GRIDS).map(([name, values]) => [name[0], values[state[name]]])), layers: state.layers, positions: state.positions,
       signal: state.signal, counting: state.counting, unit: state.unit,
     });
     if (state.rows !== Tables.SIZES[0]) words.set("rows", state.rows);
@@ -47,7 +49,10 @@
     known = location.hash;
     const words = new URLSearchParams(known.slice(1));
     const given = (name) => (words.has(name) && words.get(name).trim() !== "" ? Number(words.get(name)) : NaN);
-    if (given("m") >= 0 && given("m") < Infinity) state.magnitude = nearest(given("m"));
+    for (const name of Object.keys(GRIDS)) {
+      const value = given(name[0]);
+      if (value >= 0 && value < Infinity) state[name] = nearest(GRIDS[name], value);
+    }
     for (const name of ["layers", "positions"]) if (given(name) >= 0 && given(name) <= 1) state[name] = given(name);
     for (const [name, choices] of Object.entries(CHOICES)) if (choices.includes(words.get(name))) state[name] = words.get(name);
     if (Tables.SIZES.includes(given("rows"))) state.rows = given("rows");
@@ -62,9 +67,9 @@
 
   // --- controls
 
-  function nearest(value) {
+  function nearest(values, wanted) {
     let best = 0;
-    for (let g = 1; g < magnitudes.length; g++) if (Math.abs(magnitudes[g] - value) < Math.abs(magnitudes[best] - value)) best = g;
+    for (let g = 1; g < values.length; g++) if (Math.abs(values[g] - wanted) < Math.abs(values[best] - wanted)) best = g;
     return best;
   }
 
@@ -72,40 +77,46 @@
     const hint = byId(`${name}-hint`);
     hint.textContent = text;
     hint.classList.toggle("told", told);
-    byId(`${name}-number`).setAttribute("aria-invalid", String(told && name !== "magnitude"));
+    byId(`${name}-number`).setAttribute("aria-invalid", String(told && !(name in GRIDS)));
   }
 
-  function hintMagnitude() {
-    tell("magnitude", magnitudes.length === 1 ? "the only one embedded"
-      : `one of ${magnitudes.length}, ${number(magnitudes[0])} to ${number(magnitudes[magnitudes.length - 1])}${UNIT}`);
+  function hint(name) {
+    const values = GRIDS[name];
+    tell(name, values.length === 1 ? "the only one embedded"
+      : `one of ${values.length}, ${number(values[0])} to ${number(values[values.length - 1])}${name === "magnitude" ? UNIT : ""}`);
   }
 
-  function build() {
-    byId("magnitude").max = magnitudes.length - 1;
-    byId("magnitude").addEventListener("input", (event) => {
-      state.magnitude = Number(event.target.value);
-      hintMagnitude();
-      schedule();
-    });
-    byId("magnitude-number").addEventListener("change", (event) => {
+  function move(name, index) {
+    state[name] = index;
+    hint(name);
+    schedule();
+  }
+
+  function buildGrid(name) {
+    const values = GRIDS[name];
+    byId(name).max = values.length - 1;
+    byId(name).addEventListener("input", (event) => move(name, Number(event.target.value)));
+    byId(`${name}-number`).addEventListener("change", (event) => {
       const value = event.target.value === "" ? NaN : Number(event.target.value);
       if (!(value >= 0)) {
-        tell("magnitude", "expected a number, 0 or more", true);
+        tell(name, "expected a number, 0 or more", true);
+        schedule();
       } else {
-        state.magnitude = nearest(value);
-        if (magnitudes[state.magnitude] === value) hintMagnitude();
-        else tell("magnitude", `${value} is not in this page; ${magnitudes[state.magnitude]} is the nearest that is`, true);
+        move(name, nearest(values, value));
+        if (values[state[name]] !== value) tell(name, `${value} is not in this page; ${values[state[name]]} is the nearest that is`, true);
       }
-      schedule();
     });
-    byId("magnitude-number").addEventListener("keydown", (event) => {
+    byId(`${name}-number`).addEventListener("keydown", (event) => {
       const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
       if (!by) return;
       event.preventDefault();
-      state.magnitude = Math.min(Math.max(state.magnitude + by, 0), magnitudes.length - 1);
-      hintMagnitude();
-      schedule();
+      move(name, Math.min(Math.max(state[name] + by, 0), values.length - 1));
     });
+    hint(name);
+  }
+
+  function build() {
+    for (const name of Object.keys(GRIDS)) buildGrid(name);
     for (const name of ["layers", "positions"]) {
       byId(name).addEventListener("input", (event) => {
         state[name] = Number(event.target.value);
@@ -132,13 +143,12 @@
       button.disabled = !facts.signals.includes(signal);
       button.addEventListener("click", () => { Object.assign(state, { signal, counting, unit }); schedule(); });
     }
-    byId("preset-reset").addEventListener("click", () => { Object.assign(state, facts.opening); hintMagnitude(); schedule(); });
+    byId("preset-reset").addEventListener("click", () => { Object.assign(state, facts.opening); Object.keys(GRIDS).forEach(hint); schedule(); });
     byId("view").textContent = viewWords();
     byId("about").replaceChildren(...aboutWords().map((text) => element("p", {}, text)));
     byId("theme").addEventListener("click", () => theme(isDark() ? "light" : "dark"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(document.documentElement.dataset.theme));
     if (facts.stores.length === 1) document.title = `Outlier features of ${facts.stores[0].name}`;
-    hintMagnitude();
   }
 
   function viewWords() {
@@ -205,6 +215,8 @@
   });
 
   const table = Tables.build({ state, result: (s) => results[s], change: schedule });
+  const curves = Curves.build({ state, results: () => results, move: (index) => move("magnitude", index) });
+  const quantise = Quantise.build({ state, quoted, move: (index) => move("threshold", index) });
 
   function card(s) {
     const { hits, answer } = results[s];
@@ -228,7 +240,9 @@
   }
 
   // A word for a shell. Names of folders and sites are a stranger's, and this line is there to be copied.
-  const quoted = (word) => (/^[\w.@%+=:,-]+$/.test(word) ? String(word) : `'${word.replaceAll("'", "'\\''")}'`);
+  function quoted(word) {
+    return /^[\w.@%+=:,-]+$/.test(word) ? String(word) : `'${word.replaceAll("'", "'\\''")}'`;
+  }
 
   // Whole numbers as one, or from the least to the largest.
   function span(values) {
@@ -241,58 +255,11 @@
       "--signal", state.signal, "--counting", state.counting, "--layer-unit", state.unit, ...facts.view].map(quoted).join(" ");
   }
 
-  // --- charts of all stores
-
-  const from = magnitudes[0] > 0 ? 0 : 1;
-  const x = magnitudes.slice(from);
-  const KINDS = [
-    ["count", "Outliers", (v) => (v > 0 ? v : null), (v) => whole(v), true],
-    ["distinct", "Distinct features, share of the width", (v, s) => (100 * v) / facts.stores[s].width, (v, s) => percent(v / facts.stores[s].width), false],
-    ["meanLayers", "Mean L%", (v) => (Number.isNaN(v) ? null : 100 * v), percent, false],
-    ["meanPositions", "Mean S%", (v) => (Number.isNaN(v) ? null : 100 * v), percent, false],
-  ];
-
-  const charts = KINDS.map(([name, title, value, say, log]) => Charts.chart({
-    title,
-    label: `${title} against the magnitude; the line above reads the values`,
-    build: (handle) => {
-      const shared = results.map(({ curves }, s) => curves[name].slice(from).map((v) => value(v, s)));
-      const most = Math.max(1, ...shared.flat());
-      handle.read = (g) => {
-        handle.reading.replaceChildren(`at ${number(magnitudes[g])}: `, ...results.flatMap(({ curves }, s) => [
-          s ? " · " : "", element("b", { style: { color: ofStore(s) } }, say(curves[name][g], s))]));
-      };
-      handle.read(state.magnitude);
-      return {
-        data: [x, ...shared],
-        options: {
-          cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false }, sync: { key: "outliers" },
-            bind: { click: (u) => () => {
-              if (u.cursor.idx !== null && u.cursor.idx !== undefined) { state.magnitude = u.cursor.idx + from; hintMagnitude(); schedule(); }
-            } } },
-          scales: { x: { time: false, distr: 3, range: () => Charts.padded(x[0], x[x.length - 1]) },
-            y: log ? { distr: 3, range: () => [0.8, most * 1.6] } : { range: () => [0, 103] } },
-          axes: [Charts.logAxis({ size: 30 }), log ? Charts.logAxis({ size: 50 }) : Charts.axis({ size: 50, values: (u, splits) => splits.map((v) => `${v}%`) })],
-          series: [{}, ...facts.stores.map((store, s) => ({
-            label: store.name, stroke: colour(`--s${s % 8}`), width: 2, dash: Charts.DASHES[Math.floor(s / 8) % 4 || s % 4],
-            points: { show: x.length === 1, size: 6 }, spanGaps: false,
-          }))],
-          hooks: {
-            draw: [Charts.marker(() => magnitudes[state.magnitude])],
-            setCursor: [(u) => handle.read(u.cursor.idx === null || u.cursor.idx === undefined ? state.magnitude : u.cursor.idx + from)],
-          },
-        },
-      };
-    },
-  }));
-  byId("charts").append(...charts.map(({ figure }) => figure));
-
   // --- everything that follows the settings
 
   let asked = 0;
   let waiting = false;
   let spoken = 0;
-  let drawn = "";
 
   function schedule() {
     asked += 1;
@@ -305,7 +272,10 @@
     const turn = asked;
     controls();
     writeHash();
-    const data = await Promise.all(facts.stores.map((_, s) => Answers.load(s, state.signal)));
+    const [data, kept] = await Promise.all([
+      Promise.all(facts.stores.map((_, s) => Answers.load(s, state.signal))),
+      Promise.all(facts.stores.map((_, s) => Answers.kept(s))),
+    ]);
     if (turn !== asked) return; // the settings have moved on, and another turn is on its way
     results = data.map((each) => {
       const hits = Answers.cube(each, state.counting, state.unit);
@@ -314,13 +284,8 @@
     byId("results").hidden = false;
     byId("trouble").hidden = true;
     facts.stores.forEach((_, s) => { card(s); table(s); });
-    // Curves depend on everything but the magnitude, which is only a line on them.
-    const curves = JSON.stringify([state.layers, state.positions, state.signal, state.counting, state.unit]);
-    for (const handle of charts) {
-      if (curves !== drawn || !handle.u) handle.redraw();
-      else { handle.read(state.magnitude); handle.u.redraw(false, false); }
-    }
-    drawn = curves;
+    curves();
+    quantise(kept);
     portrait();
     document.body.dataset.settled = String(turn);
     clearTimeout(spoken);
@@ -331,9 +296,11 @@
   }
 
   function controls() {
-    byId("magnitude").value = state.magnitude;
-    byId("magnitude").setAttribute("aria-valuetext", number(magnitudes[state.magnitude]));
-    byId("magnitude-number").value = magnitudes[state.magnitude];
+    for (const [name, values] of Object.entries(GRIDS)) {
+      byId(name).value = state[name];
+      byId(name).setAttribute("aria-valuetext", number(values[state[name]]));
+      byId(`${name}-number`).value = values[state[name]];
+    }
     for (const name of ["layers", "positions"]) {
       byId(name).value = state[name];
       byId(name).setAttribute("aria-valuetext", percent(state[name]));
@@ -346,7 +313,7 @@
 
   let opened = "";
   function portrait() {
-    const key = state.portrait ? JSON.stringify([state.portrait, { ...state, portrait: null, rows: 0, sort: 0, down: 0 }]) : "";
+    const key = state.portrait ? JSON.stringify([state.portrait, { ...state, portrait: null, rows: 0, sort: 0, down: 0, threshold: 0 }]) : "";
     if (key === opened) return;
     opened = key;
     if (!state.portrait) { Portrait.close(); return; }

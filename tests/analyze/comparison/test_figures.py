@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from matplotlib.testing.compare import compare_images
 
 from analyze import Criteria
-from analyze.comparison.figures import PLANS, draw, figure_of, plain_text, spread, write_figures
+from analyze.comparison.figures import PLANS, draw, figure_of, spread, write_figures
 from analyze.comparison.result import Comparison, columns
-from analyze.display.figures import save
+from analyze.display.figures import save, words
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 BY_NAME = {plan.name: plan for plan in PLANS}
@@ -143,7 +143,7 @@ def test_a_strangers_name_is_text(tmp_path: Path) -> None:
     save(figure, tmp_path / "a.svg")
     (text,) = figure.axes[0].texts
     assert len(text.get_text()) < 40
-    assert plain_text("a$b\n") == r"a\$b "
+    assert words("a$b\n") == r"a\$b "
     figure = draw([{**ROWS[0], "model": "org/"}, {**ROWS[0], "model": ""}], BY_NAME[SHOWN[0]])
     save(figure, tmp_path / "a.png")
 

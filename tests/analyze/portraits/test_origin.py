@@ -55,6 +55,14 @@ def test_sublayers_that_read_the_same_stream_write_together() -> None:
     assert origin(builders.dataset(x[:, :, :1]), 2).strongest["writer"] == "layer 1, attention and feed-forward"
 
 
+def test_a_sequence_that_is_skipped_whole_has_no_row() -> None:
+    found = origin(builders.dataset(planted(), length=np.array([2, 6])), 2, View(skip_first=2))
+    assert [row["sequence"] for row in found.rows()] == [1]
+    assert found.strongest["contribution"] == -600
+    with pytest.raises(OutliersError, match="leaves out every position"):
+        origin(builders.dataset(planted(), length=np.array([2, 6])), 2, View(sequences=(0,), skip_first=2))
+
+
 def test_positions_and_sequences_can_be_left_out() -> None:
     store = builders.dataset(planted())
     found = origin(store, 2, View(sequences=(0,), skip_first=4))

@@ -13,9 +13,9 @@ import xarray as xr
 
 from analyze import Criteria, OutliersError, critical_magnitudes, feature_map, open_store, portrait, walk
 from analyze.cli import main
-from analyze.display.figures import save
+from analyze.display.figures import save, words
 from analyze.display.tables import print_result
-from analyze.portraits.drawing import signed_number, signed_ticks, words
+from analyze.portraits.drawing import signed_number, signed_ticks
 from analyze.portraits.figures import map_figure, portrait_figure
 from analyze.portraits.walk_figure import walk_figure
 from tests import builders

@@ -198,6 +198,19 @@ def test_rows_that_are_not_finite_are_counted_and_harm_no_other(tmp_path: Path) 
     json.dumps(rows, allow_nan=False)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_left_out_sets_no_scale_of_smoothquant(value: float) -> None:
+    values = spread((1, *SHAPE[1:]))
+    spoilt = np.insert(values, 4, 1e3, axis=3)
+    spoilt[:, :, :, 4, 7] = value
+    rows = [
+        quantize(weighted(builders.dataset(x, x)), ["int4-token"], transforms=["smooth:0.5"]).rows()
+        for x in (values, spoilt)
+    ]
+    assert rows[0] == rows[1]
+    assert all(row["output_error"] is not None for row in rows[0])
+
+
 def test_positions_that_do_not_count_count_nowhere(tmp_path: Path) -> None:
     values = spread()
     values[2, 1, 1, 0, 0] = np.nan
@@ -225,10 +238,14 @@ def test_positions_that_do_not_count_count_nowhere(tmp_path: Path) -> None:
         (["--transform", "smooth:1.5"], "expected smooth:A with A from 0 to 1"),
         (["--transform", "quarot"], "expected none, hadamard"),
         (["--transform", "smooth:0.5"], "no weight_peak"),
+        (["--transform", "hadamard:1234567890123456"], "hadamard:SEED (at most 15 digits)"),
         (["--threshold", "0"], "threshold is 0"),
+        (["--threshold", "-1"], "threshold is -1.0; expected a finite number"),
         (["--threshold", "6", "--scheme", "mxfp4"], "by token alone"),
         (["--skip-first", "9"], "skip-first is 9"),
         (["--plot", "x.jpg"], "suffix"),
+        (["--overwrite"], "overwrite are for --perplexity"),
+        (["--model", "m"], "model, trust-remote-code and overwrite are for --perplexity"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(

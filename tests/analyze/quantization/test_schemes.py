@@ -253,6 +253,8 @@ def test_smooth_scales_are_those_of_the_published_code() -> None:
         ("int8", "expected intB-tensor"),
         ("fp6-token", "expected intB-tensor"),
         ("INT8-token", "expected intB-tensor"),
+        ("int08-token", "expected intB-tensor"),
+        ("int\u0668-token", "expected intB-tensor"),  # an Arabic 8
         ("int4-group64", "groups of 64 features, and the model is 48 wide"),
     ],
 )

@@ -13,7 +13,7 @@ from analyze import OutliersError, View, open_store, quantize, quantize_static
 from analyze.cli import main
 from analyze.quantization.schemes import scheme
 from tests import builders
-from tests.analyze.quantization.test_quantize import spread
+from tests.analyze.quantization.test_quantize import spread, weighted
 
 SHAPE = (4, 2, 2, 9, 24)
 
@@ -55,6 +55,26 @@ def test_every_place_is_the_definition(stores: tuple[Path, Path]) -> None:
         assert clipped > 0
     for number in range(3):
         assert np.allclose(found.own_error[number], own.table["error"].values[number], rtol=1e-12)
+
+
+def test_places_without_values_count_nowhere_and_rows_are_as_those_of_quantize(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    values = spread((3, *SHAPE[1:]))
+    values[:, 0, 0] = 0
+    data = weighted(builders.dataset(values, values))
+    found = quantize_static(data, data, ["int4-tensor"], resamples=9)
+    one, *_, last = found.rows()
+    assert np.isnan(found.rows()[1]["error"])
+    assert one["error"] == pytest.approx(np.nanmean(found.error))
+    assert all(np.isfinite(row["error"]) for row in found.number_rows())
+    own = quantize(data, ["int4-tensor"]).rows()
+    assert list(own[0]) == [name for name in one if name not in ("own_error", "clipped_share")]
+    x, weights = values[:, 1, 1].astype(np.float64), data["weight_norm"].values[1, 1].astype(np.float64) ** 2
+    limit = np.float32(np.abs(values[:, 1, 1]).max())
+    result = [scheme("int4-tensor").quantised(matrix.copy(), limit) for matrix in values[:, 1, 1]]
+    assert last["output_error"] == pytest.approx(((x - result) ** 2 * weights).sum() / (x**2 * weights).sum())
+    assert not recwarn.list
 
 
 def test_draws_of_calibration_sequences_are_those_of_a_loop(stores: tuple[Path, Path]) -> None:
@@ -104,7 +124,7 @@ def test_views_and_values_that_are_not_finite(tmp_path: Path, stores: tuple[Path
     values[0, 1, 0, 2, 3] = np.inf
     broken = builders.on_disk(tmp_path / "b.zarr", values, values)
     assert np.isfinite(quantize_static(broken, stores[1], resamples=2).error).all()
-    with pytest.raises(OutliersError, match="no finite largest magnitude in sequence 0 at layer 1, site 0"):
+    with pytest.raises(OutliersError, match="no finite largest magnitude in sequence 0 at layer 1, ln_attn"):
         quantize_static(stores[0], broken)
 
 

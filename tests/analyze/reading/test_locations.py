@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -164,11 +165,11 @@ def test_a_stored_view_reads_metadata_and_peaks_of_its_signal_only(folder: Path,
     requests = server.requests()
     asked = {request.path.split("/")[2] for request in requests}
     assert asked == {
-        *("zarr.json", "signal", "site", "done", "nll"),
+        *("zarr.json", "signal", "site", "done", "nll", "digest"),
         *("layer_high", "layer_low", "position_peak", "nonfinite_count"),
     }
     # One for each file: these are so small that they come with their index.
-    assert len(requests) == len({request.path for request in requests}) == 1 + 2 + 3 * 6
+    assert len(requests) == len({request.path for request in requests}) == 1 + 2 + 3 * 7
     assert all(request.method == "GET" and request.status in (200, 206) for request in requests)
 
 
@@ -523,3 +524,73 @@ def test_a_password_in_a_url_is_not_repeated(
     told = capsys.readouterr().err
     assert "hidden" not in told
     assert "http://...@" in told
+
+
+def serving(folder: Path, head: Callable[[int, int, int, bool], str]) -> Callable[[socket.socket, bytes], None]:
+    """A server of a folder whose heads are what a function says of (start, stop, size of the file, whether parts)."""
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        data = (folder / request.split()[1].decode().lstrip("/")).read_bytes()
+        start, stop = 0, len(data)
+        asked = re.search(rb"range: bytes=(\d*)-(\d*)", request, re.IGNORECASE)
+        if asked is not None and asked[1] == b"":
+            start = max(0, stop - int(asked[2]))
+        elif asked is not None:
+            start, stop = int(asked[1]), int(asked[2]) + 1
+        words = head(start, stop, len(data), asked is not None)
+        connection.sendall(f"HTTP/1.1 {words}\r\nConnection: close\r\n\r\n".encode() + data[start:stop])
+        connection.close()
+
+    return answer
+
+
+def sound(start: int, stop: int, size: int, part: bool, length: int | None = None, of: int | str | None = None) -> str:
+    status = (
+        f"206 Partial\r\nContent-Range: bytes {start}-{stop - 1}/{size if of is None else of}" if part else "200 OK"
+    )
+    return f"{status}\r\nContent-Length: {stop - start if length is None else length}"
+
+
+HEADS: dict[str, tuple[Callable[[int, int, int, bool], str], str]] = {
+    "compressed": (
+        lambda *of: sound(*of) + "\r\nContent-Encoding: gzip",
+        "compresses its files .gzip.; have it",
+    ),
+    "no length": (lambda *of: sound(*of).rpartition("\r\n")[0], "not those of a file server .Content-Length .*missing"),
+    "another range": (
+        lambda start, stop, size, part: sound(start + part, stop + part, size + 1, part),
+        "not those of a file server .Requested .* got",
+    ),
+    "an unknown size": (
+        lambda start, stop, _, part: sound(start, stop, "*", part),
+        "not those of a file server .value for CONTENT_RANGE",
+    ),
+    "a size that is none": (
+        lambda start, stop, _, part: sound(start, stop, 10**15, part),
+        "not those of a file server .Requested .* got",
+    ),
+    "no range": (
+        lambda *of: sound(*of) if not of[3] else f"206 Partial\r\nContent-Length: {of[1] - of[0]}",
+        "not those of a file server .Content-Range",
+    ),
+    "a loop": (lambda *of: "302 Found\r\nLocation: /s.zarr/zarr.json", "not those of a file server .error foll"),
+    "a redirect to a file": (
+        lambda *of: "302 Found\r\nLocation: file:///etc/passwd",
+        "those of a file server .302",
+    ),
+    "no date": (lambda *of: sound(*of) + "\r\nLast-Modified: now", "not those of a file server .Invalid last modified"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_servers_that_are_none_of_files_say_why(kind: str, folder: Path) -> None:
+    """Their answers are never taken for values, and nobody is told to try again."""
+    with servers.answering(serving(folder, sound)) as url:
+        assert find_outliers(f"{url}/s.zarr", MANY[0]) == find_outliers(folder / "s.zarr", MANY[0])
+    head, said = HEADS[kind]
+    with servers.answering(serving(folder, head)) as url:
+        for name in ("s.zarr", "s.zarr.zip"):
+            with pytest.raises(OutliersError, match=said) as caught:
+                find_outliers(f"{url}/{name}", MANY[0])
+            assert "\n" not in str(caught.value)
+            assert "try again" not in str(caught.value)

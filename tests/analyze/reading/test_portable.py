@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from analyze import Criteria, find_outliers, open_store, portable
+from analyze import Criteria, OutliersError, find_outliers, open_store, portable
 from tests import builders
 
+ENCODED = ("shards", "chunks", "compressors", "serializer")
 ATTRIBUTES = {"text_revision": None, "bos": True, "sites": [{"layer": 0, "feeds": ["a"]}], "versions": {"zarr": "3"}}
 
 
@@ -56,9 +57,32 @@ def test_a_copy_can_be_asked(write: Callable[[xr.Dataset, Path], xr.Dataset], st
     assert find_outliers(copy, criteria).to_dict() == find_outliers(store, criteria).to_dict()
 
 
-def test_what_plain_xarray_copies(store: Path, tmp_path: Path) -> None:
+def test_what_plain_xarray_refuses(store: Path, tmp_path: Path) -> None:
     """As `docs/opening.md` says."""
     opened = xr.open_zarr(store)
-    with pytest.raises(ValueError, match="chunks"):
-        opened.to_zarr(tmp_path / "a.zarr")
-    xr.testing.assert_identical(zarr(opened.drop_encoding(), tmp_path).load(), opened.load())
+    for part in (opened, opened.isel(sequence=[0]), opened[["norm_input"]], opened[["position_peak"]]):
+        with pytest.raises(ValueError, match="chunks"):
+            part.to_zarr(tmp_path / "a.zarr", mode="w")
+    with pytest.raises(TypeError, match="None"):
+        opened.to_netcdf(tmp_path / "a.nc")
+
+
+COPIES: dict[str, Callable[[Path, Path], object]] = {
+    "without its encoding": lambda store, path: xr.open_zarr(store).drop_encoding().to_zarr(path),
+    "aligned": lambda store, path: xr.open_zarr(store).to_zarr(path, align_chunks=True),
+    "without dask": lambda store, path: xr.open_zarr(store, chunks=None).to_zarr(path),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_what_plain_xarray_copies(way: str, store: Path, tmp_path: Path) -> None:
+    """As `docs/opening.md` says."""
+    path = tmp_path / "copy.zarr"
+    COPIES[way](store, path)
+    opened, copy = xr.open_zarr(store), xr.open_zarr(path)
+    encoded = [copy[name].encoding[word] == opened[name].encoding[word] for name in opened for word in ENCODED]
+    assert all(encoded) == (way != "without its encoding")
+    xr.testing.assert_identical(copy.load(), opened.load())
+    assert copy.outliers.find(magnitude=2) == xr.open_zarr(store).outliers.find(magnitude=2)
+    with pytest.raises(OutliersError, match=r"is no store|with xarray.open_zarr\(path\).outliers"):
+        open_store(path)

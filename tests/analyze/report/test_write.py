@@ -298,6 +298,10 @@ def test_private_attributes_stay_out(tmp_path: Path) -> None:
     shown = dict(store["attributes"])
     assert (shown["text_source"], shown["text_revision"]) == ("text.txt", "hf:org/name:a/b")
     assert (shown["weight_quantisation"], shown["architecture"]) == ("q4", "A")
+    assert main(["report", str(path), "--out", str(out), "--keep-paths"]) == 0
+    store = facts_of(out)["stores"][0]
+    assert (store["folder"], store["name"]) == (str(path), "/home/secret/models/mine/")
+    assert "command_line" not in out.read_text()
 
 
 def test_the_same_stores_make_the_same_page(tmp_path: Path) -> None:
@@ -409,9 +413,11 @@ def test_nothing_but_zeros(tmp_path: Path) -> None:
 
 def test_wrong_input(tmp_path: Path) -> None:
     store = builders.dataset(builders.random_activations())
-    for out in (tmp_path, tmp_path / "absent" / "r.html"):
+    (tmp_path / "folder.html").mkdir()
+    for out in (tmp_path / "folder.html", tmp_path / "absent" / "r.html"):
         with pytest.raises(OutliersError, match="expected a file in a folder that exists"):
             write_report(store, out)
+    (tmp_path / "folder.html").rmdir()
     with pytest.raises(OutliersError, match="no store to report on"):
         write_report([], tmp_path / "r.html")
     for signals, words in (([], "no signal"), (["both"], "signal is 'both'")):
@@ -419,7 +425,7 @@ def test_wrong_input(tmp_path: Path) -> None:
             write_report(store, tmp_path / "r.html", signals=signals)
     with pytest.raises(OutliersError, match="^store 2: sequences has 2; the store has sequences 0 to 1"):
         write_report([store, store.isel(sequence=[0, 1])], tmp_path / "r.html", Criteria(sequences=(2,)))
-    for name in ("r", "s.zarr.zip"):
+    for name in (".", "r", "s.zarr.zip"):
         with pytest.raises(OutliersError, match=r"expected a file ending in \.html"):
             write_report(store, tmp_path / name)
     for budget in (0, -1.0, float("nan")):
@@ -437,6 +443,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     facts = facts_of(out)
     assert facts["opening"] == {
         "magnitude": 3,
+        "threshold": 3,
         "layers": 0.5,
         "positions": 0.06,
         "signal": "input",

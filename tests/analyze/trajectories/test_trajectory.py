@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import xarray as xr
 
 from analyze import Criteria, OutliersError, critical_magnitudes, find_outliers, open_store, trajectory
 from analyze.cli import main
+from analyze.trajectories.figures import trajectory_figure
 from tests import builders
 
 STEPS = (0, 100, 1000, 5000, 20_000)
@@ -154,6 +157,48 @@ def test_equal_norms_with_other_losses_are_called_out_unless_they_say_nothing(tm
     assert trajectory(made("untrained", np.ones_like(norms(0))), resamples=0).duplicates == ()
 
 
+@pytest.mark.parametrize(
+    ("lacking", "duplicates"),
+    [
+        (lambda s: s.drop_vars("nll"), [((0, 100), False)]),
+        (lambda s: s.assign(nll=s["nll"] * np.nan), [((0, 100), False)]),
+        (lambda s: s.drop_vars(["nll", "norm_weight"]), []),
+    ],
+)
+def test_losses_that_nobody_knows_are_never_the_same(
+    run: list[Path], lacking: Callable[[xr.Dataset], xr.Dataset], duplicates: list[object]
+) -> None:
+    """A checkpoint under two names, and another, none of which says what its losses are."""
+    first, other = open_store(run[0]), open_store(run[2])
+    stores = [lacking(one) for one in (first, first.assign_attrs(model_revision="step100"), other)]
+    result = trajectory(stores, resamples=20)
+    assert [(one.steps, one.same_losses) for one in result.duplicates] == duplicates
+    assert all(math.isnan(row["perplexity"]) and math.isnan(row["perplexity_low"]) for row in result.rows())
+    assert [row["count"] for row in result.rows()] == [find_outliers(one).count for one in (first, first, other)]
+    assert "perplexity unknown" in str(result)
+    assert trajectory_figure(result).axes
+
+
+@pytest.mark.slow
+def test_a_hundred_checkpoints_in_any_order(tmp_path: Path) -> None:
+    """More than most systems let a process have open at once, were each to hold its arrays' files."""
+    steps = [1000 * n for n in range(100)]
+    x = activations(1000)[:, :2, :, :4]
+    stores = [
+        builders.on_disk(
+            tmp_path / f"{step}.zarr", x + step / 1e6, raw="none", attributes={"model_revision": f"step{step}"},
+            norm_weight=np.full((2, 2, 12), 1 + step, np.float32),
+        )
+        for step in steps
+    ]  # fmt: skip
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    result = trajectory(np.random.default_rng(0).permutation(np.array(stores, object)).tolist(), resamples=0)
+    assert [row["step"] for row in result.rows()] == steps
+    assert result.dataset.sizes["step"] == 100
+    if before:
+        assert len(os.listdir("/proc/self/fd")) < before + 20
+
+
 def test_folders_of_checkpoints_name_their_steps(tmp_path: Path) -> None:
     paths = [
         store(tmp_path, step, model_id=f"runs/a/checkpoint-{step}", model_revision=f"sha256:{step}")
@@ -193,6 +238,27 @@ def test_steps_can_be_given(tmp_path: Path) -> None:
     assert [row["revision"] for row in result.rows()] == ["stage2-step2", "stage1-step3", "main"]
 
 
+@pytest.mark.parametrize("steps", [(0, 1, 600), (0, 500, 1000), (5, 10, 5000), (1000, 1001, 1002), (0, 1, 2)])
+def test_every_panel_shows_the_training_and_nothing_before_it(run: list[Path], steps: tuple[int, ...]) -> None:
+    """Also where only some checkpoints have a mean share; the axis is logarithmic where it spans much."""
+    result = trajectory(run[:1] + run[3:], Criteria(magnitude=10), steps=steps, resamples=0)
+    assert [row["count"] > 0 for row in result.rows()] == [False, True, True]
+    panels = trajectory_figure(result).axes
+    assert len({panel.get_xlim() for panel in panels}) == 1
+    left, right = panels[0].get_xlim()
+    to_axis = panels[0].transScale.transform
+    first, *_, last = (to_axis((step, 1))[0] for step in steps)
+    start, end = (to_axis((limit, 1))[0] for limit in (left, right))
+    assert start < first < last < end
+    assert last - first > 0.9 * (end - start)
+    assert all(any(left <= tick <= right for tick in panel.get_xticks()) for panel in panels)
+
+
+def test_tokens_too_rounded_to_tell_checkpoints_apart_are_drawn(tmp_path: Path) -> None:
+    paths = [store(tmp_path, step, model_revision=f"step{step}-tokens0B") for step in (100, 200)]
+    assert len(trajectory_figure(trajectory(paths, by="tokens", resamples=0)).axes) == 5
+
+
 def changed(path: Path, **changes: object) -> xr.Dataset:
     return open_store(path).assign_attrs(changes)
 
@@ -205,6 +271,8 @@ def changed(path: Path, **changes: object) -> xr.Dataset:
         (lambda s: s.assign_attrs(compute_dtype="bfloat16"), "differ in compute_dtype ('float32' and 'bfloat16')"),
         (lambda s: s.assign_attrs(model_revision="stage2-step9"), "model ('planted/run' and 'planted/run@stage2')"),
         (lambda s: s.isel(sequence=[0]), "differ in number of sequences (3 and 1)"),
+        (lambda s: s.isel(feature=range(8)), "differ in number of features (12 and 8)"),
+        (lambda s: s.isel(site=[0]), "number of sites (2 and 1); sites ('ln_attn, ln_mlp' and 'ln_attn')"),
         (lambda s: s.assign(token_id=s["token_id"] + 1), "differ in text (other tokens)"),
         (lambda s: s.assign_attrs(model_revision="step0"), "are both of step 0"),
         (lambda s: s.assign_attrs(model_revision="main"), "does not say of which step it is ('main', 'planted/run')"),

@@ -13,13 +13,14 @@ torch = pytest.importorskip("torch")
 
 import transformers  # noqa: E402
 
+from analyze import store_info  # noqa: E402
 from analyze.cli import main  # noqa: E402
 from capture.ablation.maps import last_maps  # noqa: E402
 from capture.ablation.weight import written_weight  # noqa: E402
 from capture.errors import OutliersError  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
-from tests.conftest import tiny_llama, tiny_tokenizer  # noqa: E402
+from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
 FEATURE, COLUMN = 5, 3
 LENGTH = 12
@@ -71,10 +72,21 @@ def test_a_planted_weight_is_found(name: str, tmp_path: Path, text_file: Path) -
     assert all(cell != (FEATURE, COLUMN) for cell in cells[2:])
 
 
-def captured(network: Any, folder: Path, text: Path) -> Path:
+def test_sequences_count_by_their_tokens(tmp_path: Path) -> None:
+    network = tiny_llama()
+    network.model.layers[1].mlp.down_proj.weight.data[FEATURE, COLUMN] = 5000
+    texts = [" ".join(WORDS[:count]) for count in (3, 9)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    store = captured(network, tmp_path, tmp_path / "prompts.jsonl", "--documents")
+    result = written_weight(store, FEATURE, repeats=1)
+    assert result.perplexities[0] == pytest.approx(store_info(store).perplexity, rel=1e-5)
+    assert result.perplexities[1] == pytest.approx(np.exp(result.nll[1] @ [2 / 10, 8 / 10]))
+
+
+def captured(network: Any, folder: Path, text: Path, *more: str) -> Path:
     network.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    words = ["--text", str(text), "--sequences", "3", "--length", str(LENGTH), "--dtype", "float32"]
+    words = ["--text", str(text), "--sequences", "3", "--length", str(LENGTH), "--dtype", "float32", *more]
     assert main(["capture", str(folder / "model"), "--out", str(folder / "s.zarr"), *words]) == 0
     return folder / "s.zarr"
 

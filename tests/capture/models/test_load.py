@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from capture.errors import OutliersError
 from capture.models import source as sources
 from capture.models.load import load_config, load_model
 from capture.models.source import find_source
+from capture.progress import Silence
 from tests.architectures import ARCHITECTURES
 from tests.conftest import tiny_llama
 
@@ -72,6 +74,10 @@ def test_without_its_package_the_offline_model_is_the_original(monkeypatch: pyte
     ("name", "expected"),
     [
         ("no/such/folder", "no model at"),
+        ("", "MODEL is empty"),
+        ("random:", "MODEL is empty"),
+        ("m\0", "has a NUL character"),
+        ("m" * 300, "300 bytes long; expected 255 or fewer"),
         ("./here", "no model at"),
         ("missing.gguf", "no GGUF file at"),
     ],
@@ -79,6 +85,15 @@ def test_without_its_package_the_offline_model_is_the_original(monkeypatch: pyte
 def test_a_path_that_leads_nowhere_is_refused(name: str, expected: str) -> None:
     with pytest.raises(OutliersError, match=expected):
         find_source(name)
+
+
+@pytest.mark.parametrize("name", ["~/m", "random:~/m", "~/m/config.JSON"])
+def test_a_model_at_home(name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = copied(checkpoint, tmp_path / "m")
+    (folder / "config.JSON").write_bytes((folder / "config.json").read_bytes())
+    assert find_source(name).model == str(folder) + name.removeprefix("random:").removeprefix("~/m")
+    assert load_config(name).hidden_size == 24
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
@@ -136,6 +151,32 @@ def copied(checkpoint: Path, folder: Path) -> Path:
     for file in checkpoint.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
+
+
+@pytest.mark.parametrize(("name", "value"), [("intermediate_size", 33), ("num_key_value_heads", 4), ("vocab_size", 65)])
+def test_weights_of_other_shapes_are_named(name: str, value: int, checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    told = r"weights of the checkpoint .* have other shapes .* such as [\w.]+ \(\[\d+, \d+\], expected \[\d+, \d+\]\)"
+    with pytest.raises(OutliersError, match=told):
+        load_model(str(folder))
+
+
+def test_weights_that_have_no_place_are_told(checkpoint: Path, tmp_path: Path) -> None:
+    folder = copied(checkpoint, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    heard: list[str] = []
+
+    class Listener(Silence):
+        def warn(self, words: str) -> None:
+            heard.append(words)
+
+    assert len(load_model(str(folder), reporter=Listener()).model.model.layers) == 2
+    assert len(heard) == 1
+    assert "9 weights of the checkpoint" in heard[0]
+    assert "model.layers.2." in heard[0]
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint: Path, tmp_path: Path) -> None:

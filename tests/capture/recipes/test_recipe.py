@@ -20,6 +20,29 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def test_a_recipe_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.toml").write_text('[[models]]\nmodel = "~/Files/M.GGUF"\n')
+    (entry,) = read_recipe("~/r.toml").entries
+    assert (entry.name, entry.request.model) == ("m", "~/Files/M.GGUF")
+
+
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = " + "[" * 9999, "a = 1\0", "models", "a = 1\na = 2"])
+def test_what_is_no_toml_is_one_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(OutliersError, match=r"r\.toml is no TOML file \(.*\); mend it there$") as caught:
+        read_recipe(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(OutliersError, match="cannot be read"):
+        read_recipe(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    assert read_recipe(write(tmp_path, '\ufeff[[models]]\nmodel = "m"\n')).entries[0].name == "m"
+
+
 def test_defaults_reach_every_model_and_its_own_options_win(tmp_path: Path) -> None:
     recipe = read_recipe(
         write(

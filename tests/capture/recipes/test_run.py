@@ -232,10 +232,11 @@ def test_no_failure_is_lost() -> None:
 def test_a_place_that_can_be_no_folder_is_refused_before_anything_runs(
     folder: Path, tmp_path: Path, commands: Commands, finished: Path, capsys: pytest.CaptureFixture[str], dry: list[str]
 ) -> None:
-    (tmp_path / "file").touch()
+    file = tmp_path / "file"
+    file.touch()
     for out, told in (
-        (tmp_path / "file", f"{tmp_path / 'file'} is no folder; choose another --out"),
-        (tmp_path / "file" / "x", f"{tmp_path / 'file'} is no folder; choose another --out"),
+        (file, f"cannot make {file}, for {file} is no folder; choose another --out"),
+        (file / "x", f"cannot make {file / 'x'}, for {file} is no folder; choose another --out"),
         (finished, f"{finished} is a store; choose another folder for --out"),
     ):
         assert main(["run", str(folder / "r.toml"), "--out", str(out), "--only", "llama", *dry]) == 2

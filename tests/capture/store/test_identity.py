@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -245,9 +246,56 @@ def test_readers_refuse_a_swapped_sequence_once_they_have_read_it_whole(store: P
     assert np.isfinite(dataset[name].isel(sequence=2)).any()
 
 
-def test_a_part_of_a_sequence_is_read_as_it_is(store: Path) -> None:
-    swap(*files(store, "norm_input")[:2])
-    open_store(store)["norm_input"][0, :1].load()  # not whole: verify tells
+@pytest.mark.parametrize("archive", [False, True])
+@pytest.mark.parametrize("name", ["norm_input", "norm_output", "position_peak"])
+def test_readers_refuse_a_part_of_a_swapped_sequence(store: Path, name: str, archive: bool) -> None:
+    """Of one signal, layer or site: the checksums of the rest are looked up."""
+    swap(*files(store, name)[:2])
+    place = store
+    if archive:
+        place = repacked(store, store.with_name("h.zarr.zip"))
+    for _, part in open_store(place)[name].isel(sequence=0).groupby("signal" if name == "position_peak" else "layer"):
+        with pytest.raises(OutliersError, match=rf"{name} is damaged at .*sequence 0 \(it was captured for another"):
+            part.compute(scheduler="sync")
+    assert np.isfinite(open_store(place)[name].isel(sequence=2)).any()
+
+
+def repacked(store: Path, archive: Path) -> Path:
+    """An archive as anybody's tool makes it, without looking at what it packs."""
+    with zipfile.ZipFile(archive, "w") as opened:
+        for file in sorted(store.rglob("*")):
+            if file.is_file():
+                opened.write(file, file.relative_to(store).as_posix())
+    return archive
+
+
+@pytest.mark.parametrize("name", ["token_id", "length", "norm_weight", "norm_bias"])
+def test_readers_refuse_what_another_store_was_created_with(tmp_path: Path, name: str) -> None:
+    stores = []
+    for number in range(2):
+        values = builders.random_activations(SHAPE, number)
+        norms = {"norm_weight": values[0, ..., 0, :], "norm_bias": values[1, ..., 0, :]}
+        length = np.array([5, 4 - number, 5], np.int32)
+        stores.append(builders.on_disk(tmp_path / f"{number}.zarr", values, length=length, **norms))
+    (mine,), (theirs,) = (files(path, name) for path in stores)
+    open_store(stores[0])[name].load()
+    shutil.copy(theirs, mine)
+    with pytest.raises(OutliersError, match=rf"{name} is damaged .*{name}/c.* is not the one that the store was cr"):
+        open_store(stores[0])[name].compute(scheduler="sync")
+
+
+def test_a_flag_from_another_store_makes_no_sequence_of_nothing(tmp_path: Path) -> None:
+    """Sequences that share files with captured ones hold fill values, which are no peaks."""
+    values = builders.random_activations((300, 1, 1, 2, 3))
+    begun = builders.on_disk(tmp_path / "s.zarr", values, raw="none", done=1)
+    StoreWriter(begun).mark_done(1)
+    with pytest.raises(OutliersError, match="unfinished"):
+        open_store(begun)
+    for number in range(2, 300):
+        StoreWriter(begun).mark_done(number)
+    for name in ("layer_high", "position_peak", "nll", "nonfinite_count"):
+        with pytest.raises(OutliersError, match=rf"{name} is damaged at .*sequence 1 \(it was captured for another"):
+            open_store(begun)[name].isel({"sequence": [1]}).compute(scheduler="sync")
 
 
 def test_answers_of_swapped_sequences_are_refused(store: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from capture.errors import OutliersError
-from capture.store.privacy import command_line, running, shortened, without_secrets
+from capture.store.privacy import command_line, last_part, running, shortened, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,10 @@ def test_a_command_is_shortened_word_by_word() -> None:
         ("--skip-tokens bos --key-length 3", "--skip-tokens bos --key-length 3"),
         ("--text https://jane:abc@host/x", "--text https://...@host/x"),
         ("--text https://host/x?sig=abc", "--text https://host/x?..."),
+        ("--apikey abc PGPASSWORD=abc", "--apikey ... PGPASSWORD=..."),
+        ("AWS_SECRET_ACCESS_KEY=abc --public-keys abc", "AWS_SECRET_ACCESS_KEY=... --public-keys abc"),
+        ("--passphrase abc --sig abc session_cookie=abc", "--passphrase ... --sig ... session_cookie=..."),
+        ("glpat-0123456789abcdef01 xoxb-0123456789ab", "... ..."),
     ],
 )
 def test_secrets_on_a_command_line(words: str, told: str) -> None:
@@ -81,7 +85,26 @@ def test_the_command_is_that_of_outliers_or_none() -> None:
         ("https://jane:pw@host/x", "https://...@host/x"),
         ("s3:/jane:p@w@host/x", "s3:/...@host/x"),
         ("see hf://tok@en@x and http://u@y/z@w", "see hf://...@x and http://...@y/z@w"),
+        ("no store at https://host/s.zarr?X-Amz-Signature=abc;", "no store at https://host/s.zarr?...;"),
+        ("(https://host/s?sig=a:b) and s3://b/s?t=1,", "(https://host/s?...) and s3://b/s?...,"),
+        ("https://host/s?... is told once", "https://host/s?... is told once"),
     ],
 )
 def test_an_error_repeats_no_password(url: str, told: str) -> None:
     assert str(OutliersError(f"{url} fails")) == f"{told} fails"
+    assert str(OutliersError(told)) == told
+
+
+@pytest.mark.parametrize(
+    ("place", "last"),
+    [
+        ("/home/jane/s.zarr", "s.zarr"),
+        ("jane/s", "s"),
+        (r"C:\jane\s.zarr", "s.zarr"),
+        ("s.zarr/", "s.zarr"),
+        ("https://host/a/s.zarr?sig=1", "https://host/a/s.zarr?..."),
+        ("hf://datasets/ORG/NAME/s.zarr", "hf://datasets/ORG/NAME/s.zarr"),
+    ],
+)
+def test_where_a_store_is_leaves_as_its_last_part(place: str, last: str) -> None:
+    assert last_part(place) == last

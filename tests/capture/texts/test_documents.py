@@ -96,6 +96,7 @@ def test_token_ids_are_used_as_they_are() -> None:
     assert tokens(documents) == [[1, 3, 1, 12], [1]]
     assert not documents.bos
     assert documents.attributes()["text_kind"] == "ids"
+    assert tokens(opened([], [3])) == [[3]]
     assert tokens(opened([1, 3], [4], tokenizer=tiny_tokenizer(bos=True), bos=True)) == [[3], [4]]
 
 
@@ -113,6 +114,9 @@ def test_chats_go_through_the_template_and_get_one_bos() -> None:
     assert attributes["text_kind"] == "messages"
     assert attributes["text_documents_empty"] == 1
     assert len(attributes["text_template_sha256"]) == 64
+    first_empty = conversations([], [message("alpha")])
+    assert first_empty.bos
+    assert tokens(first_empty) == [[4, 3, 2]]
     # A tokenizer that adds BOS to text, and a template that does not: the template is what the model knows.
     without = conversations([message("alpha")], tokenizer=chat_tokenizer(TEMPLATE.removeprefix("{{ bos_token }}")))
     assert not without.bos
@@ -190,6 +194,29 @@ def test_a_template_may_refuse_and_may_be_missing() -> None:
 def test_what_a_field_holds_is_told(values: list[Any], told: str) -> None:
     with pytest.raises(OutliersError, match=told) as caught:
         tokens(opened(*values))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ messages.nope.x }}", "{{ messages[0].role + 1 }}", "{{ 'a' * 10**18 }}"]
+)
+def test_whatever_a_template_raises_is_one_line(template: str) -> None:
+    with pytest.raises(OutliersError, match=r"^the chat template refuses row 1 of x \(.*\); mend the row$"):
+        tokens(conversations([message("alpha")], tokenizer=chat_tokenizer(template, bos=False)))
+
+
+@pytest.mark.parametrize("unknown", [None, "<nope>"])
+def test_a_tokenizer_that_has_no_token_for_a_text_is_one_line(unknown: str | None) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"alpha": 0, "a": 1}, **({} if unknown is None else {"unk_token": unknown})))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert tokens(opened("alpha a", tokenizer=tokenizer)) == [[0, 1]]
+    told = r"^the tokenizer of this model cannot read row 2 of x \(.*UNK.*\)"
+    with pytest.raises(OutliersError, match=told) as caught:
+        tokens(opened("alpha", "beta", tokenizer=tokenizer))
     assert "\n" not in str(caught.value)
 
 

@@ -64,7 +64,7 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
     assert values(path, "ids") == ids
     assert values(path, "chats") == chats
     assert values(path, "words") == ["x", "x"]
-    with pytest.raises(OutliersError, match="has no column `body`; it has text, ids, chats, words; name one of them"):
+    with pytest.raises(OutliersError, match="has no column `body`; its columns are text, ids, chats, words; name"):
         values(path, "body")
 
 
@@ -92,6 +92,18 @@ def test_a_folder_is_its_files_in_order_of_names(tmp_path: Path) -> None:
     assert text_digest("python-docs") is None
 
 
+def test_a_text_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.txt").write_text("x")
+    for name in ("~/d", "~/d/a.txt"):
+        assert files_of(name) == [tmp_path / "d" / "a.txt"]
+        assert text_digest(name) == text_digest(name.replace("~", str(tmp_path)))
+    assert files_of("~no-such-user/a.txt") is None
+    with pytest.raises(OutliersError, match="has a NUL character"):
+        files_of("a\0.txt")
+
+
 GOOD = gzip.compress(ROWS, mtime=0)
 ZSTD = zstandard(ROWS * 50)
 
@@ -114,6 +126,11 @@ ZSTD = zstandard(ROWS * 50)
         ("a.txt.zst", b"nonsense", r"a.txt.zst cannot be read \(ZSTD"),
         ("a.parquet", b"nonsense", r"a.parquet cannot be read \(Parquet magic bytes not found"),
         ("a.txt", b"ab\xff\xfe", "not UTF-8 at byte 2"),
+        ("a.txt", "ab".encode("utf-16"), "UTF-16 or UTF-32, by its first bytes.; convert it to UTF-8"),
+        ("a.txt", "ab".encode("utf-16-le"), "UTF-16 or UTF-32, by its first bytes"),
+        ("a.txt", "ab".encode("utf-32-be"), "UTF-16 or UTF-32, by its first bytes"),
+        ("a.jsonl", '{"text": "x"}'.encode("utf-32"), r"line 1 \(UTF-16 or UTF-32, by its first bytes"),
+        ("a.jsonl", b"{}", r"has no field `text` \(its fields are none at all\)"),
     ],
 )
 def test_damage_is_told_in_one_line(tmp_path: Path, name: str, content: bytes, told: str | None) -> None:
@@ -132,6 +149,12 @@ def test_a_column_that_is_no_utf8_is_told_with_its_row(tmp_path: Path) -> None:
     raw = pa.array([b"fine", b"\xff\xfe"], pa.binary())
     parquet(tmp_path / "a.parquet", text=pa.Array.from_buffers(pa.string(), 2, raw.buffers()))
     with pytest.raises(OutliersError, match=r"at row 2 \(not UTF-8 at byte 0\); convert it"):
+        values(tmp_path / "a.parquet")
+
+
+def test_a_date_that_python_cannot_hold_is_told_with_its_row(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", text=pa.array([0, 2**62], pa.timestamp("us")))
+    with pytest.raises(OutliersError, match=r"a\.parquet cannot be read at row 2 \(.*\); get it again or mend it"):
         values(tmp_path / "a.parquet")
 
 
