@@ -13,7 +13,7 @@ import pytest
 from analyze import Criteria, View, compare, quantize
 from analyze.cli import main
 from analyze.comparison.quantised import COLUMNS, TITLE
-from analyze.comparison.result import as_text
+from analyze.comparison.result import as_text, public
 from analyze.quantization.record import PLAIN
 from tests import builders, records
 
