@@ -128,16 +128,17 @@ class StoredArray:
         if self._digests is None:
             return
         axis = VARIABLES[self._name].dims.index(SEQUENCE)
-        if not self._digests.agree(self._name, place[axis], checksums, len(self._siblings(place))):
+        chunks = math.prod(map(len, self._spans(place[axis])))
+        if not self._digests.agree(self._name, place[axis], checksums, chunks):
             corner = tuple(slice(place[axis], place[axis] + 1) if i == axis else slice(0, 0) for i in range(self.ndim))
             raise self._damage(corner, "it was captured for another sequence or store: its digest is another")
 
-    def _siblings(self, place: Place) -> list[Place]:
-        """Places of all chunks of the sequence that a chunk is of."""
+    def _spans(self, sequence: int) -> list[range]:
+        """Along each dimension, where the chunks of a sequence are."""
         about, axis = self._metadata, VARIABLES[self._name].dims.index(SEQUENCE)
         spans = [range(files * grid) for files, grid in zip(about.files, about.grid, strict=True)]
-        spans[axis] = range(place[axis], place[axis] + 1)
-        return list(itertools.product(*spans))
+        spans[axis] = range(sequence, sequence + 1)
+        return spans
 
     def _beside(self, places: list[Place]) -> list[Place]:
         """Other chunks of the same sequences, whose checksums are read along; a server is not asked for many."""
@@ -145,7 +146,7 @@ class StoredArray:
             return []
         axis, beside = VARIABLES[self._name].dims.index(SEQUENCE), []
         for sequence in {place[axis] for place in places}:
-            siblings = self._siblings(tuple(sequence if i == axis else 0 for i in range(self.ndim)))
+            siblings = list(itertools.product(*self._spans(sequence)))
             if len(siblings) <= _FEW or not self._location.remote:
                 known = {*places, *self._digests.seen(self._name, sequence)}
                 beside += [place for place in siblings if place not in known]

@@ -59,7 +59,8 @@ class Digests:
         chunks : how many the variable has of a sequence
         """
         with self._lock:
-            seen = {**self._seen.pop((name, sequence), {}), **checksums}
+            seen = self._seen.pop((name, sequence), {})
+            seen.update(checksums)
             if chunks > 1:
                 self._seen[name, sequence] = seen
                 if len(self._seen) > _KEPT:
