@@ -10,8 +10,6 @@ import xarray as xr
 from analyze.comparison.cells import Row
 from analyze.display.text import cell, jsonable
 from analyze.quantization.quantize import answered
-from analyze.quantization.record import own_predictions
-from analyze.quantization.variants import outputs_view
 from analyze.question.view import View
 
 TITLE: Final = "Perplexity with quantised norm outputs, least first"
@@ -88,8 +86,7 @@ def quantised(model: str, store: xr.Dataset, view: View) -> Quantised | None:
     OutliersError
         The record is damaged or another store's.
     """
-    chosen = outputs_view(view, store)
-    found = None if own_predictions(store, chosen) is None else answered(store, chosen)
+    found = answered(store, view)
     if found is None or found.perplexity is None:
         return None
     known = [{name: row[name] for name in OF_A_VARIANT} for row in found.rows_for_all if row["perplexity"] is not None]

@@ -12,7 +12,7 @@ from analyze.peaks.counted import counted_positions, refuse_none
 from analyze.peaks.stream import stream_places
 from analyze.quantization.columns import THRESHOLD
 from analyze.quantization.errors import LossOf, label_key
-from analyze.quantization.record import PLAIN, own_predictions
+from analyze.quantization.record import PLAIN, Predictions, own_predictions
 from analyze.quantization.result import VARIANT, Quantization
 from analyze.quantization.sums import WHOLE, KeptSums, Sums
 from analyze.quantization.variants import asked_variants, outputs_view, weight_norm
@@ -80,7 +80,7 @@ def quantize(
         for name, values in fresh.items():
             kept.write(name, values)
         sums |= fresh
-    return _result(data, chosen, names[1:], sums)
+    return _result(data, chosen, names[1:], sums, own_predictions(data, chosen))
 
 
 def answered(store: Store, view: View | None = None) -> Quantization | None:
@@ -105,7 +105,7 @@ def answered(store: Store, view: View | None = None) -> Quantization | None:
     sums = KeptSums.of(data, chosen, _shape(chosen.select(data))).read_all()
     known = own_predictions(data, chosen)
     labels = {*sums, *(() if known is None else known.nll)} - {WHOLE, PLAIN}
-    return _result(data, chosen, sorted(labels, key=_order), sums) if labels else None
+    return _result(data, chosen, sorted(labels, key=_order), sums, known) if labels else None
 
 
 def _order(label: str) -> tuple[str, str, float]:
@@ -135,8 +135,10 @@ def _streamed(
     return sums
 
 
-def _result(data: xr.Dataset, view: View, labels: Sequence[str], sums: Mapping[str, Sums]) -> Quantization:
-    """Sums as a table; NaN for labels that have none. Perplexities that are kept of the view stand in it."""
+def _result(
+    data: xr.Dataset, view: View, labels: Sequence[str], sums: Mapping[str, Sums], known: Predictions | None
+) -> Quantization:
+    """Sums as a table, NaN for labels that have none, with the perplexities that are known of the view."""
     counted, frame = counted_positions(data, view), view.select(data)
     keys, shape = [label_key(label) for label in labels], _shape(frame)
     nothing, unknown = np.zeros(shape), np.full(shape, np.nan)
@@ -174,5 +176,4 @@ def _result(data: xr.Dataset, view: View, labels: Sequence[str], sums: Mapping[s
         int(whole.left_out.sum()) - behind if WHOLE in sums else None,
         table,
     )
-    known = own_predictions(data, view)
     return result if known is None else result.with_predictions(known, labels)

@@ -12,7 +12,7 @@ import xarray as xr
 from analyze.display.text import plain
 from analyze.peaks.lookup import view_peaks
 from analyze.peaks.stream import stream_matrices
-from analyze.quantization.columns import checked_thresholds
+from analyze.quantization.columns import checked_thresholds, column_peaks_of
 from analyze.quantization.errors import Variant
 from analyze.quantization.schemes import schemes_for
 from analyze.quantization.transforms import (
@@ -28,7 +28,7 @@ from analyze.question.view import View
 from analyze.reading.lazy import loaded
 from analyze.types import Float32, Progress
 from capture.errors import OutliersError
-from capture.store.schema import FEATURE, LAYER, SEQUENCE, SIGNAL, SITE
+from capture.store.schema import FEATURE, LAYER, SIGNAL, SITE
 
 
 def outputs_view(view: View | None, data: xr.Dataset) -> View:
@@ -109,9 +109,8 @@ def channel_maxima(data: xr.Dataset, view: View, progress: Progress | None = Non
     """Largest magnitude of each feature over the sequences and positions of a view, (layer, site, feature)."""
     peaks = view_peaks(data, view, progress=progress)
     result = np.full(tuple(peaks.sizes[dim] for dim in (LAYER, SITE, FEATURE)), np.nan, np.float32)
-    for n in range(peaks.sizes[SEQUENCE]):
-        for name in ("layer_high", "layer_low"):
-            np.fmax(result, np.abs(loaded(peaks[name].isel({SEQUENCE: n}))), out=result)
+    for part in column_peaks_of(peaks):
+        np.fmax(result, part, out=result)
     return result
 
 
