@@ -52,9 +52,9 @@ def whole(name: str, value: Any) -> int:
         raise OutliersError(f"{name} has {value!r}; expected a whole number") from error
 
 
-def check_repeats(repeats: int, seed: int, least: int = 1) -> None:
+def check_repeats(repeats: int, seed: int) -> None:
     """Refuse a number of random draws that is too small, or that nobody lives to see, and a seed below 0."""
-    for name, value, low in (("repeats", repeats, least), ("seed", seed, 0)):
+    for name, value, low in (("repeats", repeats, 1), ("seed", seed, 0)):
         if whole(name, value) < low:
             raise OutliersError(f"{name} is {value}; expected {low} or more")
     if repeats > _MOST_REPEATS:

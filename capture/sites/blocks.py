@@ -76,9 +76,8 @@ def refuse_encoder(model: torch.nn.Module, blocks: list[Call]) -> None:
         )
 
 
-def refuse_several_streams(model: torch.nn.Module, block: Call) -> None:
+def refuse_several_streams(model: torch.nn.Module, stream: torch.Tensor) -> None:
     """Refuse a model that hands several residual streams from block to block, beside or behind each other."""
-    stream = next(tensor for tensor in block.inputs.values() if tensor.dim() >= 2)
     config = getattr(model, "config", None)
     hidden = None
     if isinstance(config, transformers.PreTrainedConfig):

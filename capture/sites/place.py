@@ -255,9 +255,9 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
     record = probe(model)
     blocks = block_calls(record)
     refuse_encoder(model, blocks)
-    refuse_several_streams(model, blocks[0])
-    width = next(tensor.shape[-1] for tensor in blocks[0].inputs.values() if tensor.dim() >= 2)
-    norms = Norms(width)
+    stream = next(tensor for tensor in blocks[0].inputs.values() if tensor.dim() >= 2)
+    refuse_several_streams(model, stream)
+    norms = Norms(stream.shape[-1])
     overrides = dict(overrides or {})
     final_path = overrides.pop(FINAL, None)
     if overrides:
@@ -277,7 +277,7 @@ def find_sites(model: torch.nn.Module, overrides: Mapping[str, str] | None = Non
     else:
         final = _named_site(len(blocks), FINAL, final_path, after, norms)
     final = _numbered(final, record, after)
-    found = SiteMap(tuple(site for layer in layers for site in layer), final, width)
+    found = SiteMap(tuple(site for layer in layers for site in layer), final, stream.shape[-1])
     _refuse_repeated(record, found.sites)
     return found
 
