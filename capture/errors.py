@@ -12,6 +12,8 @@ _USER: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*:/{1,2})[^/\s@]*(?:@[^/\s@
 # What follows the question mark of a URL, which signs those that are lent for a while; not the punctuation behind it.
 _QUERY: Final = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^\s?]*\?)(?!\.\.\.)\S+?(?=[:;,.)'\"]*(?:\s|$))")
 
+_LONGEST: Final = 300  # characters of a library's own words
+
 
 class OutliersError(Exception):
     """Something that the user can mend, told in one line: what was wrong, what was expected, what to do.
@@ -32,6 +34,16 @@ def one_line(error: BaseException, most: int = 200) -> str:
     """What another library's error says, to stand within a line of ours: its first line, or else its class."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return " ".join(first.split())[:most]
+
+
+def in_one_line(error: Exception) -> str:
+    """All that another library's error says, on one line, to stand within a line of ours."""
+    words = " ".join(str(error).split())
+    if not words:
+        return type(error).__name__
+    if isinstance(error, LookupError | TypeError | AttributeError):  # whose words alone say nothing
+        words = f"{type(error).__name__}: {words}"
+    return words if len(words) <= _LONGEST else words[:_LONGEST].rpartition(" ")[0] + " ..."
 
 
 def brief(value: object, most: int = 80) -> str:

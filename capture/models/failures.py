@@ -7,9 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from capture.errors import OutliersError
-
-_LONGEST: Final = 300  # characters of a library's own words
+from capture.errors import OutliersError, in_one_line
 
 # What transformers and its quantisers say where a package is missing: in words, or as Python does.
 _PACKAGE: Final = re.compile(r"pip install (?:-U |--upgrade )*['\"`]?(?P<name>[A-Za-z][\w.\-]*(?:\[[\w,\-]+\])?)")
@@ -64,13 +62,3 @@ def pickled(what_has: str) -> str:
         f"{what_has} no weights as .safetensors, and pickled ones, which can run code, are never loaded; choose a "
         "revision that has them, or load it with transformers where you trust it and save it with save_pretrained"
     )
-
-
-def in_one_line(error: Exception) -> str:
-    """An exception's own words."""
-    words = " ".join(str(error).split())
-    if not words:
-        return type(error).__name__
-    if isinstance(error, LookupError | TypeError | AttributeError):  # whose words alone say nothing
-        words = f"{type(error).__name__}: {words}"
-    return words if len(words) <= _LONGEST else words[:_LONGEST].rpartition(" ")[0] + " ..."

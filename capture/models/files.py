@@ -7,8 +7,8 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-from capture.errors import OutliersError
-from capture.models.failures import in_one_line, pickled
+from capture.errors import OutliersError, in_one_line
+from capture.models.failures import pickled
 
 _POINTER: Final = b"version https://git-lfs"
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from capture.errors import OutliersError
-from capture.models.failures import in_one_line
+from capture.errors import OutliersError, in_one_line
 
 POSITIONS: Final = (
     "max_position_embeddings",

@@ -16,8 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.errors import OutliersError
-from capture.models.failures import in_one_line
+from capture.errors import OutliersError, in_one_line
 from capture.store.schema import SPECIAL_TOKENS
 from capture.texts.files import Record, shown
 from capture.texts.sources import Corpus

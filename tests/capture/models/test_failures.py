@@ -222,7 +222,7 @@ def test_a_gguf_file_that_is_none_is_one_line(name: str, gguf: bytes, tmp_path: 
 
 
 def test_words_of_libraries_are_cut_between_words() -> None:
-    from capture.models.failures import in_one_line
+    from capture.errors import in_one_line
 
     assert in_one_line(ValueError("a\n  b")) == "a b"
     assert in_one_line(ValueError()) == "ValueError"
