@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -18,15 +17,6 @@ from capture.models.shipped import shipped_configuration  # noqa: E402
 
 DATA = Path(__file__).parents[3] / "data" / "models"
 NAMES = sorted(path.stem.replace("--", "/") for path in DATA.glob("*.json"))
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", NAMES)

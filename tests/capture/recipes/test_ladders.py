@@ -15,7 +15,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-import huggingface_hub
 import transformers
 
 from analyze import trajectory, transition
@@ -26,7 +25,7 @@ from capture.models.meta import meta_model
 from capture.recipes import run
 from capture.recipes.recipe import read_recipe
 from capture.recipes.run import run_recipe
-from tests.capture.recipes.test_run import Commands
+from tests.capture.recipes.conftest import Commands
 from tests.conftest import tiny_llama, tiny_tokenizer
 from tests.hub import connect, running
 
@@ -48,12 +47,8 @@ with (DATA / "models" / "sources.csv").open() as file:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+def roomy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A disk for every recipe."""
     room = shutil.disk_usage(tmp_path)._replace(free=10**15)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
 
@@ -63,7 +58,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [pytest.param(name, marks=() if name == "pythia-410m-steps" else pytest.mark.slow) for name in RECIPES],
 )
 def test_every_recipe_is_dry_run_without_the_hub(
-    name: str, offline: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, offline: None, roomy: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = DATA / "recipes" / f"{name}.toml"
     assert main(["run", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
@@ -127,13 +122,6 @@ def write_recipe(folder: Path, models: str, text_file: Path) -> Path:
     defaults = 'text = "words.txt"\nsequences = 2\nlength = 16\ndtype = "float32"\nraw = "none"'
     path.write_text(f'[defaults]\n{defaults}\n[analysis]\npresets = ["study"]\ncompare = false\n{models}')
     return path
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
-    commands = Commands()
-    monkeypatch.setattr(run, "run_outliers", commands)
-    return commands
 
 
 def test_a_transition_takes_a_ladder_as_it_is(
