@@ -1,7 +1,10 @@
-"""What a configuration tells of a model's text: which part describes it, and how many positions it has."""
+"""What a configuration tells of a model's text, and the numbers in it that no model can have."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from capture.errors import OutliersError, in_one_line
@@ -20,6 +23,46 @@ POSITIONS: Final = (
     "max_target_positions",
 )
 """Names under which configurations give the number of positions, those of transformers and of code beside it."""
+
+MOST_MODULES: Final = 10_000
+"""Layers, and experts of a layer, that a configuration may ask for: some twenty times those of any published model."""
+
+_COUNT: Final = re.compile(r"(^|_)(layers?|blocks?|experts)$")
+_EPSILON: Final = re.compile(r"(^|_)eps(ilon)?$")
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration whose network would take for ever to build, or computes nothing but NaN.
+
+    Parameters
+    ----------
+    config : as its file has it
+
+    Raises
+    ------
+    OutliersError
+        More layers or experts than `MOST_MODULES`, or an epsilon of a norm that is negative or not finite.
+    """
+    for name, value in _numbers(config):
+        if _COUNT.search(name) and value > MOST_MODULES:
+            raise OutliersError(
+                f"{name} is {value} in the model's configuration; expected at most {MOST_MODULES}; "
+                "correct its config.json, or download it again"
+            )
+        if _EPSILON.search(name) and not (math.isfinite(value) and value >= 0):
+            raise OutliersError(
+                f"{name} is {value} in the model's configuration; expected a small number from 0 on, "
+                "such as 1e-05; correct its config.json, or download it again"
+            )
+
+
+def _numbers(part: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Numbers of a configuration, those of its parts (text, vision) included, by their names."""
+    for name, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
 
 
 def text_config(config: Any) -> Any:

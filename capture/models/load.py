@@ -10,6 +10,7 @@ from capture.errors import OutliersError
 from capture.models.commits import remember
 from capture.models.failures import told
 from capture.models.files import check_folder
+from capture.models.limits import check_sizes
 from capture.models.placement import memory_limits, placed_where, torch_device
 from capture.models.provenance import commit_or_digest, quantisation
 from capture.models.random_weights import PREFIX, byte_tokenizer, is_random, random_attributes, random_model
@@ -78,11 +79,16 @@ def load_config(
 
 
 def _configuration(model: str, source: Source, trust_remote_code: bool, reporter: Reporter) -> Any:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     options = {"trust_remote_code": trust_remote_code, **source.arguments()}
     what = f"configuration of the model {model}"
     with told(f"model {model}"):
+        if source.gguf is None:  # as it is written: making a configuration of it may already take for ever
+            written = patiently(
+                what, lambda: PreTrainedConfig.get_config_dict(source.model, **source.options), reporter
+            )
+            check_sizes(written[0])
         config = patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
     if source.revision is not None and not source.options.get("local_files_only"):
         remember(source.model, source.revision, source.options["revision"])

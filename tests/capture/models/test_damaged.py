@@ -53,6 +53,37 @@ def test_a_damaged_configuration_is_one_line(
     assert code == 0 or told.splitlines()[-1].startswith("outliers: ")
 
 
+ENDLESS: dict[str, dict[str, Any]] = {
+    "num_hidden_layers": {**SHAPE, "num_hidden_layers": 1_000_000},
+    "num_local_experts": {**SHAPE, "model_type": "mixtral", "num_local_experts": 10**9},
+    "n_layer": {"model_type": "gpt2", "n_layer": 10**12},
+    "depth of a part: num_hidden_layers": {
+        "model_type": "gemma3",
+        "text_config": {**SHAPE, "model_type": "gemma3_text", "num_hidden_layers": 10**7},
+    },
+    "rms_norm_eps": {**SHAPE, "rms_norm_eps": float("nan")},
+    "negative: rms_norm_eps": {**SHAPE, "rms_norm_eps": -1.0},
+    "layer_norm_epsilon": {"model_type": "gpt2", "layer_norm_epsilon": float("inf")},
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.parametrize("command", ["sites", "estimate", "capture"])
+def test_what_no_model_has_is_refused_before_it_is_built(
+    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(ENDLESS[name]))
+    out = tmp_path / "s.zarr"
+    (tmp_path / "text.txt").write_text("some words " * 400)
+    words = ["--text", str(tmp_path / "text.txt"), "--out", str(out)] if command == "capture" else []
+    code = main([command, f"random:{file}" if command == "capture" else str(file), *words])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2
+    assert told.startswith(f"outliers: {name.rpartition(' ')[2]} is ")
+    assert not out.exists()
+
+
 def text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
