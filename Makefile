@@ -11,13 +11,15 @@ STORE := data/smollm2-135m.zarr
 SEQUENCES ?= 8
 LENGTH ?= 1024
 CAPTURE := --text python-docs --sequences $(SEQUENCES) --length $(LENGTH) --dtype bfloat16
+# Tests start hundreds of processes; each would compile every library anew where the environment forbids to keep the result.
+export PYTHONDONTWRITEBYTECODE :=
 # What `make test-analyze` runs: with TESTS="FILE..." only those.
 TESTS ?=
 
 # Both environments, for `make -j2 setup`.
 setup: $(VENV)/.installed $(LEAN)/.installed
 
-.PHONY: setup demo peaks-archive test test-all check test-analyze sweep notebook docs bench clean
+.PHONY: setup demo peaks-archive test test-all test-analyze test-torchao check sweep notebook docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +75,13 @@ test-all: $(VENV)/.installed
 
 test-analyze: $(LEAN)/.installed
 	$(LEAN)/bin/pytest $(SIDE_BY_SIDE) -m 'not slow' $(TESTS)
+
+# The schemes against another's quantisers. In a folder of its own, for transformers imports it wherever it finds it.
+build/torchao: constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --no-deps --target $@ torchao
+
+test-torchao: $(VENV)/.installed build/torchao
+	PYTHONPATH=build/torchao $(BIN)/pytest tests/capture/quantization/test_torchao.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
