@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -47,6 +48,12 @@ def outliers(
     """Capture a language model's activations once; ask outlier-feature questions of them as often as you like."""
 
 
+@functools.cache
+def _command() -> Any:
+    """All subcommands with their options, which takes longer to build than many an answer: once a process."""
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     exit status: 0 done, 2 the user can mend it (told in one line on standard error), 130 interrupted
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    command = typer.main.get_command(app)
+    command = _command()
     if _COMPLETION in os.environ:  # the shell asks, on a press of TAB
         command.main(args=words, prog_name="outliers", complete_var=_COMPLETION, standalone_mode=False)
         return 0

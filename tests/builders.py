@@ -119,10 +119,11 @@ def on_disk(
         norm_bias=norm_bias,
         length=arrays.get("length"),
     )
+    store = write.StoreWriter(path)
     for n in range(sequences if done is None else done):
         names = (*RAW_VARIABLES[raw], *PER_SEQUENCE)
         end = positions if length is None else int(length[n])
-        write.write_sequence(path, n, {name: sequence_of(arrays[name], name, n, end) for name in names})
+        write.write_sequence(store, n, {name: sequence_of(arrays[name], name, n, end) for name in names})
     return path
 
 

@@ -1,8 +1,9 @@
-"""Small models and texts that the capture tests share."""
+"""Small models and texts that the capture tests share, and a cache folder that is nobody's."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def tiny_llama(dtype: str = "float32", layers: int = 3, seed: int = 0) -> Any:
             else:
                 parameter.mul_(8)  # the tests want values on both sides of a threshold
     return model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Views are kept away from those of whoever runs the tests, and from those of other tests' stores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

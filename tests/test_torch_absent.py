@@ -59,12 +59,11 @@ def test_no_analysis_command_imports_torch(path: Path, tmp_path: Path) -> None:
     assert result.returncode == 0
 
 
-@pytest.mark.parametrize("name", HEAVY)
-def test_the_check_can_fail(name: str) -> None:
-    # A stand-in counts as the library, so that the proof also holds where none of them is installed.
-    result = run([], f"sys.modules[{name!r}] = sys")
+def test_the_check_can_fail() -> None:
+    # Stand-ins count as the libraries, so that the proof also holds where none of them is installed.
+    result = run([], f"sys.modules.update(dict.fromkeys({HEAVY!r}, sys))")
     assert result.returncode == 1
-    assert f"imported: ['{name}']" in result.stderr
+    assert f"imported: {sorted(HEAVY)}" in result.stderr
 
 
 def test_importing_the_package_brings_nothing_heavy() -> None:

@@ -372,17 +372,17 @@ class SequenceWriter:
             shard.discard()
 
 
-def write_sequence(path: Path | str, number: int, arrays: Arrays) -> None:
+def write_sequence(store: StoreWriter | Path | str, number: int, arrays: Arrays) -> None:
     """Write one whole sequence held in memory.
 
     Parameters
     ----------
-    path : folder of the store
+    store : open, or its folder
     number : which sequence
     arrays : every variable of the sequence that the store keeps, without its `sequence` dimension, and with as many
         positions as the sequence has
     """
-    store = StoreWriter(path)
+    store = store if isinstance(store, StoreWriter) else StoreWriter(store)
     writer = store.sequence(number)
     try:
         for name in RAW_VARIABLES[store.raw]:
