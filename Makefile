@@ -19,7 +19,7 @@ TESTS ?=
 # Both environments, for `make -j2 setup`.
 setup: $(VENV)/.installed $(LEAN)/.installed
 
-.PHONY: setup demo peaks-archive test test-all test-analyze test-torchao check sweep notebook docs bench clean
+.PHONY: setup demo peaks-archive quick test test-all test-analyze test-torchao check sweep notebook docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,15 +66,19 @@ notebook: $(VENV)/.installed
 	  --ExecutePreprocessor.timeout=1800 --ExecutePreprocessor.record_timing=False --log-level=ERROR
 	@if [ -n "$(UPDATE_DOCS)" ]; then cp build/tutorial.ipynb docs/tutorial.ipynb; fi
 
-test: $(VENV)/.installed
+# For the loop of work: without the files of tests that capture, start processes or drive a browser.
+quick: $(VENV)/.installed
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
-# The slow ones too: every architecture under every check, kills, clusters.
+test: $(VENV)/.installed
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not exhaustive'
+
+# The exhaustive ones too: every architecture under every check, kills, clusters.
 test-all: $(VENV)/.installed
 	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-analyze: $(LEAN)/.installed
-	$(LEAN)/bin/pytest $(SIDE_BY_SIDE) -m 'not slow' $(TESTS)
+	$(LEAN)/bin/pytest $(SIDE_BY_SIDE) -m 'not exhaustive' $(TESTS)
 
 # The schemes against another's quantisers. In a folder of its own, for transformers imports it wherever it finds it.
 build/torchao: constraints.txt

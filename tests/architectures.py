@@ -590,5 +590,5 @@ _TYPICAL = frozenset(
         *("cohere", "nemotron_h", "falcon_h1", "jamba", "bert"),
     )
 )
-EACH = [pytest.param(name, marks=() if name in _TYPICAL else pytest.mark.slow) for name in ARCHITECTURES]
+EACH = [pytest.param(name, marks=() if name in _TYPICAL else pytest.mark.exhaustive) for name in ARCHITECTURES]
 """Every architecture, one of each kind of block, norm and mixer at once and the others where there is time."""

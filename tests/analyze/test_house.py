@@ -15,6 +15,8 @@ import pytest
 
 import analyze
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

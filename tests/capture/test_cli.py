@@ -20,6 +20,8 @@ from capture.errors import OutliersError
 from capture.store.write import StoreWriter
 from tests.capture.store.test_write import make
 
+pytestmark = pytest.mark.slow
+
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs the capture extra")
 
 
@@ -185,7 +187,7 @@ def test_verify_names_the_damage_and_repairs(tmp_path: Path, capsys: pytest.Capt
 
 
 @needs_torch
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_leaves_a_store_that_resumes(checkpoint: Path, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.zarr"
     words = ["--text", str(text_file), "--sequences", "70", "--length", "8"]

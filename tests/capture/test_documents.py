@@ -25,6 +25,8 @@ from tests.architectures import ARCHITECTURES, EACH, VOCABULARY  # noqa: E402
 from tests.capture.test_run import assert_same_capture, fail_at, snapshot  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 Capture = Callable[..., Path]
 LENGTHS = (7, 1, 3, 12, 2, 3, 7, 0, 5, 3)  # words
 KEPT = (7, 3, 8, 2, 3, 7, 5, 3)  # tokens, cut at 8

@@ -23,6 +23,8 @@ from capture.store.create import create  # noqa: E402
 from capture.store.schema import Sizes  # noqa: E402
 from capture.store.write import StoreWriter  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 20_000
 
 

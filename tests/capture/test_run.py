@@ -32,6 +32,8 @@ from tests import builders  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 Capture = Callable[..., Path]
 
 

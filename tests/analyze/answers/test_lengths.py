@@ -34,6 +34,8 @@ from analyze.answers.info import store_info
 from capture.errors import OutliersError
 from tests import builders, strategies
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 4
 
 

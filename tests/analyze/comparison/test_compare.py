@@ -29,6 +29,8 @@ from analyze.comparison.result import as_csv, as_markdown, as_text, markdown
 from capture.store.schema import ABLATION
 from tests import builders, strategies
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (4, 3, 2, 8, 6)
 MOE = {
     "model_id": "org/moe",
@@ -475,7 +477,7 @@ def test_the_command(stores: list[Path], capsys: pytest.CaptureFixture[str]) -> 
     assert "128*" in shown
 
 
-@pytest.mark.slow  # draws sixteen images
+@pytest.mark.exhaustive  # draws sixteen images
 def test_the_command_writes_tables_and_figures(
     stores: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,8 @@ from analyze.comparison.result import as_text, public
 from analyze.quantization.record import PLAIN
 from tests import builders, records
 
+pytestmark = pytest.mark.slow
+
 LOSSES = {
     PLAIN: 2.0,
     "mxfp4|none|": 2.5,

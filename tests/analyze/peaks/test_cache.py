@@ -101,7 +101,7 @@ def test_an_entry_that_is_none_does_not_end_an_answer(path: Path, text: str) -> 
     assert len(views()) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_six_equal_questions_at_once(path: Path) -> None:
     words = [sys.executable, "-m", "analyze.cli", "find", str(path), "--skip-first", "1", "--magnitude", "2", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
     return builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_distributed_equals_threaded_equals_memory(path: Path) -> None:
     pytest.importorskip("distributed")
     view = View(skip_first=1, scale="rms")
@@ -48,7 +48,7 @@ def test_distributed_equals_threaded_equals_memory(path: Path) -> None:
             np.testing.assert_array_equal(threaded[name].values, other[name].values, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_running_scheduler_is_used(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
@@ -74,7 +74,7 @@ def test_a_scheduler_without_the_package_is_refused(monkeypatch: pytest.MonkeyPa
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("address", ["nonsense://x", "tcp://no-such-host.invalid:1"])
 def test_a_scheduler_that_does_not_answer_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")

@@ -133,7 +133,7 @@ def test_in_memory_on_disk_and_however_chunked_the_same_bits(store: Path) -> Non
     assert disk.rows() == memory.rows() == chunked.rows()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_on_a_cluster_the_same_bits(store: Path) -> None:
     pytest.importorskip("distributed")
     with scheduler(workers=1):

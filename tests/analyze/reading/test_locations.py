@@ -29,6 +29,8 @@ from analyze.reading.locations import open_location
 from analyze.sharing.pack import pack
 from tests import builders, servers
 
+pytestmark = pytest.mark.slow
+
 obstore = pytest.importorskip("obstore")
 
 ROOT = Path(__file__).parents[3]

@@ -22,6 +22,8 @@ from analyze.answers.find import Outliers
 from tests import builders
 from tests.browser import chromium, until
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'><!--<script>"
 
 # Everything that the page shows of each store: exact values are in the value attributes of its <data> elements.
@@ -137,7 +139,7 @@ def check(shown: dict[str, Any], found: list[Outliers], magnitudes: list[float])
         assert order == sorted(order, reverse=True)
 
 
-@pytest.mark.parametrize("settings", [12, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("settings", [12, pytest.param(150, marks=pytest.mark.exhaustive)])
 def test_every_number_is_that_of_find(page: Driven, settings: int) -> None:
     opened = stores()
     page.open()

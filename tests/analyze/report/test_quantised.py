@@ -23,6 +23,8 @@ from tests.analyze.report.test_page import Driven
 from tests.analyze.report.test_write import facts_of
 from tests.browser import chromium
 
+pytestmark = pytest.mark.slow
+
 SCHEMES = ["int8-token", "int4-token", "mxfp4"]
 KNOWN = [2, 3.3, 6]
 

@@ -30,6 +30,8 @@ from capture.errors import OutliersError
 from capture.store.schema import VARIABLES
 from tests import builders
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """Elements of a page, as a browser's parser would see them."""
@@ -391,7 +393,7 @@ def wide() -> xr.Dataset:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_wide_store_makes_a_page_to_mail(tmp_path: Path) -> None:
     store, out = wide(), tmp_path / "r.html"
     written = write_report(store, out)

@@ -36,6 +36,8 @@ from capture.store.write import StoreWriter
 from tests import builders
 from tests.analyze.answers.test_ablation import keep, made
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:

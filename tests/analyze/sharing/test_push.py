@@ -27,6 +27,8 @@ from analyze.sharing.push import push
 from capture.errors import OutliersError
 from tests import builders, hub
 
+pytestmark = pytest.mark.slow
+
 DATASET = "hf://datasets/org/data"
 NASTY = "</code><script>alert(1)</script> ![x](http://evil) | `a``b` \n<!-- end of s.zarr -->\n# big \u202e $x$ : '\""
 
@@ -388,7 +390,7 @@ def test_size_categories(tokens: int, word: str) -> None:
     assert size_category(tokens) == word
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_the_page_says_about_opening_is_true(store: Path, server: hub.Hub, tmp_path: Path) -> None:
     """In a fresh process that knows the Hub by its environment: pushed, then opened with plain xarray."""
     code_of_page = (

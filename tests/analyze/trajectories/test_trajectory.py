@@ -17,6 +17,8 @@ from analyze.cli import main
 from analyze.trajectories.figures import trajectory_figure
 from tests import builders
 
+pytestmark = pytest.mark.slow
+
 STEPS = (0, 100, 1000, 5000, 20_000)
 SHAPE = (3, 4, 2, 20, 12)
 
@@ -179,7 +181,7 @@ def test_losses_that_nobody_knows_are_never_the_same(
     assert trajectory_figure(result).axes
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_hundred_checkpoints_in_any_order(tmp_path: Path) -> None:
     """More than most systems let a process have open at once, were each to hold its arrays' files."""
     steps = [1000 * n for n in range(100)]

@@ -29,6 +29,8 @@ from analyze.transitions.transition import (
 from analyze.transitions.verdict import transition_test
 from tests import families
 
+pytestmark = pytest.mark.slow
+
 SOME = {name: families.SIZES[name] for name in ("125M", "1.3B", "6.7B")}
 
 

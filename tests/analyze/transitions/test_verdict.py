@@ -317,7 +317,7 @@ def test_every_model_is_counted() -> None:
     assert [name for name in PARAMETERS if candidates.usable(name)] == list(PARAMETERS)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("truth", ["flat", "line", "S curve, in a third of the range", "saturating"])
 @pytest.mark.parametrize("points", [8, 10])
 def test_false_steps_are_rare(truth: str, points: int) -> None:
@@ -325,7 +325,7 @@ def test_false_steps_are_rare(truth: str, points: int) -> None:
     assert verdicts(truth, points, 0.1, 200, seed=1)["step"] < 18
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_steps_are_found() -> None:
     clear, noisy = (verdicts("step", 10, noise, 100, seed=1) for noise in (0.03, 0.1))
     assert clear["step"] >= 80

@@ -168,7 +168,7 @@ def test_zeroed_leaves_the_original_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in NAMES else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+    "name", [name if name in NAMES else pytest.param(name, marks=pytest.mark.exhaustive) for name in ARCHITECTURES]
 )
 def test_every_reader_is_found(name: str) -> None:
     model = ARCHITECTURES[name].build()

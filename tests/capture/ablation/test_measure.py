@@ -28,6 +28,8 @@ from tests import builders  # noqa: E402
 from tests.architectures import ARCHITECTURES, VOCABULARY  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 LENGTH, SEQUENCES = 12, 3
 PLAIN = ("--preset", "study", "--signal", "input")
 FOUND = (*PLAIN, "--magnitude", "2", "--layers", "0.25", "--positions", "0.3")

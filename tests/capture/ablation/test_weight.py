@@ -22,6 +22,8 @@ from capture.sites.place import find_sites  # noqa: E402
 from tests.architectures import ARCHITECTURES  # noqa: E402
 from tests.conftest import WORDS, tiny_llama, tiny_tokenizer  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FEATURE, COLUMN = 5, 3
 LENGTH = 12
 

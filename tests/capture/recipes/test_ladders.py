@@ -29,6 +29,8 @@ from tests.capture.recipes.conftest import Commands
 from tests.conftest import tiny_llama, tiny_tokenizer
 from tests.hub import connect, running
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[3] / "data"
 RECIPES = sorted(path.stem for path in (DATA / "recipes").glob("*.toml"))
 LADDERS = {
@@ -55,7 +57,7 @@ def roomy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "pythia-410m-steps" else pytest.mark.slow) for name in RECIPES],
+    [pytest.param(name, marks=() if name == "pythia-410m-steps" else pytest.mark.exhaustive) for name in RECIPES],
 )
 def test_every_recipe_is_dry_run_without_the_hub(
     name: str, offline: None, roomy: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

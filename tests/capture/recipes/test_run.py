@@ -29,6 +29,8 @@ from tests.capture.models.test_random_weights import SHAPE
 from tests.capture.recipes.conftest import Commands
 from tests.hub import COMMIT, connect, serving
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[3] / "data" / "recipes"
 
 RECIPE = """
@@ -396,7 +398,7 @@ def test_a_model_leaves_the_cache_once_its_store_is_verified(
         assert commands.names() == []  # nothing to remove, hence nothing to verify
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_offline_recipe_in_real_processes(tmp_path: Path) -> None:
     """All but its one large model, with one more that fails: each in a process of its own."""
     shutil.copytree(RECIPES, tmp_path / "recipes")

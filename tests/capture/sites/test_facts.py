@@ -18,7 +18,7 @@ from capture.sites.facts import ModelFacts, model_facts  # noqa: E402
 from capture.sites.place import sites_from_config  # noqa: E402
 from tests.architectures import ARCHITECTURES, HIDDEN, VOCABULARY  # noqa: E402
 
-pytestmark = pytest.mark.capture
+pytestmark = [pytest.mark.capture, pytest.mark.slow]
 
 MODELS = Path(__file__).parents[3] / "data" / "models"
 
@@ -69,7 +69,7 @@ def agrees(count: int, published: str, *, truncated: bool = False) -> bool:
     return abs(billions - float(published)) <= unit / 2 or (truncated and cut)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MIXTURES)
 def test_facts_of_a_mixture_agree_with_what_is_published(name: str) -> None:
     total, active, experts, shared, top_k, routing, left_out = MIXTURES[name]
@@ -83,7 +83,7 @@ def test_facts_of_a_mixture_agree_with_what_is_published(name: str) -> None:
     assert agrees(facts.active_parameters - from_active, active, truncated=name == "Qwen--Qwen3-30B-A3B")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", DENSE)
 def test_size_of_a_dense_model_agrees_with_what_is_published(name: str) -> None:
     facts = model_facts(config_of(name))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 from capture.errors import OutliersError  # noqa: E402
 from capture.run import capture  # noqa: E402

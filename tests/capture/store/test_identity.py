@@ -23,6 +23,8 @@ from capture.store.verify import verify
 from capture.store.write import StoreWriter, write_sequence
 from tests import builders
 
+pytestmark = pytest.mark.slow
+
 SIGNALLED = ("layer_high", "layer_low", "position_peak", "nonfinite_count")
 SHAPE = (3, 2, 2, 5, 4)
 GOLDEN = Path(__file__).parents[2] / "golden" / "version-1.zarr"

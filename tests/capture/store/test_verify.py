@@ -56,7 +56,7 @@ def test_a_sound_store_has_no_damage(sound: Path) -> None:
     assert (result.done, result.sequences) == (2, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_flipped_bit_is_found(sound: Path, copy: Path) -> None:
     """Some hundreds of random bits of every file, one at a time."""
     rng = np.random.default_rng(0)
