@@ -76,6 +76,9 @@ def deviations(features: int) -> np.ndarray:
     return np.where(np.arange(features) < features // 200, 8, 1).astype(np.float32)
 
 
+NORMS = {"norm_kind": "rms", "norm_epsilon": 1e-5, "norm_weight_offset": 0.0, "norm_rounding": "last"}
+
+
 def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> Path:
     """A store of normal values, a few features 8 times as large: with activations, or with peaks alone."""
     rng = np.random.default_rng(0)
@@ -84,7 +87,7 @@ def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> P
         path,
         sizes,
         raw="input" if raw else "none",
-        attributes={"model_id": "made up", "compute_dtype": "bfloat16"},
+        attributes={"model_id": "made up", "compute_dtype": "bfloat16", **NORMS},
         token_id=np.zeros((sequences, positions), np.int32),
         norm_weight=np.ones((layers, len(sizes.sites), features), np.float32),
     )
@@ -106,6 +109,8 @@ def made_up(path: Path, sizes: Sizes, *, raw: bool, deviation: float = 1.0) -> P
             arrays |= {
                 "norm_input": x,
                 "final_input": x[-1, -1],
+                "final_high": x[-1, -1].max(axis=0),
+                "final_low": x[-1, -1].min(axis=0),
                 "layer_high": np.stack([x.max(axis=2)] * 2),
                 "layer_low": np.stack([x.min(axis=2)] * 2),
                 "position_peak": np.stack([np.maximum(x.max(axis=(0, 1)), -x.min(axis=(0, 1)))] * 2),

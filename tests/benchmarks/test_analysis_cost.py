@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
-from analyze import Criteria, View, open_store, sweep, view_peaks
+from analyze import Criteria, View, open_store, quantize, sweep, view_peaks
 from analyze.peaks.cache import cache_folder
 from analyze.reading.arrays import StoredArray
 from capture.store.schema import Sizes
@@ -215,3 +215,17 @@ def test_find_as_a_whole_process(wide: Path, tmp_path: Path) -> None:
         "1.5 s",
     )
     record("Analysis", name + "16 x 2,048 tokens, 4,096 wide, 32 layers", f"{large:.2f} s", "")
+
+
+def test_schemes_of_a_quantiser(tmp_path: Path) -> None:
+    path = made_up(tmp_path / "s.zarr", Sizes(8, 30, SITES, 1024, 576), raw=True)
+    (all_schemes, one, more), _ = in_turns(
+        3,
+        lambda: quantize(path, use_cache=False),
+        lambda: quantize(path, ["int8-token"], thresholds=[6], use_cache=False),
+        lambda: quantize(path, ["int8-token"], thresholds=range(3, 13), use_cache=False),
+    )
+    size = "8 x 1,024 tokens, 576 wide, 30 layers"
+    record("Analysis", f"`quantize` with its twelve schemes, {size}", f"{all_schemes:.0f} s", "60 s")
+    figure = f"{(more - one) / 9 / one:.2f} ({(more - one) / 9:.1f} s / {one:.1f} s)"
+    record("Analysis", f"`quantize`: one more threshold of a scheme / that scheme with one threshold, {size}", figure)
