@@ -47,7 +47,7 @@ def prompts(tmp_path: Path, checkpoint: Path) -> Capture:
 
 
 def alone(model: Any, path: str, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a module receives and the losses, of one document in one plain forward pass."""
+    """What a module receives, the last time that it runs, and the losses, of one document in one plain forward pass."""
     seen: list[Any] = []
     hook = model.get_submodule(path).register_forward_hook(
         lambda module, args, kwargs, result: seen.append([*args, *kwargs.values()][0]), with_kwargs=True
@@ -56,7 +56,7 @@ def alone(model: Any, path: str, tokens: np.ndarray) -> tuple[np.ndarray, np.nda
         logits = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None], use_cache=False).logits[0].float()
     hook.remove()
     nll = -torch.log_softmax(logits[:-1], -1)[range(len(tokens) - 1), tokens[1:].astype(np.int64)]
-    return seen[0].reshape(len(tokens), -1).float().numpy(), nll.numpy()
+    return seen[-1].reshape(len(tokens), -1).float().numpy(), nll.numpy()
 
 
 def test_each_document_is_what_the_model_computes_for_it_alone(prompts: Capture, checkpoint: Path) -> None:

@@ -43,7 +43,6 @@ NAMES = (
 )
 MIXERS = (
     "attention.self",
-    "attention.self",
     "self_attn",
     "attn",
     "attention",
@@ -51,6 +50,7 @@ MIXERS = (
     "linear_attn",
     "norm_attn_norm.attn",
     "mamba",
+    "conv",
 )
 
 

@@ -23,7 +23,7 @@ MIXER = (
 )
 FEED_FORWARD = (
     r"((gate_proj|up_proj|gate_up_proj|gate|gate\.down_proj|router|router\.layer|shared_expert_gate|c_fc|fc_in"
-    r"|(?<!router_mlp\.)fc1|dense_h_to_4h|intermediate\.dense)\.weight|experts\.(gate_)?up_proj|experts\.mlp\.(w1|v1))"
+    r"|(?<!router_mlp\.)fc1|dense_h_to_4h|intermediate\.dense|feed_forward\.w[13]|shared_mlp\.input_linear)\.weight|experts\.(gate_)?up_proj|experts\.mlp\.(w1|v1))"
 )
 FIRST_AXIS = {"gpt2": r"c_attn|c_fc"}  # Conv1D multiplies from the right
 MIDDLE_AXIS = {"gpt_oss": r"experts", "llama4_text": r"experts"}  # (expert, feature, output)
