@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -44,8 +45,13 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
     cluster: Any = None
     try:
         if workers is not None:
+            # What fails in a worker is raised here, where it is told in one line; workers log its traceback as well.
             cluster = distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
             )
         try:
             # A default client outlives its failure to connect, and everything after would wait for it.

@@ -49,6 +49,17 @@ def test_distributed_equals_threaded_equals_memory(path: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_damage_that_a_worker_meets_is_one_line(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("distributed")
+    damaged = path / "norm_output" / "c.1.0.0.0.0"
+    damaged.write_bytes(b"\0" * damaged.stat().st_size)
+    assert main(["find", str(path), "--signal", "output", "--skip-first", "1", "--workers", "2"]) == 2
+    told = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("reading activations: ")]
+    assert len(told) == 1
+    assert "norm_output is damaged at sequence 1" in told[0]
+
+
+@pytest.mark.exhaustive
 def test_a_running_scheduler_is_used(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
