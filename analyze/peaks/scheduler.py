@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -61,6 +62,8 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
                 f"no scheduler answers at {address}; start one with: dask scheduler, or pass --workers N"
             ) from error
         try:
+            if cluster is not None:
+                client.run(_leave_interrupts)
             with client.as_current():
                 yield
         except distributed.KilledWorker as error:
@@ -73,3 +76,8 @@ def scheduler(address: str | None = None, workers: int | None = None) -> Iterato
     finally:
         if cluster is not None:
             cluster.close()
+
+
+def _leave_interrupts() -> None:
+    """Go on at a Ctrl-C, which a terminal sends to all: the process that started this one hears it, and ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

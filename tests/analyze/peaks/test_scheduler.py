@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def test_damage_that_a_worker_meets_is_one_line(path: Path, capfd: pytest.Captur
 
 
 @pytest.mark.exhaustive
+def test_workers_leave_interrupts_to_the_process_that_started_them() -> None:
+    distributed = pytest.importorskip("distributed")
+    with scheduler(workers=2):
+        heard = distributed.Client.current().run(lambda: signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
+    assert list(heard.values()) == [False, False]
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+@pytest.mark.exhaustive
 def test_a_running_scheduler_is_used(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
@@ -106,6 +116,9 @@ def test_a_worker_that_ends_again_and_again_is_one_line(settings: dict, monkeypa
             pass
 
         def close(self) -> None:
+            pass
+
+        def run(self, function: object) -> None:
             pass
 
         as_current = contextlib.nullcontext
