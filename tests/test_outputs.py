@@ -181,7 +181,7 @@ def test_files_that_are_handed_on_hold_no_paths(
         if command != "compare":
             about["model_id"] += "/step1" if command == "trajectory" else str(number)
         about["model_revision_name"] = f"step{number}"
-        values = builders.random_activations((3, 4, 2, 7, 5))
+        values = builders.random_activations((8, 4, 2, 7, 5))
         stores.append(str(builders.on_disk(folder / "s.zarr", values, attributes=about)))
     out = tmp_path / "out"
     out.mkdir()

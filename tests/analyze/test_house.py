@@ -75,6 +75,17 @@ def test_a_breach_is_noticed(house: Path, file: str, line: str, contract: str) -
     assert any(contract in text and "BROKEN" in text for text in result.stdout.splitlines()), result.stdout
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("script", ["outliers", "outliers.exe", "study.py"])
+@pytest.mark.parametrize("order", [("analyze", "xarray"), ("xarray", "analyze")])
+def test_the_accessor_is_there_whatever_its_script(tmp_path: Path, script: str, order: tuple[str, str]) -> None:
+    path = tmp_path / script
+    path.write_text(f"import {order[0]}\nimport {order[1]}\nprint(xarray.Dataset.outliers.__name__)\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout == "OutliersAccessor\n"
+
+
 def test_to_look_for_xarray_is_not_to_import_it() -> None:
     program = """
 import importlib.util, sys, analyze

@@ -155,7 +155,7 @@ def test_a_stranger_learns_how_to_repeat_the_capture(do: Capture, checkpoint: Pa
     assert {"created", "attention_implementation", "sites"} <= set(attributes)
 
 
-@pytest.mark.parametrize("batch_size", [2, 9])
+@pytest.mark.parametrize("batch_size", [2, pytest.param(5, marks=pytest.mark.exhaustive), 9])
 def test_batch_size_changes_no_value_beyond_noise(do: Capture, tmp_path: Path, batch_size: int) -> None:
     one = xr.open_zarr(do())
     many = xr.open_zarr(do(out=tmp_path / "b.zarr", batch_size=batch_size))
@@ -188,7 +188,10 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException) -
     monkeypatch.setattr(SequenceWriter, "append", failing)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("cosmic ray")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), RuntimeError("cosmic ray"), pytest.param(MemoryError(), marks=pytest.mark.exhaustive)],
+)
 def test_a_capture_that_broke_off_goes_on(
     do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -270,7 +273,14 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, error: BaseExceptio
     monkeypatch.setattr(StoreWriter, "mark_done", failing)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        OSError(errno.ENOSPC, "No space left on device"),
+        pytest.param(ValueError("a bug"), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_overwrite_keeps_the_old_store_until_the_new_one_is_finished(
     do: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -547,7 +557,15 @@ def test_a_finite_model_is_the_same_unasked(do: Capture, tmp_path: Path, monkeyp
     assert traces == [False] * 5
 
 
-@pytest.mark.parametrize(("token", "batch_size"), [(3, 1), (7, 2)])  # of the first batch, and of a later one
+@pytest.mark.parametrize(
+    ("token", "batch_size"),  # a token of the first batch, and one of a later
+    [
+        (3, 1),
+        (7, 2),
+        pytest.param(3, 2, marks=pytest.mark.exhaustive),
+        pytest.param(7, 1, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_what_is_not_finite_is_the_same_unasked(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, token: int, batch_size: int
 ) -> None:

@@ -51,14 +51,14 @@ def check(x: np.ndarray, store: object, criterion: Criteria) -> None:
     assert order == sorted(order)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(strategies.activations(), strategies.criteria())
 def test_plain_views_equal_a_loop_over_hits(x: np.ndarray, criterion: Criteria) -> None:
     data = builders.dataset(x, x[..., ::-1])
     check(x if criterion.signal == "input" else x[..., ::-1], data, criterion)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(strategies.activations(3), strategies.criteria(plain=False), st.data())
 def test_other_views_equal_a_loop_over_hits(x: np.ndarray, criterion: Criteria, data: st.DataObject) -> None:
     sequences, layers, sites, positions, _ = x.shape
@@ -77,7 +77,7 @@ def test_other_views_equal_a_loop_over_hits(x: np.ndarray, criterion: Criteria, 
     check(x if criterion.signal == "input" else x[..., ::-1], store.chunk(chunks), criterion)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(strategies.activations(3), strategies.criteria(), st.sampled_from(strategies.MAGNITUDES))
 def test_the_critical_magnitude_decides_every_threshold(x: np.ndarray, criterion: Criteria, other: float) -> None:
     data = builders.dataset(x, x)

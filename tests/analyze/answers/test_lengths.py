@@ -68,7 +68,7 @@ def counts_of(length: np.ndarray, tokens: np.ndarray, criterion: Criteria) -> np
     return (np.arange(tokens.shape[1]) < length[:, None]) & ~np.isin(tokens, criterion.skip_tokens)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases())
 def test_find_sweep_and_critical_magnitudes_count_each_sequence_by_its_own_positions(case: Any) -> None:
     x, length, tokens, criterion = case
@@ -95,7 +95,7 @@ def test_find_sweep_and_critical_magnitudes_count_each_sequence_by_its_own_posit
     assert int(passing.sum()) == len(expected)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(cases())
 def test_equal_lengths_answer_as_no_lengths(case: Any) -> None:
     x, _, tokens, criterion = case

@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
     return builders.on_disk(tmp_path / "s.zarr", coarse(builders.random_activations()))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(strategies.activations(), strategies.criteria(), st.lists(st.sampled_from(strategies.MAGNITUDES), min_size=1))
 def test_steps_equal_a_loop_over_hits(x: np.ndarray, criterion: Criteria, magnitudes: list[float]) -> None:
     x = coarse(x)

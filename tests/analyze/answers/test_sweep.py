@@ -22,7 +22,7 @@ magnitudes = st.lists(st.sampled_from(strategies.MAGNITUDES) | st.floats(0, 10),
 fractions = st.lists(st.sampled_from(strategies.FRACTIONS) | st.floats(0, 1), min_size=1, max_size=3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(strategies.activations(), strategies.criteria(), magnitudes, fractions, fractions)
 def test_every_row_equals_a_loop_over_hits(
     x: np.ndarray, criterion: Criteria, magnitudes: list[float], layers: list[float], positions: list[float]
@@ -47,7 +47,7 @@ def test_every_row_equals_a_loop_over_hits(
     assert next(rows, None) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(strategies.activations(), strategies.criteria(), magnitudes)
 def test_a_row_equals_find_to_the_last_bit(x: np.ndarray, criterion: Criteria, magnitudes: list[float]) -> None:
     store = builders.dataset(x, x)

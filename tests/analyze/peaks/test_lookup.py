@@ -31,7 +31,7 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "user-cache"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(strategies.activations(), st.data())
 def test_streamed_peaks_equal_stored_ones_whatever_the_chunks(x: np.ndarray, data: st.DataObject) -> None:
     store = builders.dataset(x, x[::-1])
@@ -44,7 +44,7 @@ def test_streamed_peaks_equal_stored_ones_whatever_the_chunks(x: np.ndarray, dat
             np.testing.assert_array_equal(getattr(part, name), stored[name].values[place], err_msg=name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(strategies.activations(), st.sampled_from(("absolute", "rms", "median")))
 def test_block_peaks_equal_loops(x: np.ndarray, scale: str) -> None:
     high, low, peak = block_peaks(x, scale)

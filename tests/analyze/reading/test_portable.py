@@ -34,7 +34,15 @@ def netcdf(data: xr.Dataset, folder: Path) -> xr.Dataset:
 
 
 @pytest.mark.parametrize("write", [zarr, netcdf])
-@pytest.mark.parametrize("chosen", [{}, {"sequence": [1]}, {"layer": slice(1, 2), "feature": slice(0, 6, 2)}])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"sequence": [1]},
+        pytest.param({"layer": slice(1, 2)}, marks=pytest.mark.exhaustive),
+        {"feature": slice(0, 6, 2)},
+    ],
+)
 def test_a_copy_has_the_same_values(
     write: Callable[[xr.Dataset, Path], xr.Dataset], chosen: dict[str, object], store: Path, tmp_path: Path
 ) -> None:
