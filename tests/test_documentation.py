@@ -342,7 +342,6 @@ def test_what_is_written_runs(
     page: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["outliers"])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "page"
     folder.mkdir()
     stage = Stage(request, folder)

@@ -85,10 +85,9 @@ def _configuration(model: str, source: Source, trust_remote_code: bool, reporter
     what = f"configuration of the model {model}"
     with told(f"model {model}"):
         if source.gguf is None:  # as it is written: making a configuration of it may already take for ever
-            written = patiently(
-                what, lambda: PreTrainedConfig.get_config_dict(source.model, **source.options), reporter
-            )
-            check_sizes(written[0])
+            read = PreTrainedConfig.get_config_dict
+            written, _ = patiently(what, lambda: read(source.model, **source.options), reporter)
+            check_sizes(written)
         config = patiently(what, lambda: AutoConfig.from_pretrained(source.model, **options), reporter)
     if source.revision is not None and not source.options.get("local_files_only"):
         remember(source.model, source.revision, source.options["revision"])

@@ -311,7 +311,6 @@ def test_what_does_not_fit_into_memory_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = builders.on_disk(tmp_path / "s.zarr", builders.random_activations())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def full(*_: object, **__: object) -> None:
         raise MemoryError("Unable to allocate 1.00 TiB for an array")

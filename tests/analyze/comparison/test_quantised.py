@@ -29,9 +29,8 @@ LOSSES = {
 
 
 @pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def stores(tmp_path: Path) -> list[Path]:
     """One that was run and quantised, one that was run alone, one that was neither."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     paths = [
         builders.on_disk(tmp_path / f"{name}.zarr", builders.random_activations(seed=n), attributes={"model_id": name})
         for n, name in enumerate(("both", "run|alone", "neither"))

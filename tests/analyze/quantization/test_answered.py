@@ -22,8 +22,7 @@ SHAPE = (3, 2, 2, 9, 40)
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def store(tmp_path: Path) -> Path:
     return builders.on_disk(tmp_path / "s.zarr", builders.random_activations(SHAPE), length=np.array([9, 4, 6]))
 
 

@@ -56,14 +56,11 @@ def made(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    folder = tmp_path_factory.mktemp("quantised")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        paths = made(folder)
-        for path in paths[:2]:
-            quantize(path, SCHEMES, thresholds=KNOWN)
-        yield paths
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    paths = made(tmp_path_factory.mktemp("quantised"))
+    for path in paths[:2]:
+        quantize(path, SCHEMES, thresholds=KNOWN)
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +177,8 @@ def quantised(path: Path, store: Any, *criteria: Criteria, **settings: Any) -> d
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The stores, with nothing in the cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def fresh(tmp_path: Path) -> list[Path]:
+    """Stores of which nothing is in the cache."""
     return made(tmp_path)
 
 

@@ -34,10 +34,9 @@ def captured(checkpoint: Path, text_file: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def store(captured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(captured: Path, tmp_path: Path) -> Path:
     import shutil
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Path(shutil.copytree(captured, tmp_path / "s.zarr"))
 
 
